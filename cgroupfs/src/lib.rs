@@ -1,0 +1,1 @@
+//! The kernel's cgroup files as Rust types.

@@ -1,0 +1,3 @@
+//! `cgctl`: put a command under memory enforcement, and look at what was done.
+
+fn main() {}

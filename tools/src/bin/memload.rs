@@ -1,0 +1,3 @@
+//! `memload`: memory workloads with latency histograms.
+
+fn main() {}

@@ -1,0 +1,3 @@
+//! What the command-line tools share: the workload generator behind `memload` and the demo, and the
+//! reports that `cgctl` draws.
+
