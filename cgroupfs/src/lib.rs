@@ -1,1 +1,11 @@
 //! The kernel's cgroup files as Rust types.
+//!
+//! This crate finds the hierarchies (v1, v2, hybrid), opens cgroups by directory descriptor, reads and
+//! writes their memory files, waits for their events, and probes what the kernel at hand can do. It
+//! holds no policy, no configuration, and no thread that outlives a call.
+
+pub mod error;
+pub mod units;
+
+pub use error::{Error, Op, Result};
+pub use units::{Bytes, Declared, Limit, Stepped};
