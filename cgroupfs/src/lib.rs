@@ -5,7 +5,13 @@
 //! holds no policy, no configuration, and no thread that outlives a call.
 
 pub mod error;
+pub mod flat;
+mod octal;
+pub mod procfs;
 pub mod units;
+
+#[cfg(test)]
+mod samples;
 
 pub use error::{Error, Op, Result};
 pub use units::{Bytes, Declared, Limit, Stepped};
