@@ -6,6 +6,8 @@
 
 pub mod error;
 pub mod flat;
+pub mod membership;
+pub mod mounts;
 mod octal;
 pub mod procfs;
 pub mod units;
@@ -14,4 +16,6 @@ pub mod units;
 mod samples;
 
 pub use error::{Error, Op, Result};
+pub use membership::Membership;
+pub use mounts::{Mode, Mounts};
 pub use units::{Bytes, Declared, Limit, Stepped};
