@@ -12,6 +12,11 @@ mod octal;
 pub mod procfs;
 pub mod units;
 
+/// The memory files. (Stands in for memory/mod.rs.)
+pub mod memory {
+    pub mod stat;
+}
+
 #[cfg(test)]
 mod samples;
 
