@@ -4,23 +4,24 @@
 //! writes their memory files, waits for their events, and probes what the kernel at hand can do. It
 //! holds no policy, no configuration, and no thread that outlives a call.
 
+pub mod dir;
 pub mod error;
+pub mod events;
+pub mod files;
 pub mod flat;
+pub mod hierarchy;
 pub mod membership;
+pub mod memory;
 pub mod mounts;
 mod octal;
 pub mod procfs;
-pub mod units;
-
-/// The memory files. (Stands in for memory/mod.rs.)
-pub mod memory {
-    pub mod stat;
-}
-
 #[cfg(test)]
 mod samples;
+pub mod units;
 
+pub use dir::Cgroup;
 pub use error::{Error, Op, Result};
+pub use hierarchy::MemoryHierarchy;
 pub use membership::Membership;
 pub use mounts::{Mode, Mounts};
 pub use units::{Bytes, Declared, Limit, Stepped};
