@@ -14,7 +14,7 @@ pub const LONGEST: Duration = Duration::from_secs(1);
 /// What a group that is quiet now is taken to grow by, at the least, once it starts (bytes a second).
 const SUSPECTED: u64 = 64 << 20;
 
-/// The fill rate of a group: the highest seen lately, halved every [`HALF_LIFE`].
+/// The fill rate of a group: the highest seen lately, halved every half second.
 #[derive(Debug, Clone, Copy, Default)]
 pub struct Pace {
     last: Option<(Now, Bytes)>,
