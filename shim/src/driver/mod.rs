@@ -3,10 +3,12 @@
 //! One event loop ([`Engine::turn`]) and a few workers. The loop never makes a write that reclaims: it
 //! waits, reads usage, raises, cancels. Workers do what may block.
 
+mod once;
 mod reclaim;
 mod sys;
 mod worker;
 
+pub use once::{Once, empty, reclaim_once};
 pub use reclaim::Stop;
 
 use crate::core::{
@@ -86,6 +88,8 @@ pub struct Engine {
     containers: HashMap<u64, Enforced>,
     next_key: u64,
     happened: Vec<Happened>,
+    /// Answers taken by [`Engine::quiesce`], to be handled by the next turn.
+    later: Vec<(u64, Answer)>,
 }
 
 /// What an epoll token stands for; in its upper byte, the key or the caller's number in the rest.
@@ -146,6 +150,7 @@ impl Engine {
             containers: HashMap::new(),
             next_key: 0,
             happened: Vec::new(),
+            later: Vec::new(),
         })
     }
 
@@ -211,6 +216,32 @@ impl Engine {
     /// [`Happened::Forgotten`] says when it is done, which may be at once.
     pub fn release(&mut self, key: Key) {
         self.deliver(key.0, Event::Release);
+    }
+
+    /// Stops what is in flight for a container and waits until it is out, `patience` at most: for a
+    /// process that is about to be stopped and must not leave a lowered limit behind. Enforcement goes
+    /// on with the next event.
+    pub fn quiesce(&mut self, key: Key, patience: Duration) {
+        let start = Instant::now();
+        let mut later = Vec::new();
+        while start.elapsed() < patience {
+            let now = self.now();
+            let Some(enforced) = self.containers.get_mut(&key.0) else { break };
+            let Some(flight) = &mut enforced.flight else { break };
+            flight.ticket.stop.cancel();
+            flight.ticket.interrupt();
+            flight.interrupt_at = Some(now + INTERRUPT_AGAIN);
+            std::thread::sleep(Duration::from_micros(200));
+            while let Some((key, answer)) = self.workers.answer() {
+                if let Some(enforced) = self.containers.get_mut(&key) {
+                    enforced.flight = None;
+                }
+                later.push((key, answer));
+            }
+        }
+        // What they answered is handled after the stop: handling it might start the next job.
+        self.later.append(&mut later);
+        self.workers.wake();
     }
 
     /// The watermarks in force for a container.
@@ -400,7 +431,8 @@ impl Engine {
 
     fn answers(&mut self) {
         self.workers.rearm();
-        while let Some((key, answer)) = self.workers.answer() {
+        let mut later = std::mem::take(&mut self.later).into_iter();
+        while let Some((key, answer)) = later.next().or_else(|| self.workers.answer()) {
             let now = self.now();
             let Some(enforced) = self.containers.get_mut(&key) else { continue };
             enforced.flight = None;

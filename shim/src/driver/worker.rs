@@ -119,6 +119,11 @@ impl Workers {
         let _ = self.wake.read();
     }
 
+    /// Makes the wake-up descriptor readable.
+    pub(super) fn wake(&self) {
+        let _ = self.wake.write(1);
+    }
+
     fn spawn(&mut self) {
         let (queue, answer, wake) = (self.queue.clone(), self.answer.clone(), self.wake.clone());
         let thread = std::thread::Builder::new()
