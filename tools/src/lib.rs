@@ -2,5 +2,6 @@
 //! the demo, and the reports that `cgctl` draws.
 
 pub mod cgctl;
+pub mod memload;
 pub mod report;
 mod sys;
