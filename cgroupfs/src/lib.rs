@@ -14,6 +14,7 @@ pub mod membership;
 pub mod memory;
 pub mod mounts;
 mod octal;
+pub mod probe;
 pub mod procfs;
 #[cfg(test)]
 mod samples;

@@ -31,6 +31,9 @@ pub(crate) enum Command {
     Caps(CapsArgs),
     /// Take so many bytes from a cgroup, and no more
     Reclaim(ReclaimArgs),
+    /// The loads of the demo
+    #[command(hide = true, after_help = crate::memload::EXAMPLES)]
+    Memload(crate::memload::Args),
 }
 
 #[derive(Debug, Args)]

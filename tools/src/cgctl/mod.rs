@@ -9,8 +9,10 @@ mod reclaim;
 mod run;
 mod stat;
 
+use crate::report::term::Style;
 use clap::Parser;
 pub use error::Failure;
+use std::io::IsTerminal;
 use std::process::ExitCode;
 
 /// Runs `cgctl` with this process's arguments.
@@ -33,6 +35,7 @@ pub fn main() -> ExitCode {
         cli::Command::Stat(args) => stat::main(&args),
         cli::Command::Caps(args) => caps::main(&args),
         cli::Command::Reclaim(args) => reclaim::main(&args),
+        cli::Command::Memload(args) => Ok(crate::memload::run(&args)),
     };
     result.unwrap_or_else(|failure| {
         eprintln!("cgctl: {}", failure.message);
@@ -40,8 +43,17 @@ pub fn main() -> ExitCode {
     })
 }
 
-/// Whether output to `stream` may have colours: a terminal, and `NO_COLOR` unset
-/// (<https://no-color.org>).
-pub(crate) fn colour(stream: &impl std::io::IsTerminal) -> bool {
-    stream.is_terminal() && std::env::var_os("NO_COLOR").is_none_or(|value| value.is_empty())
+/// How standard output may look: colours on a terminal unless `NO_COLOR` is set
+/// (<https://no-color.org>), line-drawing characters in a UTF-8 locale.
+pub(crate) fn style() -> Style {
+    let no_colour = std::env::var_os("NO_COLOR").is_some_and(|value| !value.is_empty());
+    let locale = ["LC_ALL", "LC_CTYPE", "LANG"]
+        .into_iter()
+        .find_map(|name| std::env::var(name).ok().filter(|value| !value.is_empty()));
+    // No locale at all is common in containers, whose terminals speak UTF-8 all the same.
+    let utf8 = locale.is_none_or(|locale| {
+        let locale = locale.to_ascii_uppercase();
+        locale.contains("UTF-8") || locale.contains("UTF8")
+    });
+    Style { color: std::io::stdout().is_terminal() && !no_colour, ascii: !utf8 }
 }

@@ -60,7 +60,8 @@ pub(super) fn main(args: &StatArgs) -> Result<ExitCode, Failure> {
     }
     if !rows.is_empty() {
         let headers = ["NAME", "USAGE", "LIMIT", "HIGH", "PEAK", "ANON", "FILE", "DIRTY", "SWAP", "DIRECT", "OOM", "PROCS"];
-        print!("{}", term::table(if args.no_headers { &[] } else { &headers }, &rows));
+        let headers = if args.no_headers { &[][..] } else { &headers[..] };
+        print!("{}", term::table(headers, &rows, None, super::style()));
     }
     Ok(ExitCode::from(failed.unwrap_or(0)))
 }

@@ -117,7 +117,10 @@ impl Recorder {
         });
         if self.samples.len() >= MOST_SAMPLES {
             let mut keep = false;
-            self.samples.retain(|_| std::mem::replace(&mut keep, !keep));
+            self.samples.retain(|_| {
+                keep = !keep;
+                keep
+            });
             self.interval *= 2;
         }
     }
