@@ -355,9 +355,10 @@ impl Container {
             }
             Outcome::Reached | Outcome::Deadline | Outcome::Cancelled | Outcome::Exhausted => {}
         }
-        if report.freed < LEAST
-            && !matches!(report.outcome, Outcome::Cancelled | Outcome::Foreign(_))
-        {
+        // A write that went on until its deadline made progress in every pass (without any the kernel
+        // ends it with EBUSY): what it freed was charged again at once, and is not seen in usage.
+        let judged = matches!(report.outcome, Outcome::Reached | Outcome::Exhausted);
+        if report.freed < LEAST && judged {
             self.totals.futile += 1;
             self.futile_rounds += 1;
             if self.futile_rounds >= FUTILE_ROUNDS {
@@ -367,7 +368,7 @@ impl Container {
                 }
                 return self.rest(now + pause, out);
             }
-        } else if report.freed >= LEAST {
+        } else if report.freed >= LEAST || report.outcome == Outcome::Deadline {
             self.futile_rounds = 0;
             self.backoff.succeed();
         }
