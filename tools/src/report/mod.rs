@@ -1,5 +1,5 @@
 //! Reports that a person can read: what a container's memory did over time, and what the engine did
-//! about it, as a picture ([`svg`]).
+//! about it, as a picture ([`svg`]) or in a terminal ([`term`]).
 //!
 //! Everything here is a pure function from a [`Timeline`] to a `String`: no files, no clock, no
 //! environment. Times may come unordered, counters may jump back (a cgroup made anew), text may
@@ -7,6 +7,7 @@
 
 pub mod fmt;
 pub mod svg;
+pub mod term;
 
 mod axis;
 mod series;
