@@ -1,1 +1,4 @@
-//! The cgshim engine.
+//! The cgshim engine: a pure [`core`] that decides, and a [`driver`] that acts on the kernel.
+
+pub mod core;
+pub mod driver;

@@ -1,3 +1,7 @@
 //! `cgctl`: put a command under memory enforcement, and look at what was done.
 
-fn main() {}
+use std::process::ExitCode;
+
+fn main() -> ExitCode {
+    tools::cgctl::main()
+}

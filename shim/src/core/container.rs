@@ -1,0 +1,466 @@
+//! One container's life: watermark control with hysteresis, futility backoff, foreign writes, and
+//! letting a working set be that fits under the limit.
+//!
+//! ```text
+//!            usage > wmark_high              survey says so
+//!  Watching ───────────────────▶ Surveying ─────────────────▶ Reclaiming
+//!     ▲  ▲                          │ stand aside                │
+//!     │  └──────────── timer ── Resting ◀──── futile, refused ───┤
+//!     └──────────────────────────────── at wmark_low ────────────┘
+//! ```
+
+use super::backoff::Backoff;
+use super::event::{
+    Action, Capabilities, Event, Job, Notice, Now, Outcome, Report, Strategy, Survey,
+};
+use super::pace::Pace;
+use super::plan::{LEAST, Plan, StandAside, plan};
+use super::watermark::{WatermarkSpec, Watermarks};
+use cgroupfs::units::page_size;
+use cgroupfs::{Bytes, Limit};
+use std::time::Duration;
+
+/// A job reports back after this long even if it is not done: the survey it acts on is stale by then.
+pub const JOB_DEADLINE: Duration = Duration::from_millis(200);
+
+/// How long no limit is stepped after somebody else wrote it (law 4).
+pub const FOREIGN_PAUSE: Duration = Duration::from_secs(30);
+
+/// Futile rounds in a row before backing off (law 6).
+const FUTILE_ROUNDS: u32 = 2;
+
+/// How often a dirty group is looked at while it is over its mark: writeback of a few MiB takes about
+/// as long on a disk of 100 MiB/s.
+const DIRTY_PAUSE: Duration = Duration::from_millis(100);
+
+/// How long a group that is let be must stay below the ceiling for its set to count as fitting.
+const FITS_AFTER: Duration = Duration::from_secs(10);
+
+/// First and longest pause between two tries at letting a group be.
+const LET_BE_FIRST: Duration = Duration::from_secs(2);
+const LET_BE_CAP: Duration = Duration::from_secs(120);
+
+/// Freed bytes that a judgement about refaults needs.
+const JUDGED_ON: Bytes = Bytes::mib(16);
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Phase {
+    /// Under the mark, or about to be looked at.
+    Watching,
+    /// A survey is being taken.
+    Surveying,
+    /// Job so-and-so is in flight.
+    Reclaiming(u64),
+    /// Over the mark, but left alone until then.
+    Resting(Now),
+    /// Released while a job was in flight: its report is waited for.
+    Leaving,
+    /// Nothing more happens.
+    Gone,
+}
+
+/// What was done for a container so far.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Totals {
+    /// Jobs that ended.
+    pub rounds: u64,
+    /// Bytes asked for.
+    pub asked: Bytes,
+    /// Bytes seen to go; a lower bound.
+    pub freed: Bytes,
+    /// CPU time of the workers.
+    pub cpu: Duration,
+    /// Jobs that freed next to nothing.
+    pub futile: u64,
+    /// Times it was let be: dirty, in use, nothing to take.
+    pub aside: u64,
+    /// Writes that reclaimed.
+    pub steps: u64,
+}
+
+/// The state of one container.
+#[derive(Debug)]
+pub struct Container {
+    can: Capabilities,
+    spec: WatermarkSpec,
+    declared: Limit,
+    high: Limit,
+    marks: Option<Watermarks>,
+    phase: Phase,
+    pace: Pace,
+    usage: Bytes,
+    freed_unobserved: Bytes,
+    backoff: Backoff,
+    futile_rounds: u32,
+    no_steps_until: Option<Now>,
+    told: Option<StandAside>,
+    next_job: u64,
+    let_be: LetBe,
+    totals: Totals,
+}
+
+/// Whether to let a group be because what is reclaimed comes back: its working set is above our mark
+/// but fits under the limit, where nothing would have happened to it without us.
+///
+/// Refaults alone do not tell: a stream that is read in circles refaults just as much. So the group is
+/// let be, and what happens next tells: a set that fits stays under the ceiling, a stream goes on
+/// through it at once.
+#[derive(Debug)]
+struct LetBe {
+    since: Option<Now>,
+    not_before: Now,
+    backoff: Backoff,
+    refaults: Option<u64>,
+    refaulted: u64,
+    freed: Bytes,
+}
+
+impl Container {
+    /// A container with this declared limit and `memory.high` ([`Limit::Max`] for none).
+    pub fn new(
+        spec: WatermarkSpec,
+        declared: Limit,
+        high: Limit,
+        can: Capabilities,
+        seed: u64,
+    ) -> Container {
+        Container {
+            can,
+            spec,
+            declared,
+            high,
+            marks: Watermarks::of(spec, declared, high),
+            phase: Phase::Watching,
+            pace: Pace::default(),
+            usage: Bytes(0),
+            freed_unobserved: Bytes(0),
+            backoff: Backoff::new(Duration::from_millis(200), Duration::from_secs(30), seed),
+            futile_rounds: 0,
+            no_steps_until: None,
+            told: None,
+            next_job: 0,
+            let_be: LetBe {
+                since: None,
+                not_before: Now::ZERO,
+                backoff: Backoff::new(LET_BE_FIRST, LET_BE_CAP, seed),
+                refaults: None,
+                refaulted: 0,
+                freed: Bytes(0),
+            },
+            totals: Totals::default(),
+        }
+    }
+
+    /// The limit that stands when we do nothing.
+    pub const fn declared(&self) -> Limit {
+        self.declared
+    }
+
+    /// The marks in force, `None` where there is nothing to do.
+    pub const fn watermarks(&self) -> Option<Watermarks> {
+        self.marks
+    }
+
+    /// What was done so far.
+    pub const fn totals(&self) -> Totals {
+        self.totals
+    }
+
+    /// Takes an event, appends what is to be done.
+    pub fn handle(&mut self, now: Now, event: Event, out: &mut Vec<Action>) {
+        if self.phase == Phase::Gone {
+            return;
+        }
+        match event {
+            Event::Vanished => {
+                if let Phase::Reclaiming(_) = self.phase {
+                    out.push(Action::Cancel);
+                }
+                self.phase = Phase::Gone;
+                out.push(Action::Forget);
+            }
+            Event::Release => self.release(out),
+            Event::LimitChanged(limit) => self.adopt(now, limit, out),
+            Event::Usage(usage) => self.look(now, usage, out),
+            Event::LimitHit(usage) => {
+                // Too late already: whatever we were waiting for, it is over.
+                if let Phase::Resting(until) = self.phase
+                    && self.told != Some(StandAside::Dirty)
+                    && self.backoff.failures() == 0
+                    && until > now
+                {
+                    self.phase = Phase::Watching;
+                }
+                self.look(now, usage, out);
+            }
+            Event::Surveyed(survey) => {
+                if self.phase == Phase::Surveying {
+                    self.decide(now, &survey, out);
+                }
+            }
+            Event::Done(report) => self.done(now, &report, out),
+            Event::Failed(errno) => match self.phase {
+                Phase::Leaving => {
+                    self.phase = Phase::Gone;
+                    out.push(Action::Forget);
+                }
+                _ => self.refused(now, errno, out),
+            },
+        }
+    }
+
+    fn look(&mut self, now: Now, usage: Bytes, out: &mut Vec<Action>) {
+        self.usage = usage;
+        self.pace.observe(now, usage, std::mem::take(&mut self.freed_unobserved));
+        match self.phase {
+            Phase::Resting(until) if now >= until => self.phase = Phase::Watching,
+            Phase::Resting(_) if self.mark().is_some_and(|mark| usage < mark) => {
+                self.phase = Phase::Watching;
+            }
+            _ => {}
+        }
+        if self.phase != Phase::Watching {
+            return;
+        }
+        match self.mark() {
+            Some(mark) if usage >= mark => {
+                self.stop_letting_be(now);
+                self.phase = Phase::Surveying;
+                out.push(Action::Survey);
+            }
+            _ => self.watch(now, out),
+        }
+    }
+
+    /// Where the next look is due: the mark, or the ceiling for a group that is let be.
+    fn mark(&self) -> Option<Bytes> {
+        let marks = self.marks?;
+        match self.let_be.since {
+            Some(_) => Watermarks::ceiling(self.declared, self.high).max(Some(marks.high)),
+            None => Some(marks.high),
+        }
+    }
+
+    fn watch(&mut self, now: Now, out: &mut Vec<Action>) {
+        let Some(mark) = self.mark() else {
+            out.push(Action::Arm(None));
+            // Without a limit there is nothing to do until it changes; where no event tells of that,
+            // look now and then.
+            out.push(Action::Timer(
+                (!self.can.threshold_event).then_some(now + super::pace::LONGEST),
+            ));
+            return;
+        };
+        if self.can.threshold_event {
+            out.push(Action::Arm(Some(mark)));
+            out.push(Action::Timer(None));
+        } else {
+            let period = self.pace.period(mark.saturating_sub(self.usage));
+            out.push(Action::Timer(Some(now + period)));
+        }
+    }
+
+    fn rest(&mut self, until: Now, out: &mut Vec<Action>) {
+        self.phase = Phase::Resting(until);
+        out.push(Action::Timer(Some(until)));
+    }
+
+    fn decide(&mut self, now: Now, survey: &Survey, out: &mut Vec<Action>) {
+        self.phase = Phase::Watching;
+        if survey.limit != self.declared {
+            self.adopt(now, survey.limit, out);
+        }
+        self.usage = survey.usage;
+        let Some(marks) = self.marks else {
+            return self.watch(now, out);
+        };
+        if survey.usage < marks.low.saturating_add(LEAST) {
+            return self.watch(now, out);
+        }
+        if self.in_use(now, survey) {
+            self.let_be.since = Some(now);
+            self.totals.aside += 1;
+            self.tell_aside(StandAside::InUse, out);
+            return self.watch(now, out);
+        }
+        let mut can = self.can;
+        if self.no_steps_until.is_some_and(|until| now < until) {
+            can.limit_step = false;
+            can.high_step = false;
+        }
+        match plan(survey, marks.low, self.pace.rate(), can) {
+            Plan::Aside(why) => {
+                self.totals.aside += 1;
+                self.tell_aside(why, out);
+                let pause = match why {
+                    StandAside::Dirty => DIRTY_PAUSE,
+                    _ => self.backoff.fail(),
+                };
+                self.rest(now + pause, out);
+            }
+            Plan::Reclaim { strategy, target, floor, step, no_swap } => {
+                if self.told.take().is_some_and(|told| told != StandAside::InUse) {
+                    out.push(Action::Tell(Notice::Resumed));
+                }
+                let id = self.next_job;
+                self.next_job += 1;
+                self.phase = Phase::Reclaiming(id);
+                self.totals.asked =
+                    self.totals.asked.saturating_add(survey.usage.saturating_sub(target));
+                out.push(Action::Reclaim(Job {
+                    id,
+                    strategy,
+                    target,
+                    floor,
+                    step,
+                    declared: match strategy {
+                        Strategy::HighStep => self.high,
+                        _ => self.declared,
+                    },
+                    deadline: JOB_DEADLINE,
+                    no_swap,
+                }));
+            }
+        }
+    }
+
+    fn done(&mut self, now: Now, report: &Report, out: &mut Vec<Action>) {
+        match self.phase {
+            Phase::Leaving => {
+                self.count(report);
+                self.phase = Phase::Gone;
+                if report.outcome != Outcome::Vanished {
+                    out.push(Action::Restore(self.declared));
+                }
+                out.push(Action::Forget);
+                return;
+            }
+            Phase::Reclaiming(id) if id == report.id => {}
+            // Of an older generation: it never changes the current one.
+            _ => return,
+        }
+        self.count(report);
+        self.phase = Phase::Watching;
+        self.freed_unobserved = self.freed_unobserved.saturating_add(report.freed);
+        self.let_be.freed = self.let_be.freed.saturating_add(report.freed);
+        match report.outcome {
+            Outcome::Vanished => {
+                self.phase = Phase::Gone;
+                out.push(Action::Forget);
+                return;
+            }
+            Outcome::Foreign(limit) => self.adopt(now, limit, out),
+            Outcome::Failed(errno) => {
+                return self.refused(now, errno, out);
+            }
+            Outcome::Reached | Outcome::Deadline | Outcome::Cancelled | Outcome::Exhausted => {}
+        }
+        if report.freed < LEAST
+            && !matches!(report.outcome, Outcome::Cancelled | Outcome::Foreign(_))
+        {
+            self.totals.futile += 1;
+            self.futile_rounds += 1;
+            if self.futile_rounds >= FUTILE_ROUNDS {
+                let pause = self.backoff.fail();
+                if self.backoff.failures() == 1 {
+                    out.push(Action::Tell(Notice::Futile(pause)));
+                }
+                return self.rest(now + pause, out);
+            }
+        } else if report.freed >= LEAST {
+            self.futile_rounds = 0;
+            self.backoff.succeed();
+        }
+        self.look(now, report.after, out);
+    }
+
+    fn refused(&mut self, now: Now, errno: i32, out: &mut Vec<Action>) {
+        let pause = self.backoff.fail();
+        if self.backoff.failures() == 1 {
+            out.push(Action::Tell(Notice::Refused(errno, pause)));
+        }
+        self.rest(now + pause, out);
+    }
+
+    fn count(&mut self, report: &Report) {
+        self.totals.rounds += 1;
+        self.totals.freed = self.totals.freed.saturating_add(report.freed);
+        self.totals.cpu += report.cpu;
+        self.totals.steps += u64::from(report.steps);
+    }
+
+    fn adopt(&mut self, now: Now, limit: Limit, out: &mut Vec<Action>) {
+        if limit == self.declared {
+            return;
+        }
+        let quiet = self.no_steps_until.is_some_and(|until| now < until);
+        if !quiet {
+            out.push(Action::Tell(Notice::Adopted(self.declared, limit)));
+        }
+        self.no_steps_until = Some(now + FOREIGN_PAUSE);
+        self.declared = limit;
+        self.marks = Watermarks::of(self.spec, limit, self.high);
+        self.let_be.since = None;
+        match self.phase {
+            // The job in flight finds the foreign value itself, but need not go on until then.
+            Phase::Reclaiming(_) => out.push(Action::Cancel),
+            Phase::Watching | Phase::Resting(_) => {
+                self.phase = Phase::Watching;
+                self.watch(now, out);
+            }
+            Phase::Surveying | Phase::Leaving | Phase::Gone => {}
+        }
+    }
+
+    fn release(&mut self, out: &mut Vec<Action>) {
+        out.push(Action::Arm(None));
+        out.push(Action::Timer(None));
+        if let Phase::Reclaiming(_) = self.phase {
+            self.phase = Phase::Leaving;
+            out.push(Action::Cancel);
+        } else if self.phase != Phase::Leaving {
+            self.phase = Phase::Gone;
+            out.push(Action::Restore(self.declared));
+            out.push(Action::Forget);
+        }
+    }
+
+    fn tell_aside(&mut self, why: StandAside, out: &mut Vec<Action>) {
+        if self.told != Some(why) {
+            self.told = Some(why);
+            out.push(Action::Tell(Notice::StandingAside(why)));
+        }
+    }
+
+    /// Whether what we reclaim comes back, and it is time to see what happens without us.
+    fn in_use(&mut self, now: Now, survey: &Survey) -> bool {
+        let refaults = survey.stat.workingset_refault_anon.unwrap_or(0)
+            + survey.stat.workingset_refault_file.unwrap_or(0);
+        let state = &mut self.let_be;
+        let delta = refaults.saturating_sub(state.refaults.unwrap_or(refaults));
+        state.refaults = Some(refaults);
+        // Pages; bytes on v1 before 6.7, where the statistics multiply every item by the page size.
+        let bytes = if refaults.is_multiple_of(page_size()) && delta.is_multiple_of(page_size()) {
+            delta
+        } else {
+            delta.saturating_mul(page_size())
+        };
+        state.refaulted = state.refaulted.saturating_add(bytes);
+        if state.freed < JUDGED_ON {
+            return false;
+        }
+        let comes_back = state.refaulted >= state.freed.0 / 2;
+        state.refaulted = 0;
+        state.freed = Bytes(0);
+        comes_back && now >= state.not_before
+    }
+
+    fn stop_letting_be(&mut self, now: Now) {
+        if let Some(since) = self.let_be.since.take() {
+            if now.saturating_sub(since) >= FITS_AFTER {
+                self.let_be.backoff.succeed();
+            }
+            self.let_be.not_before = now + self.let_be.backoff.fail();
+        }
+    }
+}

@@ -1,0 +1,187 @@
+//! What goes into the core and what comes out of it.
+
+use cgroupfs::memory::{MemoryStat, SwapRules};
+use cgroupfs::{Bytes, Limit};
+use std::time::Duration;
+
+/// A point in time: monotonic, since some start that the driver chose.
+pub type Now = Duration;
+
+/// How memory is taken from a group. Chosen by probing the files, never by kernel version.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Strategy {
+    /// v1: write a lower `memory.limit_in_bytes`, which reclaims in our thread, then the declared one
+    /// at once. Exact, swaps as the kernel would; opens a window in which the limit is low.
+    LimitStep,
+    /// v1: write `memory.force_empty` and stop it with a signal at the target. Opens no window; may
+    /// overshoot.
+    ForceEmpty,
+    /// `memory.reclaim` with a number of bytes (v2 from 5.19, some vendors' v1).
+    MemoryReclaim,
+    /// v2 without `memory.reclaim`: write a lower `memory.high`, which reclaims in our thread, then the
+    /// declared one. In the window tasks that allocate reclaim and may sleep; nothing is killed.
+    HighStep,
+}
+
+impl Strategy {
+    /// Its name in reports.
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Strategy::LimitStep => "limit_step",
+            Strategy::ForceEmpty => "force_empty",
+            Strategy::MemoryReclaim => "memory_reclaim",
+            Strategy::HighStep => "high_step",
+        }
+    }
+}
+
+/// What the group's kernel files offer, from the probe.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Capabilities {
+    /// A usage threshold can wake us (v1 eventfd). Without it usage is polled.
+    pub threshold_event: bool,
+    /// [`Strategy::LimitStep`] is possible.
+    pub limit_step: bool,
+    /// [`Strategy::ForceEmpty`] is possible.
+    pub force_empty: bool,
+    /// [`Strategy::MemoryReclaim`] is possible.
+    pub memory_reclaim: bool,
+    /// [`Strategy::HighStep`] is possible.
+    pub high_step: bool,
+}
+
+/// A look at a group: what a round is decided on. Read once a round, not once a step.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Survey {
+    /// Usage when it was taken.
+    pub usage: Bytes,
+    /// The limit in force: the declared one, as no step of ours is in flight.
+    pub limit: Limit,
+    /// `memory.stat`.
+    pub stat: MemoryStat,
+    /// What may be swapped.
+    pub swap: SwapRules,
+    /// Free swap on the host.
+    pub host_swap_free: Bytes,
+    /// Direct reclaim events so far (`failcnt`, or `high` + `max`).
+    pub direct_reclaim: u64,
+}
+
+/// One piece of work for a worker: bring usage down to `target`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Job {
+    /// Which job: a report of another is stale.
+    pub id: u64,
+    /// How.
+    pub strategy: Strategy,
+    /// Stop when usage is here.
+    pub target: Bytes,
+    /// Never write a limit under this.
+    pub floor: Bytes,
+    /// At most this much between two looks at usage, limit and cancellation.
+    pub step: Bytes,
+    /// The declared limit: what is written back, and what must stand before each write.
+    pub declared: Limit,
+    /// Give up (and report) after this long.
+    pub deadline: Duration,
+    /// Keep the group from swapping meanwhile (its swappiness at 0): its own limits forbid what a
+    /// reclaim write would do.
+    pub no_swap: bool,
+}
+
+/// How a job ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Outcome {
+    /// Usage is at the target.
+    Reached,
+    /// The deadline came first.
+    Deadline,
+    /// It was cancelled.
+    Cancelled,
+    /// The kernel found nothing (more) to take (EBUSY, EAGAIN), or the floor is reached.
+    Exhausted,
+    /// Somebody else wrote the limit: it is now this.
+    Foreign(Limit),
+    /// The group is gone.
+    Vanished,
+    /// The kernel refused, with this errno.
+    Failed(i32),
+}
+
+/// What a job did.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Report {
+    /// Which job.
+    pub id: u64,
+    /// How it ended.
+    pub outcome: Outcome,
+    /// Usage before.
+    pub before: Bytes,
+    /// Usage after.
+    pub after: Bytes,
+    /// Bytes seen to go, step by step. A lower bound: what the group charged meanwhile hides as much.
+    pub freed: Bytes,
+    /// Writes that reclaimed.
+    pub steps: u32,
+    /// CPU time it cost.
+    pub cpu: Duration,
+    /// Wall time it took.
+    pub wall: Duration,
+}
+
+/// What happened.
+#[derive(Debug, Clone, PartialEq)]
+pub enum Event {
+    /// The kernel woke us, or a timer did: usage is this.
+    Usage(Bytes),
+    /// The survey that was asked for.
+    Surveyed(Box<Survey>),
+    /// A job ended.
+    Done(Report),
+    /// The survey or the job that was asked for could not be started or read, with this errno.
+    Failed(i32),
+    /// Somebody wrote the limit; it is now this. (Our own writes are not reported.)
+    LimitChanged(Limit),
+    /// Charges failed at the limit just now (v2: `memory.events`).
+    LimitHit(Bytes),
+    /// The group's processes are gone, or enforcement of it ends.
+    Release,
+    /// The group is gone.
+    Vanished,
+}
+
+/// What is to be done.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub enum Action {
+    /// Wake us when usage crosses this, until told otherwise (`None`: no more).
+    Arm(Option<Bytes>),
+    /// Wake us at this time with a look at usage (`None`: no timer).
+    Timer(Option<Now>),
+    /// Take a survey and give it back as [`Event::Surveyed`].
+    Survey,
+    /// Start a job.
+    Reclaim(Job),
+    /// Stop the job in flight; its report still comes.
+    Cancel,
+    /// See that the declared limit stands, unless somebody else's does.
+    Restore(Limit),
+    /// Tell people.
+    Tell(Notice),
+    /// No more events: forget the container.
+    Forget,
+}
+
+/// What people are told: one a cause, not one a time it happens.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Notice {
+    /// The limit was changed by somebody else, from, to: adopted.
+    Adopted(Limit, Limit),
+    /// Standing aside: reclaim would do harm now.
+    StandingAside(super::StandAside),
+    /// Back at work after standing aside.
+    Resumed,
+    /// Reclaim frees next to nothing; the next try is this far off.
+    Futile(Duration),
+    /// The kernel refused, with this errno; the next try is this far off.
+    Refused(i32, Duration),
+}

@@ -1,0 +1,67 @@
+//! The system calls that need `unsafe`: a signal that interrupts a worker inside a kernel write.
+
+use nix::sys::signal::{SigSet, SigmaskHow, pthread_sigmask};
+use std::sync::Once;
+
+/// A thread that can be interrupted.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Thread(libc::pthread_t);
+
+/// The real-time signal used. Above the ones glibc keeps for itself, and low enough that nothing else
+/// of ours is in its way.
+fn interrupt_signal() -> libc::c_int {
+    libc::SIGRTMIN() + 4
+}
+
+extern "C" fn nothing(_signal: libc::c_int) {}
+
+/// Installs the handler that does nothing: the signal's only effect is the EINTR. Once a process.
+fn install() {
+    static ONCE: Once = Once::new();
+    ONCE.call_once(|| {
+        // SAFETY: an all-zero sigaction is a valid value (no flags, empty mask); SA_RESTART stays unset.
+        let mut action: libc::sigaction = unsafe { std::mem::zeroed() };
+        action.sa_sigaction = nothing as *const () as libc::sighandler_t;
+        // SAFETY: the handler is an extern "C" fn of the right type that touches nothing.
+        unsafe { libc::sigaction(interrupt_signal(), &action, std::ptr::null_mut()) };
+    });
+}
+
+/// The calling thread, with every signal blocked: [`interruptible`] opens it to interruption.
+pub(super) fn become_interruptible() -> Thread {
+    install();
+    let _ = pthread_sigmask(SigmaskHow::SIG_SETMASK, Some(&SigSet::all()), None);
+    // SAFETY: no preconditions.
+    Thread(unsafe { libc::pthread_self() })
+}
+
+/// Runs `call` with the interrupt signal unblocked. Everything outside runs with it blocked: a write
+/// that raises a limit with a signal pending would return EINTR and do nothing (law 8).
+pub(super) fn interruptible<T>(call: impl FnOnce() -> T) -> T {
+    mask(libc::SIG_UNBLOCK);
+    let result = call();
+    mask(libc::SIG_BLOCK);
+    result
+}
+
+fn mask(how: libc::c_int) {
+    // SAFETY: an all-zero sigset_t is a valid value on Linux; sigemptyset makes it canonical.
+    let mut set: libc::sigset_t = unsafe { std::mem::zeroed() };
+    // SAFETY: `set` is ours.
+    unsafe { libc::sigemptyset(&mut set) };
+    // SAFETY: `set` is ours, the signal number is valid.
+    unsafe { libc::sigaddset(&mut set, interrupt_signal()) };
+    // SAFETY: `set` is ours; the old mask is not asked for.
+    unsafe { libc::pthread_sigmask(how, &set, std::ptr::null_mut()) };
+}
+
+/// Interrupts the write that `thread` is in, if any. May come too early or too late: repeat until the
+/// thread says it is out.
+///
+/// # Safety contract of the caller
+/// The thread must not have been joined; the pool and the force_empty monitor keep to that by joining
+/// only after the last use.
+pub(super) fn interrupt(thread: Thread) {
+    // SAFETY: the thread has not been joined (see above), so the handle is valid.
+    unsafe { libc::pthread_kill(thread.0, interrupt_signal()) };
+}

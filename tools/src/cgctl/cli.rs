@@ -1,0 +1,263 @@
+//! The command line.
+
+use cgroupfs::{Bytes, Limit};
+use cgshim::core::WatermarkSpec;
+use clap::{Args, Parser, Subcommand, ValueEnum};
+use std::ffi::OsString;
+use std::path::PathBuf;
+
+/// Keeps containers and commands out of direct reclaim, on any kernel.
+#[derive(Debug, Parser)]
+#[command(name = "cgctl", version, about, max_term_width = 100, after_help = "\
+Examples:
+  cgctl run --limit 256M -- make -j8        a command under a limit, reclaimed in the background
+  cgctl demo                                what that does, in under a minute
+  cgctl caps                                what this kernel offers
+  cgctl reclaim /kubepods/burstable/pod1 100M
+
+Logging: CGSHIM_LOG=info (error, warn, info, debug).")]
+pub(crate) struct Cli {
+    #[command(subcommand)]
+    pub(crate) command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum Command {
+    /// Run a command in a memory cgroup of its own, with the engine at work on it
+    Run(Box<RunArgs>),
+    /// Show a cgroup's memory: usage, limits, what could be reclaimed, counters
+    Stat(StatArgs),
+    /// Show what this kernel offers, feature by feature: native, vendor, emulated or absent, and why
+    Caps(CapsArgs),
+    /// Take so many bytes from a cgroup, and no more
+    Reclaim(ReclaimArgs),
+    /// The loads of the demo
+    #[command(hide = true, after_help = crate::memload::EXAMPLES)]
+    Memload(crate::memload::Args),
+}
+
+#[derive(Debug, Args)]
+#[command(after_help = "\
+Examples:
+  cgctl run --limit 256M -- ./greedy --fast
+  cgctl run --limit 1G --high 90% --report run.svg -- python3 job.py
+  cgctl run --limit 256M --off -- ./greedy            the limit alone, to compare with
+  cgctl run --limit 2G --watermark 95%:90% --json -- ./server
+
+Exit code: the command's own; 128+N if signal N killed it; 125 if cgctl failed, 126 if the command
+cannot be executed, 127 if there is none. The report goes to standard error unless --report names a
+file; standard output is the command's alone.")]
+pub(crate) struct RunArgs {
+    /// Memory limit: bytes, or with K, M, G; 'max' for none
+    #[arg(long, value_name = "SIZE", value_parser = parse_limit)]
+    pub(crate) limit: Option<Limit>,
+    /// memory.high: a size, or a percentage of the limit. Native on v2; on v1 background reclaim keeps
+    /// usage under it where memory can be reclaimed
+    #[arg(long, value_name = "SIZE|P%", value_parser = parse_share)]
+    pub(crate) high: Option<Share>,
+    /// What the command is expected to need; recorded in the report
+    #[arg(long, value_name = "SIZE", value_parser = parse_bytes)]
+    pub(crate) request: Option<Bytes>,
+    /// Its class; recorded in the report
+    #[arg(long, value_enum)]
+    pub(crate) class: Option<Class>,
+    /// Background reclaim starts above HIGH % of min(high, limit) and stops at LOW %; 'off' for none
+    #[arg(long, value_name = "HIGH%:LOW%|off", default_value = "default", value_parser = parse_watermark)]
+    pub(crate) watermark: WatermarkSpec,
+    /// Throttle above --high: native on v2
+    #[arg(long, value_enum, default_value_t = Switch::On)]
+    pub(crate) throttle: Switch,
+    /// Swap allowed on top of the limit; unset leaves it to the kernel
+    #[arg(long, value_name = "SIZE", value_parser = parse_limit)]
+    pub(crate) swap: Option<Limit>,
+    /// When the limit cannot be held: 'kill' leaves it to the kernel, 'group' kills every process of
+    /// the group
+    #[arg(long, value_name = "kill|group", default_value = "kill", value_parser = parse_oom)]
+    pub(crate) oom: OomPolicy,
+    /// The limit alone: no engine
+    #[arg(long)]
+    pub(crate) off: bool,
+    /// Directory name of the cgroup [default: run-PID]
+    #[arg(long, value_name = "NAME")]
+    pub(crate) name: Option<String>,
+    /// Make the cgroup under this one [default: our own cgroup; on v2 the nearest above it that can]
+    #[arg(long, value_name = "PATH")]
+    pub(crate) parent: Option<PathBuf>,
+    /// Write a report: F.json, or F.svg with usage, limit, watermarks and reclaim over time; may be
+    /// given twice
+    #[arg(long, value_name = "FILE", value_parser = parse_report)]
+    pub(crate) report: Vec<ReportFile>,
+    /// The report as JSON
+    #[arg(long)]
+    pub(crate) json: bool,
+    /// No report on standard error
+    #[arg(long, short)]
+    pub(crate) quiet: bool,
+    /// The command and its arguments
+    #[arg(required = true, trailing_var_arg = true, allow_hyphen_values = true, value_name = "CMD")]
+    pub(crate) command: Vec<OsString>,
+}
+
+#[derive(Debug, Args)]
+#[command(after_help = "\
+Examples:
+  cgctl stat                      our own cgroup
+  cgctl stat run-4711             a cgroup by its directory name
+  cgctl stat /docker/3f2a --json  by its path in the hierarchy")]
+pub(crate) struct StatArgs {
+    /// Cgroups: directory names, paths in the hierarchy, or absolute paths [default: our own]
+    #[arg(value_name = "ID|PATH")]
+    pub(crate) groups: Vec<String>,
+    /// One JSON object a line
+    #[arg(long)]
+    pub(crate) json: bool,
+    /// No header line
+    #[arg(long)]
+    pub(crate) no_headers: bool,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct CapsArgs {
+    /// One JSON object
+    #[arg(long)]
+    pub(crate) json: bool,
+    /// No header line
+    #[arg(long)]
+    pub(crate) no_headers: bool,
+}
+
+#[derive(Debug, Args)]
+#[command(after_help = "\
+Examples:
+  cgctl reclaim run-4711 100M
+  cgctl reclaim /sys/fs/cgroup/memory/docker/3f2a 1G --json
+
+Never lowers a limit under what cannot be reclaimed plus a margin for growth; the declared limit is
+back when it ends. Exit code 1 if less than asked could be freed.")]
+pub(crate) struct ReclaimArgs {
+    /// The cgroup: a directory name, a path in the hierarchy, or an absolute path
+    #[arg(value_name = "ID|PATH")]
+    pub(crate) group: String,
+    /// How much: bytes, or with K, M, G
+    #[arg(value_name = "SIZE", value_parser = parse_bytes)]
+    pub(crate) size: Bytes,
+    /// Give up after so many seconds
+    #[arg(long, value_name = "SECONDS", default_value_t = 10.0)]
+    pub(crate) timeout: f64,
+    /// One JSON object
+    #[arg(long)]
+    pub(crate) json: bool,
+}
+
+/// A size, or a share of the limit.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub(crate) enum Share {
+    Size(Limit),
+    /// In 1/10,000.
+    OfLimit(u32),
+}
+
+/// Kubernetes' quality-of-service classes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum, serde::Serialize)]
+#[serde(rename_all = "lowercase")]
+pub(crate) enum Class {
+    Guaranteed,
+    Burstable,
+    Besteffort,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(crate) enum Switch {
+    On,
+    Off,
+}
+
+/// What happens when the limit cannot be held.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum OomPolicy {
+    Kill,
+    Group,
+}
+
+/// Where a report goes, and in which form: by the file's extension.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) enum ReportFile {
+    Json(PathBuf),
+    Svg(PathBuf),
+}
+
+fn parse_limit(text: &str) -> Result<Limit, String> {
+    text.parse().map_err(|error: cgroupfs::units::SizeError| error.to_string())
+}
+
+fn parse_bytes(text: &str) -> Result<Bytes, String> {
+    text.parse().map_err(|error: cgroupfs::units::SizeError| error.to_string())
+}
+
+fn parse_watermark(text: &str) -> Result<WatermarkSpec, String> {
+    text.parse().map_err(|error: cgshim::core::BadWatermark| error.to_string())
+}
+
+fn parse_share(text: &str) -> Result<Share, String> {
+    let Some(percent) = text.trim().strip_suffix('%') else {
+        return parse_limit(text).map(Share::Size);
+    };
+    let value: f64 =
+        percent.trim().parse().map_err(|_| format!("'{text}' is not a percentage, as in 90%"))?;
+    if !(value > 0.0 && value <= 100.0) {
+        return Err(format!("'{text}' is not between 0 % and 100 % of the limit"));
+    }
+    Ok(Share::OfLimit((value * 100.0).round() as u32))
+}
+
+fn parse_oom(text: &str) -> Result<OomPolicy, String> {
+    match text {
+        "kill" => Ok(OomPolicy::Kill),
+        "group" => Ok(OomPolicy::Group),
+        _ if text.starts_with("hold") => Err(format!(
+            "'{text}': holding the OOM killer needs the guardian process of the daemon, which this \
+             version does not have yet; use kill or group"
+        )),
+        _ => Err(format!("'{text}' is not an OOM policy: kill or group")),
+    }
+}
+
+fn parse_report(text: &str) -> Result<ReportFile, String> {
+    let path = PathBuf::from(text);
+    match path.extension().and_then(|extension| extension.to_str()) {
+        Some("json") => Ok(ReportFile::Json(path)),
+        Some("svg") => Ok(ReportFile::Svg(path)),
+        _ => Err(format!("'{text}': the name must end in .json or .svg")),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_command_line_is_consistent() {
+        use clap::CommandFactory;
+        Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn a_commands_own_options_are_its_own() {
+        for line in ["cgctl run --limit 1M -- ls --json -l", "cgctl run --limit 1M ls --json -l"] {
+            let Command::Run(args) = Cli::try_parse_from(line.split(' ')).unwrap().command else {
+                panic!("run");
+            };
+            assert!(!args.json);
+            assert_eq!(args.command, ["ls", "--json", "-l"]);
+        }
+    }
+
+    #[test]
+    fn shares_are_of_the_limit() {
+        assert_eq!(parse_share("90%"), Ok(Share::OfLimit(9000)));
+        assert_eq!(parse_share("1M"), Ok(Share::Size(Limit::Bytes(Bytes::mib(1)))));
+        for bad in ["0%", "101%", "%", "x%", "nan%", ""] {
+            assert!(parse_share(bad).is_err(), "{bad}");
+        }
+    }
+}

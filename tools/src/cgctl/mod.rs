@@ -1,0 +1,59 @@
+//! `cgctl`'s commands. Each file is one of them; what they share is in `find` (which cgroup is meant)
+//! and `error` (messages and exit codes).
+
+mod caps;
+mod cli;
+mod error;
+mod find;
+mod reclaim;
+mod run;
+mod stat;
+
+use crate::report::term::Style;
+use clap::Parser;
+pub use error::Failure;
+use std::io::IsTerminal;
+use std::process::ExitCode;
+
+/// Runs `cgctl` with this process's arguments.
+pub fn main() -> ExitCode {
+    env_logger::Builder::from_env(env_logger::Env::new().filter_or("CGSHIM_LOG", "warn"))
+        .format(|out, record| {
+            use std::io::Write;
+            writeln!(out, "cgctl: {}", record.args())
+        })
+        .init();
+    let cli = match cli::Cli::try_parse() {
+        Ok(cli) => cli,
+        Err(error) => {
+            let _ = error.print();
+            return ExitCode::from(if error.use_stderr() { error::USAGE } else { 0 });
+        }
+    };
+    let result = match cli.command {
+        cli::Command::Run(args) => run::main(args),
+        cli::Command::Stat(args) => stat::main(&args),
+        cli::Command::Caps(args) => caps::main(&args),
+        cli::Command::Reclaim(args) => reclaim::main(&args),
+        cli::Command::Memload(args) => Ok(crate::memload::run(&args)),
+    };
+    result.unwrap_or_else(|failure| {
+        eprintln!("cgctl: {}", failure.message);
+        ExitCode::from(failure.code)
+    })
+}
+
+/// How standard output may look: colours on a terminal unless `NO_COLOR` is set
+/// (<https://no-color.org>), line-drawing characters in a UTF-8 locale.
+pub(crate) fn style() -> Style {
+    let no_colour = std::env::var_os("NO_COLOR").is_some_and(|value| !value.is_empty());
+    let locale = ["LC_ALL", "LC_CTYPE", "LANG"]
+        .into_iter()
+        .find_map(|name| std::env::var(name).ok().filter(|value| !value.is_empty()));
+    // No locale at all is common in containers, whose terminals speak UTF-8 all the same.
+    let utf8 = locale.is_none_or(|locale| {
+        let locale = locale.to_ascii_uppercase();
+        locale.contains("UTF-8") || locale.contains("UTF8")
+    });
+    Style { color: std::io::stdout().is_terminal() && !no_colour, ascii: !utf8 }
+}

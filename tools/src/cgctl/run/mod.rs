@@ -1,0 +1,276 @@
+//! `cgctl run`: a command in a memory cgroup of its own, with the engine embedded.
+
+mod child;
+mod group;
+mod record;
+mod report;
+
+use super::cli::{OomPolicy, ReportFile, RunArgs, Share, Switch};
+use super::error::{Failure, RUN_FAILED, USAGE, cannot_write};
+use crate::report::Timeline;
+use cgroupfs::memory::Version;
+use cgroupfs::{Bytes, Limit, MemoryHierarchy};
+use cgshim::core::{Notice, WatermarkSpec};
+use cgshim::driver::{Engine, Happened, Key, Policy};
+use child::{Child, Ended};
+use group::RunGroup;
+use record::Recorder;
+pub(crate) use report::RunReport;
+use std::ffi::OsString;
+use std::fs::File;
+use std::path::PathBuf;
+use std::process::ExitCode;
+use std::time::{Duration, Instant};
+
+/// Reclaim threads of the embedded engine: one group, one job at a time.
+const WORKERS: usize = 1;
+
+/// How long a release may take before the run goes on without it: a worker in writeback cannot be
+/// interrupted within a pass.
+const RELEASE_PATIENCE: Duration = Duration::from_secs(5);
+
+/// What to run, and how it is to be held.
+#[derive(Debug)]
+pub(crate) struct Spec {
+    pub(crate) name: String,
+    pub(crate) parent: Option<PathBuf>,
+    pub(crate) limit: Limit,
+    pub(crate) high: Limit,
+    pub(crate) swap: Option<Limit>,
+    pub(crate) watermark: WatermarkSpec,
+    pub(crate) throttle: bool,
+    pub(crate) oom: OomPolicy,
+    pub(crate) off: bool,
+    pub(crate) command: Vec<OsString>,
+    /// Sample usage for a picture.
+    pub(crate) timeline: bool,
+    /// Where the command's standard output goes; ours if `None`.
+    pub(crate) stdout: Option<File>,
+}
+
+/// What came of it.
+pub(crate) struct Finished {
+    pub(crate) report: RunReport,
+    pub(crate) timeline: Timeline,
+    pub(crate) ended: Ended,
+}
+
+/// `cgctl run`.
+pub(crate) fn main(args: Box<RunArgs>) -> Result<ExitCode, Failure> {
+    let spec = spec(&args)?;
+    // A file that cannot be written is better known before the command has run for an hour.
+    for file in &args.report {
+        let (ReportFile::Json(path) | ReportFile::Svg(path)) = file;
+        File::options()
+            .append(true)
+            .create(true)
+            .open(path)
+            .map_err(|error| cannot_write(path.clone(), &error).code(RUN_FAILED))?;
+    }
+    let mut finished = execute(spec)?;
+    finished.report.class = args.class;
+    finished.report.request_bytes = args.request.map(|bytes| bytes.0);
+    let json = || {
+        serde_json::to_string(&finished.report)
+            .map_err(|error| Failure::new(RUN_FAILED, error.to_string()))
+    };
+    for file in &args.report {
+        let (path, content) = match file {
+            ReportFile::Json(path) => (path, json()? + "\n"),
+            ReportFile::Svg(path) => (path, crate::report::svg::run(&finished.timeline)),
+        };
+        std::fs::write(path, content)
+            .map_err(|error| cannot_write(path.clone(), &error).code(RUN_FAILED))?;
+    }
+    if args.json && !args.report.iter().any(|file| matches!(file, ReportFile::Json(_))) {
+        eprintln!("{}", json()?);
+    } else if !args.quiet && args.report.is_empty() {
+        eprint!("{}", finished.report.for_people());
+    }
+    Ok(ExitCode::from(finished.ended.exit_code()))
+}
+
+fn spec(args: &RunArgs) -> Result<Spec, Failure> {
+    let limit = args.limit.unwrap_or(Limit::Max);
+    if let Limit::Bytes(bytes) = limit
+        && bytes < Bytes(cgroupfs::units::page_size())
+    {
+        return Err(Failure::usage(format!(
+            "--limit {}: no command runs in less than a page; a few MiB is the least that is useful",
+            bytes.0
+        )));
+    }
+    let high = match (args.high, limit) {
+        (None, _) => Limit::Max,
+        (Some(Share::Size(high)), _) => high,
+        (Some(Share::OfLimit(part)), Limit::Bytes(limit)) => {
+            Limit::Bytes(limit.scale(u64::from(part), 10_000).page_floor())
+        }
+        (Some(Share::OfLimit(_)), Limit::Max) => {
+            return Err(Failure::usage("--high P% is a share of --limit, and there is none: give both"));
+        }
+    };
+    if high != Limit::Max && high > limit {
+        return Err(Failure::usage(format!(
+            "--high {high} is above --limit {limit}: the limit would be hit before throttling starts; \
+             choose a lower --high, as in --high 90%"
+        )));
+    }
+    if high == Limit::Bytes(Bytes(0)) {
+        return Err(Failure::usage("--high 0 would stop the command for good; choose a size"));
+    }
+    if args.swap.is_some_and(|swap| swap != Limit::Max) && limit == Limit::Max {
+        return Err(Failure::usage(
+            "--swap is swap on top of --limit (v1 counts both together), and there is none: give both",
+        ));
+    }
+    let name = args.name.clone().unwrap_or_else(|| format!("run-{}", std::process::id()));
+    cgroupfs::dir::check_name(&name)
+        .map_err(|error| Failure::new(USAGE, format!("--name: {error}")))?;
+    Ok(Spec {
+        name,
+        parent: args.parent.clone(),
+        limit,
+        high,
+        swap: args.swap,
+        watermark: args.watermark,
+        throttle: args.throttle == Switch::On,
+        oom: args.oom,
+        off: args.off,
+        command: args.command.clone(),
+        timeline: args.report.iter().any(|file| matches!(file, ReportFile::Svg(_))),
+        stdout: None,
+    })
+}
+
+/// Makes the group, runs the command in it, enforces, and removes the group again.
+pub(crate) fn execute(mut spec: Spec) -> Result<Finished, Failure> {
+    let failed = |error: cgroupfs::Error| Failure::from(error).code(RUN_FAILED);
+    let hierarchy = MemoryHierarchy::find().map_err(failed)?;
+    let mut group = RunGroup::create(&hierarchy, &spec).map_err(failed)?;
+    let mut engine = Engine::new(WORKERS).map_err(failed)?;
+    let mut child = Child::start(&mut spec, &group, &engine)?;
+    let memory = group.memory();
+    let mut recorder = Recorder::new(&spec, &*memory);
+    let key = if spec.off {
+        None
+    } else {
+        let policy = Policy { watermarks: spec.watermark, high: spec.high };
+        match engine.register(group.group(), policy) {
+            Ok(key) => Some(key),
+            Err(error) => {
+                // Fail open, loudly: the command runs on under its limit.
+                log::warn!("the engine cannot work here: {error}");
+                None
+            }
+        }
+    };
+    if let Some(key) = key {
+        recorder.marks(engine.watermarks(key));
+    }
+    let ended = attend(&mut engine, key, &mut child, &group, &spec, &mut recorder)?;
+    recorder.wall = recorder.start.elapsed();
+    if let Some(key) = key {
+        release(&mut engine, key, &mut recorder)?;
+    }
+    group.kill_leftovers();
+    recorder.finish(&*memory);
+    let restored = memory.limit().is_ok_and(|limit| limit == recorder.declared());
+    drop(engine);
+    let removed = group.remove(!spec.off);
+    if let Err(error) = removed {
+        log::warn!("{error}");
+    }
+    let report = report::build(&spec, &hierarchy, &group, &recorder, ended, restored);
+    Ok(Finished { report, timeline: recorder.timeline(&spec), ended })
+}
+
+/// Turns the loop until the command ends.
+fn attend(
+    engine: &mut Engine,
+    key: Option<Key>,
+    child: &mut Child,
+    group: &RunGroup,
+    spec: &Spec,
+    recorder: &mut Recorder,
+) -> Result<Ended, Failure> {
+    let mut happened = Vec::new();
+    loop {
+        let patience = spec.timeline.then(|| recorder.sample(&*group.memory()));
+        engine
+            .turn(patience, &mut happened)
+            .map_err(|error| Failure::from(error).code(RUN_FAILED))?;
+        for event in happened.drain(..) {
+            match event {
+                Happened::Fd(_) => {
+                    if let Some(ended) = child.signals(|| quiesce(engine, key))? {
+                        return Ok(ended);
+                    }
+                }
+                Happened::OomKill(_, _, kills, _) => {
+                    recorder.take(&event);
+                    // v2 has memory.oom.group for this.
+                    if spec.oom == OomPolicy::Group && group.version() == Version::V1 {
+                        log::info!("{kills} killed at the limit: the rest of the group follows");
+                        group.kill_all(nix::sys::signal::Signal::SIGKILL);
+                    }
+                }
+                Happened::Notice(_, _, ref notice) => {
+                    tell(&spec.name, notice);
+                    recorder.take(&event);
+                }
+                event => recorder.take(&event),
+            }
+        }
+    }
+}
+
+/// Nothing of ours stands while we are stopped.
+fn quiesce(engine: &mut Engine, key: Option<Key>) {
+    if let Some(key) = key {
+        engine.quiesce(key, RELEASE_PATIENCE);
+    }
+}
+
+fn release(engine: &mut Engine, key: Key, recorder: &mut Recorder) -> Result<(), Failure> {
+    engine.recount(key);
+    engine.release(key);
+    let start = Instant::now();
+    let mut happened = Vec::new();
+    loop {
+        engine
+            .turn(Some(Duration::from_millis(1)), &mut happened)
+            .map_err(|error| Failure::from(error).code(RUN_FAILED))?;
+        let mut forgotten = false;
+        for event in happened.drain(..) {
+            forgotten |= matches!(event, Happened::Forgotten(..));
+            recorder.take(&event);
+        }
+        if forgotten {
+            return Ok(());
+        }
+        if start.elapsed() > RELEASE_PATIENCE {
+            log::warn!("a reclaim write is still waiting in the kernel; leaving it to its deadline");
+            return Ok(());
+        }
+    }
+}
+
+fn tell(name: &str, notice: &Notice) {
+    match notice {
+        Notice::Adopted(from, to) => {
+            log::warn!("{name}: somebody else changed the limit from {from} to {to}: adopted");
+        }
+        Notice::StandingAside(why) => log::info!("{name}: standing aside: {}", why.as_str()),
+        Notice::Resumed => log::info!("{name}: reclaiming again"),
+        Notice::Futile(pause) => log::info!(
+            "{name}: reclaim frees next to nothing; trying again in {} ms",
+            pause.as_millis()
+        ),
+        Notice::Refused(errno, pause) => log::warn!(
+            "{name}: the kernel refuses to reclaim ({}); trying again in {} ms",
+            nix::errno::Errno::from_raw(*errno),
+            pause.as_millis()
+        ),
+    }
+}

@@ -1,0 +1,225 @@
+//! What a run did over time: a few numbers always, a timeline when it is to be drawn.
+
+use super::Spec;
+use crate::report::{Mark, MarkKind, Round, Sample, Timeline};
+use cgroupfs::memory::{Counters, Memory};
+use cgroupfs::{Bytes, Limit};
+use cgshim::core::{Notice, Now, Outcome, Totals, Watermarks};
+use cgshim::driver::Happened;
+use std::time::{Duration, Instant};
+
+/// A timeline never grows beyond this: every other sample goes, and the interval doubles.
+const MOST_SAMPLES: usize = 4096;
+
+/// Interval of samples at first.
+const FIRST_INTERVAL: Duration = Duration::from_millis(10);
+
+/// Rounds and marks kept for the picture.
+const MOST_ROUNDS: usize = 20_000;
+const MOST_MARKS: usize = 200;
+
+/// One OOM event of a run.
+#[derive(Debug, Clone, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+pub(crate) struct OomRecord {
+    /// When, after the start.
+    pub(crate) at_ms: u64,
+    /// How many tasks were killed.
+    pub(crate) oom_kill: u64,
+    /// Usage when the kill was noticed.
+    pub(crate) usage_bytes: u64,
+}
+
+/// Gathers it.
+pub(super) struct Recorder {
+    pub(super) start: Instant,
+    pub(super) wall: Duration,
+    sampling: bool,
+    interval: Duration,
+    next_sample: Instant,
+    samples: Vec<Sample>,
+    rounds: Vec<Round>,
+    marks: Vec<Mark>,
+    watermarks: Option<Watermarks>,
+    declared: Limit,
+    totals: Totals,
+    counted: Totals,
+    last_usage: Bytes,
+    highest: Bytes,
+    pub(super) peak: Option<Bytes>,
+    pub(super) before: Counters,
+    pub(super) after: Counters,
+    pub(super) oom: Vec<OomRecord>,
+    pub(super) oom_kills: u64,
+}
+
+impl Recorder {
+    pub(super) fn new(spec: &Spec, memory: &dyn Memory) -> Recorder {
+        let start = Instant::now();
+        Recorder {
+            start,
+            wall: Duration::ZERO,
+            sampling: spec.timeline,
+            interval: FIRST_INTERVAL,
+            next_sample: start,
+            samples: Vec::new(),
+            rounds: Vec::new(),
+            marks: Vec::new(),
+            watermarks: None,
+            declared: memory.limit().unwrap_or(spec.limit),
+            totals: Totals::default(),
+            counted: Totals::default(),
+            last_usage: Bytes(0),
+            highest: Bytes(0),
+            peak: None,
+            before: memory.counters().unwrap_or_default(),
+            after: Counters::default(),
+            oom: Vec::new(),
+            oom_kills: 0,
+        }
+    }
+
+    pub(super) fn marks(&mut self, watermarks: Option<Watermarks>) {
+        self.watermarks = watermarks;
+    }
+
+    /// The limit that must stand at the end.
+    pub(super) fn declared(&self) -> Limit {
+        self.declared
+    }
+
+    /// What the engine did in all.
+    pub(super) fn totals(&self) -> Totals {
+        // Until the container is forgotten only its rounds are known.
+        if self.totals == Totals::default() { self.counted } else { self.totals }
+    }
+
+    /// Takes a sample if one is due; how long until the next.
+    pub(super) fn sample(&mut self, memory: &dyn Memory) -> Duration {
+        let now = Instant::now();
+        if now >= self.next_sample {
+            if let Ok(usage) = memory.usage() {
+                let counters = memory.counters().unwrap_or_default();
+                self.push(usage, counters.direct_reclaim());
+            }
+            self.next_sample = now + self.interval;
+        }
+        self.next_sample.saturating_duration_since(now)
+    }
+
+    fn push(&mut self, usage: Bytes, direct_reclaim: u64) {
+        self.highest = self.highest.max(usage);
+        self.samples.push(Sample {
+            t_ms: ms(self.start.elapsed()),
+            usage_bytes: usage.0,
+            swap_bytes: None,
+            direct_reclaim,
+            throttled_ms: 0.0,
+        });
+        if self.samples.len() >= MOST_SAMPLES {
+            let mut keep = false;
+            self.samples.retain(|_| {
+                keep = !keep;
+                keep
+            });
+            self.interval *= 2;
+        }
+    }
+
+    pub(super) fn take(&mut self, event: &Happened) {
+        match event {
+            Happened::Usage(_, _, usage) => {
+                self.last_usage = *usage;
+                self.highest = self.highest.max(*usage);
+            }
+            Happened::Round(_, _, report) => {
+                self.counted.rounds += 1;
+                self.counted.freed = self.counted.freed.saturating_add(report.freed);
+                self.counted.cpu += report.cpu;
+                let end = ms(self.start.elapsed());
+                if self.sampling && self.rounds.len() < MOST_ROUNDS {
+                    self.rounds.push(Round {
+                        start_ms: (end - ms(report.wall)).max(0.0),
+                        end_ms: end,
+                        freed_bytes: report.freed.0,
+                        futile: report.outcome == Outcome::Exhausted && report.freed < Bytes::kib(512),
+                    });
+                }
+            }
+            Happened::Notice(_, _, notice) => {
+                let (kind, label) = match notice {
+                    Notice::Adopted(_, to) => {
+                        self.declared = *to;
+                        (MarkKind::ForeignWrite, format!("limit is now {to}"))
+                    }
+                    Notice::StandingAside(why) => (MarkKind::StandAside, why.as_str().into()),
+                    Notice::Resumed => (MarkKind::Other, "reclaiming again".into()),
+                    Notice::Futile(_) => (MarkKind::Other, "nothing freed".into()),
+                    Notice::Refused(..) => (MarkKind::Other, "refused by the kernel".into()),
+                };
+                self.mark(kind, label);
+            }
+            Happened::OomKill(_, at, kills, usage) => {
+                self.oom_kills += kills;
+                let _: &Now = at;
+                if self.oom.len() < MOST_MARKS {
+                    self.oom.push(OomRecord {
+                        at_ms: self.start.elapsed().as_millis() as u64,
+                        oom_kill: *kills,
+                        usage_bytes: usage.0,
+                    });
+                }
+                self.mark(MarkKind::Oom, format!("{kills} killed"));
+            }
+            Happened::Forgotten(_, totals) => self.totals = *totals,
+            Happened::Fd(_) => {}
+        }
+    }
+
+    fn mark(&mut self, kind: MarkKind, label: String) {
+        if self.sampling && self.marks.len() < MOST_MARKS {
+            self.marks.push(Mark { t_ms: ms(self.start.elapsed()), kind, label });
+        }
+    }
+
+    /// The last numbers, before the group goes.
+    pub(super) fn finish(&mut self, memory: &dyn Memory) {
+        self.after = memory.counters().unwrap_or_default();
+        let all = self.after.oom_kill.unwrap_or(0).saturating_sub(self.before.oom_kill.unwrap_or(0));
+        // Without the engine nothing watched; and a kill right at the end may not have been seen.
+        if all > self.oom_kills {
+            let usage = memory.usage().unwrap_or_default();
+            self.oom.push(OomRecord {
+                at_ms: self.wall.as_millis() as u64,
+                oom_kill: all - self.oom_kills,
+                usage_bytes: usage.0,
+            });
+            self.oom_kills = all;
+        }
+        // memory.peak came with 6.1; before that the highest value seen is all there is.
+        self.peak = memory
+            .peak()
+            .ok()
+            .or_else(|| (self.highest > Bytes(0)).then_some(self.highest));
+    }
+
+    pub(super) fn timeline(&self, spec: &Spec) -> Timeline {
+        let bytes = |limit: Limit| limit.bytes().map(|bytes| bytes.0);
+        let command: Vec<_> = spec.command.iter().map(|word| word.to_string_lossy()).collect();
+        Timeline {
+            title: format!("{}{}", spec.name, if spec.off { " (engine off)" } else { "" }),
+            subtitle: command.join(" "),
+            limit_bytes: bytes(self.declared),
+            high_bytes: bytes(spec.high),
+            wmark_high_bytes: self.watermarks.map(|marks| marks.high.0),
+            wmark_low_bytes: self.watermarks.map(|marks| marks.low.0),
+            samples: self.samples.clone(),
+            rounds: self.rounds.clone(),
+            marks: self.marks.clone(),
+            wall_ms: ms(self.wall),
+        }
+    }
+}
+
+fn ms(time: Duration) -> f64 {
+    time.as_secs_f64() * 1000.0
+}

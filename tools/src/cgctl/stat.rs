@@ -1,0 +1,122 @@
+//! `cgctl stat`: a cgroup's memory, as one line each or as JSON.
+
+use super::cli::StatArgs;
+use super::error::Failure;
+use super::find;
+use crate::report::{fmt, term};
+use cgroupfs::files::ControlDir;
+use cgroupfs::memory::{Counters, Memory, MemoryStat};
+use cgroupfs::{Cgroup, Limit, MemoryHierarchy};
+use serde::Serialize;
+use std::process::ExitCode;
+use std::sync::Arc;
+
+/// `cgctl stat --json`.
+#[derive(Debug, Serialize)]
+struct Stat {
+    schema: u32,
+    name: String,
+    cgroup: String,
+    hierarchy: &'static str,
+    usage_bytes: u64,
+    limit_bytes: Option<u64>,
+    high_bytes: Option<u64>,
+    peak_bytes: Option<u64>,
+    swap_bytes: Option<u64>,
+    anon_bytes: Option<u64>,
+    file_bytes: Option<u64>,
+    shmem_bytes: Option<u64>,
+    dirty_bytes: Option<u64>,
+    writeback_bytes: Option<u64>,
+    unevictable_bytes: Option<u64>,
+    failcnt: Option<u64>,
+    events_high: Option<u64>,
+    events_max: Option<u64>,
+    oom_kill: Option<u64>,
+    processes: usize,
+}
+
+pub(super) fn main(args: &StatArgs) -> Result<ExitCode, Failure> {
+    let hierarchy = MemoryHierarchy::find()?;
+    let mut rows = Vec::new();
+    let mut failed = None;
+    let named: Vec<_> = if args.groups.is_empty() {
+        vec![hierarchy.open(&hierarchy.own).map(Arc::new).map_err(Failure::from)]
+    } else {
+        args.groups.iter().map(|text| find::group(&hierarchy, text)).collect()
+    };
+    for group in named {
+        match group.and_then(|group| look(&group)) {
+            Ok(stat) if args.json => println!(
+                "{}",
+                serde_json::to_string(&stat).map_err(|error| Failure::new(1, error.to_string()))?
+            ),
+            Ok(stat) => rows.push(row(&stat)),
+            Err(failure) => {
+                eprintln!("cgctl: {}", failure.message);
+                failed = Some(failure.code);
+            }
+        }
+    }
+    if !rows.is_empty() {
+        let headers = ["NAME", "USAGE", "LIMIT", "HIGH", "PEAK", "ANON", "FILE", "DIRTY", "SWAP", "DIRECT", "OOM", "PROCS"];
+        let headers = if args.no_headers { &[][..] } else { &headers[..] };
+        print!("{}", term::table(headers, &rows, None, super::style()));
+    }
+    Ok(ExitCode::from(failed.unwrap_or(0)))
+}
+
+fn look(group: &Arc<Cgroup>) -> Result<Stat, Failure> {
+    let memory: Arc<dyn Memory> = cgshim::driver::open_memory(group)?;
+    let stat: MemoryStat = memory.stat()?;
+    let counters: Counters = memory.counters()?;
+    let bytes = |limit: Limit| limit.bytes().map(|bytes| bytes.0);
+    let name = group.path().file_name().map(|name| name.to_string_lossy().into_owned());
+    Ok(Stat {
+        schema: 1,
+        name: name.unwrap_or_default(),
+        cgroup: group.path().display().to_string(),
+        hierarchy: memory.version().as_str(),
+        usage_bytes: memory.usage()?.0,
+        limit_bytes: bytes(memory.limit()?),
+        high_bytes: memory.high().ok().and_then(bytes),
+        peak_bytes: memory.peak().ok().map(|bytes| bytes.0),
+        swap_bytes: memory.swap_usage()?.map(|bytes| bytes.0),
+        anon_bytes: stat.anon.map(|bytes| bytes.0),
+        file_bytes: stat.file.map(|bytes| bytes.0),
+        shmem_bytes: stat.shmem.map(|bytes| bytes.0),
+        dirty_bytes: stat.dirty.map(|bytes| bytes.0),
+        writeback_bytes: stat.writeback.map(|bytes| bytes.0),
+        unevictable_bytes: stat.unevictable.map(|bytes| bytes.0),
+        failcnt: counters.failcnt,
+        events_high: counters.high,
+        events_max: counters.max,
+        oom_kill: counters.oom_kill,
+        processes: group.procs()?.len(),
+    })
+}
+
+fn row(stat: &Stat) -> Vec<String> {
+    let size = |bytes: Option<u64>| bytes.map_or_else(|| "-".into(), fmt::bytes);
+    let limit = |bytes: Option<u64>| bytes.map_or_else(|| "max".into(), fmt::bytes);
+    let count = |count: Option<u64>| count.map_or_else(|| "-".into(), |count| count.to_string());
+    let direct = match (stat.failcnt, stat.events_high, stat.events_max) {
+        (Some(failcnt), _, _) => failcnt.to_string(),
+        (None, Some(high), Some(max)) => (high + max).to_string(),
+        _ => "-".into(),
+    };
+    vec![
+        stat.name.clone(),
+        fmt::bytes(stat.usage_bytes),
+        limit(stat.limit_bytes),
+        limit(stat.high_bytes),
+        size(stat.peak_bytes),
+        size(stat.anon_bytes),
+        size(stat.file_bytes),
+        size(stat.dirty_bytes),
+        size(stat.swap_bytes),
+        direct,
+        count(stat.oom_kill),
+        stat.processes.to_string(),
+    ]
+}
