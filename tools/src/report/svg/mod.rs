@@ -1,0 +1,62 @@
+//! A timeline as a picture: one self-contained SVG, without scripts or fonts of its own, that any
+//! browser opens.
+
+mod canvas;
+mod chart;
+mod look;
+mod marks;
+mod plot;
+mod table;
+
+use super::series::Series;
+use super::{CompareRow, Timeline, words};
+use canvas::Canvas;
+use chart::{Axes, Chart, Frame};
+
+/// One run: usage with its limit and watermarks, and below it, on the same time axis, background
+/// reclaim and direct reclaim. 960 wide, 540 high, and a list of marks below where their labels
+/// would not fit above.
+pub fn run(timeline: &Timeline) -> String {
+    const WIDTH: f64 = 960.0;
+    const HEIGHT: f64 = 540.0;
+    let series = Series::of(timeline);
+    let axes = Axes::of(&[&series], WIDTH);
+    let chart = Chart::new(&series, &axes, 0.0, WIDTH);
+    let mut canvas = Canvas::default();
+    let frame = Frame { x: 0.0, width: WIDTH, height: HEIGHT, mark_rows: chart.mark_rows() };
+    chart.draw(&mut canvas, &axes, frame);
+    canvas.document(WIDTH, HEIGHT + chart.list_height(), &timeline.title, &about(&series))
+}
+
+/// Two runs side by side on the same axes, and a table of `rows` below: what changed, by how much,
+/// and whether for the better.
+pub fn compare(left: &Timeline, right: &Timeline, rows: &[CompareRow]) -> String {
+    const WIDTH: f64 = 1360.0;
+    const HALF: f64 = WIDTH / 2.0;
+    const HEIGHT: f64 = 520.0;
+    let series = [Series::of(left), Series::of(right)];
+    let axes = Axes::of(&[&series[0], &series[1]], HALF);
+    let charts =
+        [Chart::new(&series[0], &axes, 0.0, HALF), Chart::new(&series[1], &axes, HALF, HALF)];
+    let mark_rows = charts[0].mark_rows().max(charts[1].mark_rows());
+    let mut canvas = Canvas::default();
+    for (chart, x) in charts.iter().zip([0.0, HALF]) {
+        chart.draw(&mut canvas, &axes, Frame { x, width: HALF, height: HEIGHT, mark_rows });
+    }
+    let top = HEIGHT + charts[0].list_height().max(charts[1].list_height());
+    let names = (left.title.as_str(), right.title.as_str());
+    let height = table::draw(&mut canvas, names, rows, (0.0, WIDTH), top);
+    let title = format!("{} | {}", left.title, right.title);
+    let about = format!("Left: {}. Right: {}.", about(&series[0]), about(&series[1]));
+    canvas.document(WIDTH, top + height, &title, &about)
+}
+
+/// The run in words, for those who cannot see the picture.
+fn about(series: &Series<'_>) -> String {
+    let levels = series
+        .levels()
+        .into_iter()
+        .map(|level| format!("{} {}", level.kind.name(), super::fmt::bytes_short(level.bytes)));
+    let phrases: Vec<String> = levels.chain(words::summary(series)).collect();
+    if phrases.is_empty() { "no samples".to_owned() } else { phrases.join(", ") }
+}
