@@ -239,9 +239,11 @@ impl Probe {
         let file = if self.v1 { "memory.max_usage_in_bytes" } else { "memory.peak" };
         match self.has(file) {
             true => feature(NAME, Support::Native, file),
-            false => {
-                feature(NAME, Support::Emulated, "the highest usage seen: memory.peak came with 6.1")
-            }
+            false => feature(
+                NAME,
+                Support::Emulated,
+                "the highest usage seen: memory.peak came with 6.1",
+            ),
         }
     }
 
@@ -291,7 +293,11 @@ impl Probe {
     fn freezer(&self) -> Feature {
         const NAME: &str = "freezer";
         if let Some(mount) = self.mounts.v1("freezer") {
-            return feature(NAME, Support::Native, format!("v1 at {}", mount.mount_point.display()));
+            return feature(
+                NAME,
+                Support::Native,
+                format!("v1 at {}", mount.mount_point.display()),
+            );
         }
         match self.mounts.v2() {
             Some(_) => feature(NAME, Support::Native, "cgroup.freeze in the unified hierarchy"),

@@ -20,14 +20,23 @@ use cgroupfs::units::page_size;
 use cgroupfs::{Bytes, Limit};
 use std::time::Duration;
 
-/// A job reports back after this long even if it is not done: the survey it acts on is stale by then.
-pub const JOB_DEADLINE: Duration = Duration::from_millis(200);
+/// A job reports back after this long even if it is not done: the survey it acts on is stale by then,
+/// and a group that outruns it is to be let alone.
+pub const JOB_DEADLINE: Duration = Duration::from_millis(100);
 
 /// How long no limit is stepped after somebody else wrote it (law 4).
 pub const FOREIGN_PAUSE: Duration = Duration::from_secs(30);
 
 /// Futile rounds in a row before backing off (law 6).
 const FUTILE_ROUNDS: u32 = 2;
+
+/// Jobs in a row that ran into their deadline with usage at the limit all the same, before the group
+/// counts as outrunning us.
+const OVERRUN_ROUNDS: u32 = 2;
+
+/// First and longest pause after that. Each new try costs one job that is in the group's way.
+const OVERRUN_FIRST: Duration = Duration::from_secs(1);
+const OVERRUN_CAP: Duration = Duration::from_secs(30);
 
 /// How often a dirty group is looked at while it is over its mark: writeback of a few MiB takes about
 /// as long on a disk of 100 MiB/s.
@@ -92,6 +101,8 @@ pub struct Container {
     freed_unobserved: Bytes,
     backoff: Backoff,
     futile_rounds: u32,
+    overruns: u32,
+    overrun_backoff: Backoff,
     no_steps_until: Option<Now>,
     told: Option<StandAside>,
     next_job: u64,
@@ -136,6 +147,8 @@ impl Container {
             freed_unobserved: Bytes(0),
             backoff: Backoff::new(Duration::from_millis(200), Duration::from_secs(30), seed),
             futile_rounds: 0,
+            overruns: 0,
+            overrun_backoff: Backoff::new(OVERRUN_FIRST, OVERRUN_CAP, seed),
             no_steps_until: None,
             told: None,
             next_job: 0,
@@ -299,9 +312,6 @@ impl Container {
                 self.rest(now + pause, out);
             }
             Plan::Reclaim { strategy, target, floor, step, no_swap } => {
-                if self.told.take().is_some_and(|told| told != StandAside::InUse) {
-                    out.push(Action::Tell(Notice::Resumed));
-                }
                 let id = self.next_job;
                 self.next_job += 1;
                 self.phase = Phase::Reclaiming(id);
@@ -372,7 +382,37 @@ impl Container {
             self.futile_rounds = 0;
             self.backoff.succeed();
         }
+        if report.outcome == Outcome::Reached && self.told.take().is_some() {
+            out.push(Action::Tell(Notice::Resumed));
+        }
+        if self.outrun(report) {
+            self.totals.aside += 1;
+            self.tell_aside(StandAside::Overrun, out);
+            let pause = self.overrun_backoff.fail();
+            return self.rest(now + pause, out);
+        }
         self.look(now, report.after, out);
+    }
+
+    /// Whether the group outruns us. Once it does, one more job that does not get it off the limit is
+    /// enough to say so again.
+    fn outrun(&mut self, report: &Report) -> bool {
+        let at_limit = Watermarks::ceiling(self.declared, self.high)
+            .is_some_and(|ceiling| report.after >= ceiling);
+        match report.outcome {
+            Outcome::Deadline if at_limit => {
+                self.overruns += 1;
+                self.overruns >= OVERRUN_ROUNDS
+            }
+            Outcome::Cancelled => false,
+            _ => {
+                self.overruns = 0;
+                if report.outcome == Outcome::Reached {
+                    self.overrun_backoff.succeed();
+                }
+                false
+            }
+        }
     }
 
     fn refused(&mut self, now: Now, errno: i32, out: &mut Vec<Action>) {

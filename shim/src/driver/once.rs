@@ -36,9 +36,7 @@ pub fn reclaim_once(
     // Asked for by a person: dirty pages too are worth a try, so the plan's own reasons to stand aside
     // do not count here, but its floor does.
     let (strategy, target, least, no_swap) = match plan(&look, wanted, 0, can) {
-        Plan::Reclaim { strategy, target, no_swap, .. } => {
-            (strategy, target, floor.floor, no_swap)
-        }
+        Plan::Reclaim { strategy, target, no_swap, .. } => (strategy, target, floor.floor, no_swap),
         Plan::Aside(_) => {
             let strategy = match can {
                 Capabilities { memory_reclaim: true, .. } => Strategy::MemoryReclaim,

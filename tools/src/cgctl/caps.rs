@@ -45,8 +45,8 @@ pub(super) fn main(args: &CapsArgs) -> Result<ExitCode, Failure> {
             .collect(),
     };
     if args.json {
-        let json =
-            serde_json::to_string(&caps).map_err(|error| Failure::new(FAILED, error.to_string()))?;
+        let json = serde_json::to_string(&caps)
+            .map_err(|error| Failure::new(FAILED, error.to_string()))?;
         println!("{json}");
         return Ok(ExitCode::SUCCESS);
     }

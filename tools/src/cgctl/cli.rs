@@ -8,14 +8,20 @@ use std::path::PathBuf;
 
 /// Keeps containers and commands out of direct reclaim, on any kernel.
 #[derive(Debug, Parser)]
-#[command(name = "cgctl", version, about, max_term_width = 100, after_help = "\
+#[command(
+    name = "cgctl",
+    version,
+    about,
+    max_term_width = 100,
+    after_help = "\
 Examples:
   cgctl run --limit 256M -- make -j8        a command under a limit, reclaimed in the background
   cgctl demo                                what that does, in under a minute
   cgctl caps                                what this kernel offers
   cgctl reclaim /kubepods/burstable/pod1 100M
 
-Logging: CGSHIM_LOG=info (error, warn, info, debug).")]
+Logging: CGSHIM_LOG=info (error, warn, info, debug)."
+)]
 pub(crate) struct Cli {
     #[command(subcommand)]
     pub(crate) command: Command,
@@ -94,7 +100,12 @@ pub(crate) struct RunArgs {
     #[arg(long, short)]
     pub(crate) quiet: bool,
     /// The command and its arguments
-    #[arg(required = true, trailing_var_arg = true, allow_hyphen_values = true, value_name = "CMD")]
+    #[arg(
+        required = true,
+        trailing_var_arg = true,
+        allow_hyphen_values = true,
+        value_name = "CMD"
+    )]
     pub(crate) command: Vec<OsString>,
 }
 

@@ -91,7 +91,8 @@ pub(super) fn main(args: &ReclaimArgs) -> Result<ExitCode, Failure> {
     if args.json {
         println!(
             "{}",
-            serde_json::to_string(&result).map_err(|error| Failure::new(FAILED, error.to_string()))?
+            serde_json::to_string(&result)
+                .map_err(|error| Failure::new(FAILED, error.to_string()))?
         );
     } else {
         println!(

@@ -59,7 +59,10 @@ pub(super) fn main(args: &StatArgs) -> Result<ExitCode, Failure> {
         }
     }
     if !rows.is_empty() {
-        let headers = ["NAME", "USAGE", "LIMIT", "HIGH", "PEAK", "ANON", "FILE", "DIRTY", "SWAP", "DIRECT", "OOM", "PROCS"];
+        let headers = [
+            "NAME", "USAGE", "LIMIT", "HIGH", "PEAK", "ANON", "FILE", "DIRTY", "SWAP", "DIRECT",
+            "OOM", "PROCS",
+        ];
         let headers = if args.no_headers { &[][..] } else { &headers[..] };
         print!("{}", term::table(headers, &rows, None, super::style()));
     }

@@ -4,9 +4,9 @@
 //! us, job control works as for any command, and so do pipelines. Signals that a *process* sends to us
 //! are forwarded; those of the terminal are not, for the command has had them.
 
+use super::super::error::{Failure, NOT_EXECUTABLE, NOT_FOUND, RUN_FAILED};
 use super::Spec;
 use super::group::RunGroup;
-use super::super::error::{Failure, NOT_EXECUTABLE, NOT_FOUND, RUN_FAILED};
 use cgroupfs::Limit;
 use cgroupfs::files::Access;
 use cgshim::driver::Engine;
@@ -56,7 +56,11 @@ impl Ended {
 
 impl Child {
     /// Starts the command of `spec` in `group`; from its first instruction on it is charged there.
-    pub(super) fn start(spec: &mut Spec, group: &RunGroup, engine: &Engine) -> Result<Child, Failure> {
+    pub(super) fn start(
+        spec: &mut Spec,
+        group: &RunGroup,
+        engine: &Engine,
+    ) -> Result<Child, Failure> {
         let refused = |what: &str, errno: Errno| {
             Failure::new(RUN_FAILED, format!("cannot {what}: {}", errno.desc()))
         };
@@ -67,9 +71,7 @@ impl Child {
         mask.thread_block().map_err(|errno| refused("block signals", errno))?;
         let signals = SignalFd::with_flags(&mask, SfdFlags::SFD_CLOEXEC | SfdFlags::SFD_NONBLOCK)
             .map_err(|errno| refused("make a signalfd", errno))?;
-        engine
-            .watch(signals.as_fd(), 0)
-            .map_err(|error| Failure::from(error).code(RUN_FAILED))?;
+        engine.watch(signals.as_fd(), 0).map_err(|error| Failure::from(error).code(RUN_FAILED))?;
 
         let procs = group
             .group()
@@ -88,10 +90,9 @@ impl Child {
         match started {
             Ok(child) => Ok(Child { pid: Pid::from_raw(child.id() as i32), signals }),
             Err(error) => Err(match error.raw_os_error().map(Errno::from_raw) {
-                Some(Errno::ENOENT) if !program.contains('/') => Failure::new(
-                    NOT_FOUND,
-                    format!("{program}: command not found; is it in PATH?"),
-                ),
+                Some(Errno::ENOENT) if !program.contains('/') => {
+                    Failure::new(NOT_FOUND, format!("{program}: command not found; is it in PATH?"))
+                }
                 Some(Errno::ENOENT) => Failure::new(
                     NOT_FOUND,
                     format!("{program}: no such file (or its interpreter is missing)"),

@@ -1,7 +1,7 @@
 //! The cgroup of one run: made, limited, and removed again whatever happens.
 
-use super::Spec;
 use super::super::cli::OomPolicy;
+use super::Spec;
 use cgroupfs::files::{Access, ControlDir, Knob};
 use cgroupfs::memory::{Memory, ReclaimFile, Version};
 use cgroupfs::{Bytes, Cgroup, Error, Limit, MemoryHierarchy, Result};

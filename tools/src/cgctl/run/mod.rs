@@ -107,7 +107,9 @@ fn spec(args: &RunArgs) -> Result<Spec, Failure> {
             Limit::Bytes(limit.scale(u64::from(part), 10_000).page_floor())
         }
         (Some(Share::OfLimit(_)), Limit::Max) => {
-            return Err(Failure::usage("--high P% is a share of --limit, and there is none: give both"));
+            return Err(Failure::usage(
+                "--high P% is a share of --limit, and there is none: give both",
+            ));
         }
     };
     if high != Limit::Max && high > limit {
@@ -250,7 +252,9 @@ fn release(engine: &mut Engine, key: Key, recorder: &mut Recorder) -> Result<(),
             return Ok(());
         }
         if start.elapsed() > RELEASE_PATIENCE {
-            log::warn!("a reclaim write is still waiting in the kernel; leaving it to its deadline");
+            log::warn!(
+                "a reclaim write is still waiting in the kernel; leaving it to its deadline"
+            );
             return Ok(());
         }
     }

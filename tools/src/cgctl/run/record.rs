@@ -141,7 +141,8 @@ impl Recorder {
                         start_ms: (end - ms(report.wall)).max(0.0),
                         end_ms: end,
                         freed_bytes: report.freed.0,
-                        futile: report.outcome == Outcome::Exhausted && report.freed < Bytes::kib(512),
+                        futile: report.outcome == Outcome::Exhausted
+                            && report.freed < Bytes::kib(512),
                     });
                 }
             }
@@ -184,7 +185,8 @@ impl Recorder {
     /// The last numbers, before the group goes.
     pub(super) fn finish(&mut self, memory: &dyn Memory) {
         self.after = memory.counters().unwrap_or_default();
-        let all = self.after.oom_kill.unwrap_or(0).saturating_sub(self.before.oom_kill.unwrap_or(0));
+        let all =
+            self.after.oom_kill.unwrap_or(0).saturating_sub(self.before.oom_kill.unwrap_or(0));
         // Without the engine nothing watched; and a kill right at the end may not have been seen.
         if all > self.oom_kills {
             let usage = memory.usage().unwrap_or_default();
@@ -196,10 +198,8 @@ impl Recorder {
             self.oom_kills = all;
         }
         // memory.peak came with 6.1; before that the highest value seen is all there is.
-        self.peak = memory
-            .peak()
-            .ok()
-            .or_else(|| (self.highest > Bytes(0)).then_some(self.highest));
+        self.peak =
+            memory.peak().ok().or_else(|| (self.highest > Bytes(0)).then_some(self.highest));
     }
 
     pub(super) fn timeline(&self, spec: &Spec) -> Timeline {
