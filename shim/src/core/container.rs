@@ -49,6 +49,12 @@ const FITS_AFTER: Duration = Duration::from_secs(10);
 const LET_BE_FIRST: Duration = Duration::from_secs(2);
 const LET_BE_CAP: Duration = Duration::from_secs(120);
 
+/// How often a group is looked at again after a threshold event, while its usage moves.
+const RECHECK: Duration = Duration::from_millis(50);
+
+/// Usage that moves by less in a [`RECHECK`] rests: the per-CPU stock of one CPU.
+const STEADY: Bytes = Bytes::kib(256);
+
 /// Freed bytes that a judgement about refaults needs.
 const JUDGED_ON: Bytes = Bytes::mib(16);
 
@@ -98,6 +104,8 @@ pub struct Container {
     phase: Phase,
     pace: Pace,
     usage: Bytes,
+    /// Usage moved when it was last looked at.
+    unsteady: bool,
     freed_unobserved: Bytes,
     backoff: Backoff,
     futile_rounds: u32,
@@ -124,6 +132,7 @@ struct LetBe {
     refaults: Option<u64>,
     refaulted: u64,
     freed: Bytes,
+    direct_reclaim: u64,
 }
 
 impl Container {
@@ -144,6 +153,7 @@ impl Container {
             phase: Phase::Watching,
             pace: Pace::default(),
             usage: Bytes(0),
+            unsteady: false,
             freed_unobserved: Bytes(0),
             backoff: Backoff::new(Duration::from_millis(200), Duration::from_secs(30), seed),
             futile_rounds: 0,
@@ -159,6 +169,7 @@ impl Container {
                 refaults: None,
                 refaulted: 0,
                 freed: Bytes(0),
+                direct_reclaim: 0,
             },
             totals: Totals::default(),
         }
@@ -194,9 +205,17 @@ impl Container {
             }
             Event::Release => self.release(out),
             Event::LimitChanged(limit) => self.adopt(now, limit, out),
-            Event::Usage(usage) => self.look(now, usage, out),
+            Event::Usage(usage) => {
+                self.unsteady = usage.0.abs_diff(self.usage.0) > STEADY.0;
+                self.look(now, usage, out);
+            }
+            Event::Crossed(usage) => {
+                self.unsteady = true;
+                self.look(now, usage, out);
+            }
             Event::LimitHit(usage) => {
                 // Too late already: whatever we were waiting for, it is over.
+                self.stop_letting_be(now);
                 if let Phase::Resting(until) = self.phase
                     && self.told != Some(StandAside::Dirty)
                     && self.backoff.failures() == 0
@@ -236,8 +255,12 @@ impl Container {
             return;
         }
         match self.mark() {
-            Some(mark) if usage >= mark => {
-                self.stop_letting_be(now);
+            // While it is let be, an event may also mean that it was at the limit for an instant: direct
+            // reclaim takes usage back at once. The counters in the survey tell.
+            Some(mark)
+                if usage.saturating_add(self.can.threshold_slack) >= mark
+                    || (self.let_be.since.is_some() && self.can.threshold_event) =>
+            {
                 self.phase = Phase::Surveying;
                 out.push(Action::Survey);
             }
@@ -266,7 +289,10 @@ impl Container {
         };
         if self.can.threshold_event {
             out.push(Action::Arm(Some(mark)));
-            out.push(Action::Timer(None));
+            // The kernel looks at thresholds every 128 page events a CPU, so that its idea of which side
+            // usage is on may be behind, and the next crossing then tells nobody. As long as usage
+            // moves, look again; once it rests, no more.
+            out.push(Action::Timer(self.unsteady.then_some(now + RECHECK)));
         } else {
             let period = self.pace.period(mark.saturating_sub(self.usage));
             out.push(Action::Timer(Some(now + period)));
@@ -287,11 +313,19 @@ impl Container {
         let Some(marks) = self.marks else {
             return self.watch(now, out);
         };
+        if self.let_be.since.is_some() {
+            let hit = survey.direct_reclaim > self.let_be.direct_reclaim;
+            if !hit && self.mark().is_some_and(|mark| survey.usage < mark) {
+                return self.watch(now, out);
+            }
+            self.stop_letting_be(now);
+        }
         if survey.usage < marks.low.saturating_add(LEAST) {
             return self.watch(now, out);
         }
         if self.in_use(now, survey) {
             self.let_be.since = Some(now);
+            self.let_be.direct_reclaim = survey.direct_reclaim;
             self.totals.aside += 1;
             self.tell_aside(StandAside::InUse, out);
             return self.watch(now, out);
@@ -475,8 +509,12 @@ impl Container {
 
     /// Whether what we reclaim comes back, and it is time to see what happens without us.
     fn in_use(&mut self, now: Now, survey: &Survey) -> bool {
-        let refaults = survey.stat.workingset_refault_anon.unwrap_or(0)
-            + survey.stat.workingset_refault_file.unwrap_or(0);
+        // Pages of a file that come back within the distance of the working set are activated at once
+        // (mm/workingset.c); those of a stream, however often it goes round, are not.
+        let stat = &survey.stat;
+        let kept = stat.active_file.unwrap_or_default() > stat.inactive_file.unwrap_or_default();
+        let refaults = stat.workingset_refault_anon.unwrap_or(0)
+            + if kept { stat.workingset_refault_file.unwrap_or(0) } else { 0 };
         let state = &mut self.let_be;
         let delta = refaults.saturating_sub(state.refaults.unwrap_or(refaults));
         state.refaults = Some(refaults);

@@ -40,6 +40,9 @@ impl Strategy {
 pub struct Capabilities {
     /// A usage threshold can wake us (v1 eventfd). Without it usage is polled.
     pub threshold_event: bool,
+    /// Usage may be this much under a threshold when its event is handled, and still the kernel counts
+    /// it as above: 128 page events and a stock of 64 pages on each CPU that charges.
+    pub threshold_slack: Bytes,
     /// [`Strategy::LimitStep`] is possible.
     pub limit_step: bool,
     /// [`Strategy::ForceEmpty`] is possible.
@@ -132,8 +135,10 @@ pub struct Report {
 /// What happened.
 #[derive(Debug, Clone, PartialEq)]
 pub enum Event {
-    /// The kernel woke us, or a timer did: usage is this.
+    /// It was time to look: usage is this.
     Usage(Bytes),
+    /// The kernel says that usage crossed the threshold; now it is this.
+    Crossed(Bytes),
     /// The survey that was asked for.
     Surveyed(Box<Survey>),
     /// A job ended.

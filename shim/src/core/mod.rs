@@ -31,6 +31,7 @@ pub(crate) mod testing {
 
     pub(crate) const V1: Capabilities = Capabilities {
         threshold_event: true,
+        threshold_slack: Bytes::mib(1),
         limit_step: true,
         force_empty: true,
         memory_reclaim: false,
@@ -39,6 +40,7 @@ pub(crate) mod testing {
 
     pub(crate) const V2: Capabilities = Capabilities {
         threshold_event: false,
+        threshold_slack: Bytes(0),
         limit_step: false,
         force_empty: false,
         memory_reclaim: true,

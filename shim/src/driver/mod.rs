@@ -118,11 +118,19 @@ pub fn capabilities(memory: &dyn Memory) -> Capabilities {
     let v1 = memory.version() == Version::V1;
     Capabilities {
         threshold_event: v1 && dir.has("cgroup.event_control"),
+        threshold_slack: if v1 { threshold_slack() } else { Bytes(0) },
         limit_step: v1,
         force_empty: v1 && dir.has("memory.force_empty"),
         memory_reclaim: dir.has("memory.reclaim"),
         high_step: !v1 && dir.has("memory.high"),
     }
+}
+
+/// 128 page events (`THRESHOLDS_EVENTS_TARGET`) and 64 pages of stock a CPU; few CPUs charge one group
+/// at once.
+fn threshold_slack() -> Bytes {
+    let cpus = std::thread::available_parallelism().map_or(1, |n| n.get() as u64).min(8);
+    Bytes((128 + 64) * cgroupfs::units::page_size() * cpus)
 }
 
 /// Opens the memory controller of `group`, whichever version it is.
@@ -327,7 +335,7 @@ impl Engine {
                     self.deliver(key, Event::LimitChanged(limit));
                 }
             }
-            self.look(key);
+            self.look(key, Event::Usage);
         }
         for enforced in self.containers.values_mut() {
             if let Some(flight) = &mut enforced.flight
@@ -344,7 +352,7 @@ impl Engine {
         if let Some(Enforced { threshold: Some((_, notification)), .. }) = self.containers.get(&key)
         {
             notification.take();
-            self.look(key);
+            self.look(key, Event::Crossed);
         }
     }
 
@@ -421,10 +429,10 @@ impl Engine {
         self.count(key.0);
     }
 
-    fn look(&mut self, key: u64) {
+    fn look(&mut self, key: u64, event: fn(Bytes) -> Event) {
         let Some(enforced) = self.containers.get(&key) else { return };
         match enforced.memory.usage() {
-            Ok(usage) => self.deliver(key, Event::Usage(usage)),
+            Ok(usage) => self.deliver(key, event(usage)),
             Err(error) => self.failed(key, &error),
         }
     }
@@ -467,12 +475,14 @@ impl Engine {
 
     fn deliver(&mut self, key: u64, event: Event) {
         let now = self.now();
-        if let Event::Usage(usage) | Event::LimitHit(usage) = event {
+        if let Event::Usage(usage) | Event::Crossed(usage) | Event::LimitHit(usage) = event {
             self.happened.push(Happened::Usage(Key(key), now, usage));
         }
         let mut actions = Vec::new();
         if let Some(enforced) = self.containers.get_mut(&key) {
+            log::trace!("{now:?} {event:?}");
             enforced.core.handle(now, event, &mut actions);
+            log::trace!("{actions:?}");
         }
         for action in actions {
             self.perform(key, action);
