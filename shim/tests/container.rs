@@ -248,22 +248,49 @@ fn a_report_of_another_job_changes_nothing() {
     assert_eq!(container.totals().rounds, 0);
 }
 
+/// One job that runs into its deadline with usage at the limit, and the survey after it.
+fn overrun(container: &mut Container, now: &mut Now, id: u64, direct: &mut u64) -> Vec<Action> {
+    *now += ms(100);
+    *direct += 4000;
+    let actions = done(container, *now, report(id, Outcome::Deadline, 255, 255));
+    assert_eq!(actions, [Action::Survey]);
+    let mut look = survey(255);
+    look.direct_reclaim = *direct;
+    surveyed(container, *now, look)
+}
+
 #[test]
 fn a_group_that_outruns_reclaim_is_let_alone_and_tried_again_later() {
     let mut container = container(V1);
-    let first = start(&mut container, ms(0), 255);
-    let actions = done(&mut container, ms(100), report(first.id, Outcome::Deadline, 255, 255));
-    assert_eq!(actions, [Action::Survey]);
-    let second = job(&surveyed(&mut container, ms(100), survey(255))).unwrap();
-    let actions = done(&mut container, ms(200), report(second.id, Outcome::Deadline, 255, 255));
+    let (mut now, mut direct) = (ms(0), 0);
+    let mut id = start(&mut container, now, 255).id;
+    for _ in 0..2 {
+        id = job(&overrun(&mut container, &mut now, id, &mut direct)).expect("not yet").id;
+    }
+    let actions = overrun(&mut container, &mut now, id, &mut direct);
     assert_eq!(told(&actions), [Notice::StandingAside(StandAside::Overrun)]);
     let until = timer(&actions);
-    assert!(until >= ms(950), "{until:?}");
+    assert!(until >= now + ms(750), "{until:?}");
     // The next try that does not get it off the limit is the last for about twice as long.
-    let third = start(&mut container, until, 255);
-    let now = until + ms(100);
-    let actions = done(&mut container, now, report(third.id, Outcome::Deadline, 255, 255));
+    now = until;
+    assert_eq!(send(&mut container, now, Event::Usage(Bytes::mib(255))), [Action::Survey]);
+    let mut look = survey(255);
+    look.direct_reclaim = direct;
+    id = job(&surveyed(&mut container, now, look)).expect("a try").id;
+    let actions = overrun(&mut container, &mut now, id, &mut direct);
     assert!(timer(&actions) >= now + ms(1500));
+}
+
+#[test]
+fn a_job_that_others_on_the_cpu_hold_up_is_no_overrun() {
+    let mut container = container(V1);
+    let (mut now, mut direct) = (ms(0), 0);
+    let mut id = start(&mut container, now, 255).id;
+    for _ in 0..20 {
+        // At the limit, but the group reclaims little itself.
+        direct -= direct.min(3500);
+        id = job(&overrun(&mut container, &mut now, id, &mut direct)).expect("a job").id;
+    }
 }
 
 #[test]

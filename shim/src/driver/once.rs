@@ -35,27 +35,32 @@ pub fn reclaim_once(
     let can = Capabilities { force_empty: false, ..capabilities(&**memory) };
     // Asked for by a person: dirty pages too are worth a try, so the plan's own reasons to stand aside
     // do not count here, but its floor does.
-    let (strategy, target, least, no_swap) = match plan(&look, wanted, 0, can) {
-        Plan::Reclaim { strategy, target, no_swap, .. } => (strategy, target, floor.floor, no_swap),
+    let (strategy, no_swap) = match plan(&look, wanted, 0, can) {
+        Plan::Reclaim { strategy, no_swap, .. } => (strategy, no_swap),
         Plan::Aside(_) => {
             let strategy = match can {
                 Capabilities { memory_reclaim: true, .. } => Strategy::MemoryReclaim,
                 Capabilities { limit_step: true, .. } => Strategy::LimitStep,
                 _ => Strategy::HighStep,
             };
-            (strategy, wanted, floor.floor, false)
+            (strategy, false)
         }
     };
-    let least = if ended { floor.unreclaimable } else { least };
+    let least = if ended { floor.unreclaimable } else { floor.floor };
     let stepped = matches!(strategy, Strategy::LimitStep | Strategy::HighStep);
     let reachable = if stepped { wanted.max(least) } else { wanted.max(floor.unreclaimable) };
-    let why = (reachable > wanted).then_some(if floor.unreclaimable > wanted {
-        "the rest cannot be reclaimed: anonymous memory without swap, locked or kernel memory, or pages \
-         waiting for the disk"
-    } else {
-        "the rest is the margin that its processes may need while the limit is stepped"
-    });
-    let _ = target;
+    let why = match reachable > wanted {
+        _ if look.usage < size => Some("no more than that is in use"),
+        false => None,
+        true if floor.unreclaimable > wanted => Some(
+            "the rest cannot be reclaimed: anonymous memory without swap, locked or kernel memory, or \
+             pages waiting for the disk",
+        ),
+        true => Some(
+            "the rest is the margin that its processes may need while the limit is stepped; with none \
+             in the group there is no margin",
+        ),
+    };
     if reachable >= look.usage {
         return Ok(Once { report: None, why });
     }

@@ -50,6 +50,8 @@ pub(crate) struct Reclaim {
     pub(crate) freed_bytes: u64,
     pub(crate) cpu_ms: u64,
     pub(crate) futile: u64,
+    /// Writes that reclaimed.
+    pub(crate) steps: u64,
     /// Times the engine let the group be: its cache was dirty, in use, or there was nothing to take.
     pub(crate) stood_aside: u64,
 }
@@ -115,6 +117,7 @@ pub(super) fn build(
             freed_bytes: totals.freed.0,
             cpu_ms: totals.cpu.as_millis() as u64,
             futile: totals.futile,
+            steps: totals.steps,
             stood_aside: totals.aside,
         },
         throttle: Throttle::default(),
