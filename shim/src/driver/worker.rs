@@ -149,6 +149,7 @@ impl Drop for Workers {
 
 fn work_off(queue: &Receiver<Task>, answers: &Sender<(u64, Answer)>, wake: &EventFd) {
     let me = sys::become_interruptible();
+    sys::ask_for_short_slices();
     while let Ok(Task { key, memory, work, ticket }) = queue.recv() {
         let _ = ticket.thread.set(me);
         let answer = match work {
