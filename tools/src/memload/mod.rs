@@ -46,6 +46,7 @@ use std::time::Instant;
 pub use args::{Args, EXAMPLES, Load};
 pub use hist::{Histogram, Latency};
 pub use report::{Errors, Report, SCHEMA};
+pub(crate) use scratch::create as scratch_file;
 
 use alloc::Beside;
 use args::Plan;
