@@ -5,7 +5,7 @@ use crate::cgctl::error::{FAILED, Failure};
 use crate::memload::scratch_file;
 use cgroupfs::Bytes;
 use nix::sys::signal::Signal;
-use nix::sys::statfs::{TMPFS_MAGIC, fstatfs};
+use nix::sys::statfs::{FsType, TMPFS_MAGIC, fstatfs};
 use nix::sys::statvfs::fstatvfs;
 use std::fs::File;
 use std::io::Write;
@@ -26,9 +26,9 @@ pub(super) fn make(dir: &Path, size: Bytes, signals: &Signals) -> Result<File, N
     let mut file =
         scratch_file(dir).map_err(|error| skip(format!("cannot create a file there: {error}")))?;
     // ramfs, which an initramfs may be, has no constant in nix.
-    const RAMFS_MAGIC: i64 = 0x8584_58f6;
+    const RAMFS_MAGIC: FsType = FsType(0x8584_58f6);
     if let Ok(fs) = fstatfs(&file)
-        && (fs.filesystem_type() == TMPFS_MAGIC || fs.filesystem_type().0 as i64 == RAMFS_MAGIC)
+        && (fs.filesystem_type() == TMPFS_MAGIC || fs.filesystem_type() == RAMFS_MAGIC)
     {
         return Err(skip("it is in memory, where a file's pages are no cache of a disk".into()));
     }

@@ -33,6 +33,9 @@ use std::sync::Arc;
 use std::time::Duration;
 use zram::Zram;
 
+/// The two sides.
+const NAMES: (&str, &str) = ("engine off", "engine on");
+
 /// `cgctl demo --json`.
 #[derive(Debug, Serialize)]
 struct Demo {
@@ -164,6 +167,15 @@ pub(super) fn main(args: &DemoArgs) -> Result<ExitCode, Failure> {
 /// Whether groups with a memory controller can be made: better known before anything else is done.
 fn may_make_groups(parent: Option<&Path>) -> Result<MemoryHierarchy, Failure> {
     let refused = |error: cgroupfs::Error| {
+        if let (cgroupfs::Error::Vanished { path }, Some(_)) = (&error, parent) {
+            let path = path.display();
+            return Failure::new(
+                FAILED,
+                format!(
+                    "--parent: there is no cgroup {path}; make it first, or leave --parent out"
+                ),
+            );
+        }
         let root = if nix::unistd::geteuid().is_root() {
             "it needs a host, or a container, that may make cgroups; see 'cgctl caps'"
         } else {
@@ -198,12 +210,9 @@ fn announce(scenarios: &[Scenario], skips: &[Skip], args: &DemoArgs) {
             if scenarios.len() == 1 { "" } else { "s" },
             seconds + 1.0
         ));
-        let parent = args.parent.as_deref().unwrap_or(Path::new("our own"));
-        say(&format!(
-            "It makes cgroups under {} and a file without a name in {}, and leaves neither behind.",
-            parent.display(),
-            args.dir.display()
-        ));
+        let parent = args.parent.as_deref().unwrap_or(Path::new("this one"));
+        say(&format!("Cgroups are made under {}, a file without a name in", parent.display()));
+        say(&format!("{}; nothing is left behind.", args.dir.display()));
     }
     for skip in skips {
         say(&format!("{}: skipped: {}", skip.kind.name(), skip.why));
@@ -235,7 +244,7 @@ fn both_sides(
         if let Some(signal) = signals.told() {
             return Err(Stopped::Told(signal));
         }
-        let name = if on { "engine on" } else { "engine off" };
+        let name = if on { NAMES.1 } else { NAMES.0 };
         let (load, finished) = one_run(scenario, args, &path, on, number, name)?;
         let mut this = Side::new();
         this.add(scenario.kind, &load, &finished);
@@ -343,7 +352,7 @@ fn show(result: &Compared) {
     let text = format!(
         "\n{}\n{}\n{}",
         wrapped(&heading, measure),
-        term::compare(("engine off", "engine on"), &result.rows, Some(width), style),
+        term::compare(NAMES, &result.rows, Some(width), style),
         term::side_by_side(left, right, width.min(180), each.clamp(11, 18), style),
     );
     // A pipe that nobody reads any more ends the output, not the demo's cleaning up.
@@ -374,7 +383,7 @@ fn draw(compared: &[Compared], path: &Path) -> Option<PathBuf> {
         .iter()
         .map(|result| (&result.timelines.0, &result.timelines.1, &result.rows[..]))
         .collect();
-    let picture = svg::compare_all("cgctl demo: engine off and on", &pairs);
+    let picture = svg::compare_all("cgctl demo: engine off and on", NAMES, &pairs);
     say("");
     match File::create(path).and_then(|mut file| file.write_all(picture.as_bytes())) {
         Ok(()) => {

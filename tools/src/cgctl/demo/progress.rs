@@ -95,7 +95,8 @@ fn show(
     }
     let mut stderr = std::io::stderr().lock();
     let width = sys::terminal_size(stderr.as_fd()).map_or(80, |(columns, _)| columns);
-    let line: String = line.chars().take(width.saturating_sub(1)).collect();
+    // Room for the ^C that the terminal may write after it.
+    let line: String = line.chars().take(width.saturating_sub(4)).collect();
     let _ = write!(stderr, "\r\x1b[K{line}");
     let _ = stderr.flush();
 }

@@ -152,13 +152,13 @@ pub(super) fn compare(kind: Kind, off: &Side, on: &Side) -> Vec<CompareRow> {
     for (name, percent) in percentiles {
         let label = format!("{what}, {name}");
         let of = |side: &Side| percentile_ms(&side.allocation, percent);
-        rows.push(row(label, (of(off), of(on)), fmt::duration_ms, Less));
+        rows.push(latency_row(label, of(off), of(on)));
     }
     if kind == Kind::Hot {
         for (name, percent) in &percentiles[1..3] {
             let label = format!("touch of 64 hot pages, {name}");
             let of = |side: &Side| percentile_ms(&side.hot, *percent);
-            rows.push(row(label, (of(off), of(on)), fmt::duration_ms, Less));
+            rows.push(latency_row(label, of(off), of(on)));
         }
     }
     let done = match kind {
@@ -171,7 +171,7 @@ pub(super) fn compare(kind: Kind, off: &Side, on: &Side) -> Vec<CompareRow> {
     let label = format!("direct reclaims ({})", off.counter);
     rows.push(row(label, direct, |n| fmt::count(n as u64), Less));
     rows.push(CompareRow {
-        label: "engine's reclaim, of one CPU".into(),
+        label: "reclaim threads, of one CPU".into(),
         off: "-".into(),
         on: format!("{:.1}%", on.cpu_percent()),
         ratio: None,
@@ -200,6 +200,15 @@ use Better::{Less, More};
 
 /// Within this of each other, two values are alike.
 const ALIKE: f64 = 0.1;
+
+/// So are latencies that differ by less, whatever their ratio: microseconds are not what this is about.
+const ALIKE_MS: f64 = 0.05;
+
+fn latency_row(label: String, off: f64, on: f64) -> CompareRow {
+    let row = row(label, (off, on), fmt::duration_ms, Less);
+    let better = row.better.filter(|_| (on - off).abs() >= ALIKE_MS);
+    CompareRow { better, ..row }
+}
 
 fn row(
     label: String,
@@ -248,5 +257,7 @@ mod tests {
             CompareRow { better: Some(false), ratio: None, ..verdict(0.0, 3.0, Less) }
         );
         assert_eq!(verdict(10.0, 2.0, Less).ratio, Some(0.2));
+        assert_eq!(latency_row(String::new(), 0.002, 0.04).better, None);
+        assert_eq!(latency_row(String::new(), 2.0, 40.0).better, Some(false));
     }
 }

@@ -35,19 +35,25 @@ const WIDTH: f64 = 1360.0;
 /// and whether for the better.
 pub fn compare(left: &Timeline, right: &Timeline, rows: &[CompareRow]) -> String {
     let mut canvas = Canvas::default();
-    let (height, about) = pair(&mut canvas, left, right, rows);
+    let names = (left.title.as_str(), right.title.as_str());
+    let (height, about) = pair(&mut canvas, names, left, right, rows);
     let title = format!("{} | {}", left.title, right.title);
     canvas.document(WIDTH, height, &title, &about)
 }
 
-/// Several comparisons, one below the other: each is what [`compare`] draws.
-pub fn compare_all(title: &str, pairs: &[(&Timeline, &Timeline, &[CompareRow])]) -> String {
+/// Several comparisons, one below the other: each is what [`compare`] draws, but for the columns of
+/// values, which `names` head.
+pub fn compare_all(
+    title: &str,
+    names: (&str, &str),
+    pairs: &[(&Timeline, &Timeline, &[CompareRow])],
+) -> String {
     const GAP: f64 = 28.0;
     let mut canvas = Canvas::default();
     let (mut top, mut abouts) = (0.0, Vec::new());
     for (left, right, rows) in pairs {
         let mut part = Canvas::default();
-        let (height, about) = pair(&mut part, left, right, rows);
+        let (height, about) = pair(&mut part, names, left, right, rows);
         canvas.place(part, top);
         abouts.push(about);
         top += height + GAP;
@@ -58,6 +64,7 @@ pub fn compare_all(title: &str, pairs: &[(&Timeline, &Timeline, &[CompareRow])])
 /// Draws a comparison; answers its height, and what it shows in words.
 fn pair(
     canvas: &mut Canvas,
+    names: (&str, &str),
     left: &Timeline,
     right: &Timeline,
     rows: &[CompareRow],
@@ -73,7 +80,6 @@ fn pair(
         chart.draw(canvas, &axes, Frame { x, width: HALF, height: HEIGHT, mark_rows });
     }
     let top = HEIGHT + charts[0].list_height().max(charts[1].list_height());
-    let names = (left.title.as_str(), right.title.as_str());
     let height = table::draw(canvas, names, rows, (0.0, WIDTH), top);
     (top + height, format!("Left: {}. Right: {}.", about(&series[0]), about(&series[1])))
 }
