@@ -36,7 +36,7 @@ fn may_run(test: &str) -> bool {
 }
 
 fn skip(test: &str, reason: &str) {
-    writeln!(std::io::stderr(), "SKIP {test}: {reason}").unwrap();
+    let _ = writeln!(std::io::stderr(), "SKIP {test}: {reason}");
 }
 
 /// Where a file's pages are cache of a disk, as far as the test can know.
