@@ -171,8 +171,10 @@ Examples:
   cgctl demo --json --svg d.svg > d.json
 
 Needs root and the memory controller. Every load runs in a cgroup of its own with a limit, which is
-removed afterwards. Results go to standard output, progress to standard error. Ctrl-C ends it; nothing
-is left behind. Exit code: 0; 1 if no load could run, or one failed; 128+N if signal N ended it.")]
+removed afterwards. Results go to standard output, progress to standard error. Ctrl-C ends it;
+nothing is left behind.
+
+Exit code: 0; 1 if no load could run, or one failed; 128+N if signal N ended it.")]
 pub(crate) struct DemoArgs {
     /// Draw the picture here
     #[arg(long, value_name = "FILE", default_value = "cgshim-demo.svg")]

@@ -19,8 +19,13 @@ const INTERVAL: Duration = Duration::from_millis(250);
 /// perhaps swap, to clean up.
 pub(super) fn say(line: &str) {
     let mut stderr = std::io::stderr().lock();
-    let clear = if stderr.is_terminal() { "\r\x1b[K" } else { "" };
+    let clear = if repaints() { "\r\x1b[K" } else { "" };
     let _ = writeln!(stderr, "{clear}{line}");
+}
+
+/// Whether standard error is a terminal on which a line can be written anew.
+fn repaints() -> bool {
+    std::io::stderr().is_terminal() && std::env::var_os("TERM").is_none_or(|term| term != "dumb")
 }
 
 /// A line that shows a run, until it is dropped.
@@ -39,10 +44,8 @@ impl Live {
         progress: Arc<Progress>,
     ) -> Live {
         let over = Arc::new(AtomicBool::new(false));
-        let terminal =
-            std::io::stderr().is_terminal() && std::env::var_os("TERM").is_none_or(|t| t != "dumb");
         let shown = over.clone();
-        let thread = terminal.then(|| {
+        let thread = repaints().then(|| {
             thread::Builder::new().name("cgctl-progress".into()).stack_size(128 << 10).spawn(
                 move || {
                     // Signals are the main thread's: one that stops us must not find a limit lowered.

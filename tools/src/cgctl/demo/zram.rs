@@ -46,8 +46,10 @@ impl Zram {
         let mut zram = Zram { name, swapping: false, loaded_module };
         let device = zram.device();
         let refused = |what: &str, error: io::Error| failed(format!("cannot {what}: {error}"));
-        fs::write(zram.sys("disksize"), size.0.to_string())
-            .map_err(|error| refused(&format!("set the size of {}", device.display()), error))?;
+        fs::write(zram.sys("disksize"), size.0.to_string()).map_err(|error| {
+            // EINVAL is also a compressor that is not there; the kernel log names it.
+            refused(&format!("set the size of {} (see dmesg)", device.display()), error)
+        })?;
         write_header(&device, size)
             .map_err(|error| refused(&format!("write to {}", device.display()), error))?;
         sys::swapon(&zram.device_text(), PRIORITY)
