@@ -57,7 +57,8 @@ fn inherited_mask() -> SigSet {
 /// How standard output may look: colours on a terminal unless `NO_COLOR` is set
 /// (<https://no-color.org>), line-drawing characters in a UTF-8 locale.
 pub(crate) fn style() -> Style {
-    let no_colour = std::env::var_os("NO_COLOR").is_some_and(|value| !value.is_empty());
+    let no_colour = std::env::var_os("NO_COLOR").is_some_and(|value| !value.is_empty())
+        || std::env::var_os("TERM").is_some_and(|term| term == "dumb");
     let locale = ["LC_ALL", "LC_CTYPE", "LANG"]
         .into_iter()
         .find_map(|name| std::env::var(name).ok().filter(|value| !value.is_empty()));
