@@ -89,7 +89,7 @@ pub fn run(args: &Args) -> ExitCode {
     }
 }
 
-/// Runs a load. The report has its histograms. What [`run`] says about threads and signals holds.
+/// Runs a load. The report has its histograms. What [`run()`] says about threads and signals holds.
 pub fn measure(args: &Args) -> Result<Report, Failure> {
     let plan = Plan::new(args)?;
     sys::catch_stop_signals()
