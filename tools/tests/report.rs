@@ -443,3 +443,21 @@ proptest! {
         prop_assert!(out.chars().all(|c| c == '\n' || !c.is_control()));
     }
 }
+
+#[test]
+fn comparisons_stand_one_below_the_other_under_their_own_names() {
+    let (off, on) = (at_the_limit(), sawtooth());
+    let row = CompareRow { label: "p99.9".into(), ..CompareRow::default() };
+    let rows = [row];
+    let one = svg::compare(&off, &on, &rows);
+    let pairs = [(&off, &on, &rows[..]), (&off, &on, &rows[..])];
+    let both = svg::compare_all("the demo", ("without", "with"), &pairs);
+    let height = |picture: &str| {
+        let document = roxmltree::Document::parse(picture).unwrap();
+        document.root_element().attribute("height").unwrap().parse::<f64>().unwrap()
+    };
+    assert!(height(&both) > 2.0 * height(&one), "{} {}", height(&both), height(&one));
+    assert_eq!(both.matches(">without<").count(), 2);
+    let nothing = svg::compare_all("", ("", ""), &[]);
+    assert!(height(&nothing) > 0.0);
+}

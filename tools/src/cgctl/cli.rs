@@ -37,6 +37,8 @@ pub(crate) enum Command {
     Caps(CapsArgs),
     /// Take so many bytes from a cgroup, and no more
     Reclaim(ReclaimArgs),
+    /// Show what the engine does: bundled loads with it off and on, side by side, in under a minute
+    Demo(DemoArgs),
     /// The loads of the demo
     #[command(hide = true, after_help = crate::memload::EXAMPLES)]
     Memload(crate::memload::Args),
@@ -158,6 +160,40 @@ pub(crate) struct ReclaimArgs {
     /// One JSON object
     #[arg(long)]
     pub(crate) json: bool,
+}
+
+#[derive(Debug, Args)]
+#[command(after_help = "\
+Examples:
+  cgctl demo                      three loads, about 40 s
+  cgctl demo --zram 1G            the same on a host without swap, which the first load needs
+  cgctl demo --quick              a second per run: whether it works here, not how well
+  cgctl demo --json --svg d.svg > d.json
+
+Needs root and the memory controller. Every load runs in a cgroup of its own with a limit, which is
+removed afterwards. Results go to standard output, progress to standard error. Ctrl-C ends it;
+nothing is left behind.
+
+Exit code: 0; 1 if no load could run, or one failed; 128+N if signal N ended it.")]
+pub(crate) struct DemoArgs {
+    /// Draw the picture here
+    #[arg(long, value_name = "FILE", default_value = "cgshim-demo.svg")]
+    pub(crate) svg: PathBuf,
+    /// One JSON object instead of tables and charts
+    #[arg(long)]
+    pub(crate) json: bool,
+    /// A second per run
+    #[arg(long)]
+    pub(crate) quick: bool,
+    /// Where the file that is read is made (it has no name): a directory on a disk, not tmpfs
+    #[arg(long, value_name = "DIR", default_value = "/var/tmp")]
+    pub(crate) dir: PathBuf,
+    /// Swap to a zram device of this size while the demo runs; refused where zram is in use
+    #[arg(long, value_name = "SIZE", value_parser = parse_bytes)]
+    pub(crate) zram: Option<Bytes>,
+    /// Make the cgroups under this one [default: our own cgroup; on v2 the nearest above it that can]
+    #[arg(long, value_name = "PATH")]
+    pub(crate) parent: Option<PathBuf>,
 }
 
 /// A size, or a share of the limit.

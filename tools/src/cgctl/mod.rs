@@ -3,6 +3,7 @@
 
 mod caps;
 mod cli;
+mod demo;
 mod error;
 mod find;
 mod reclaim;
@@ -12,11 +13,14 @@ mod stat;
 use crate::report::term::Style;
 use clap::Parser;
 pub use error::Failure;
+use nix::sys::signal::SigSet;
 use std::io::IsTerminal;
 use std::process::ExitCode;
+use std::sync::OnceLock;
 
 /// Runs `cgctl` with this process's arguments.
 pub fn main() -> ExitCode {
+    inherited_mask();
     env_logger::Builder::from_env(env_logger::Env::new().filter_or("CGSHIM_LOG", "warn"))
         .format(|out, record| {
             use std::io::Write;
@@ -35,6 +39,7 @@ pub fn main() -> ExitCode {
         cli::Command::Stat(args) => stat::main(&args),
         cli::Command::Caps(args) => caps::main(&args),
         cli::Command::Reclaim(args) => reclaim::main(&args),
+        cli::Command::Demo(args) => demo::main(&args),
         cli::Command::Memload(args) => Ok(crate::memload::run(&args)),
     };
     result.unwrap_or_else(|failure| {
@@ -43,10 +48,17 @@ pub fn main() -> ExitCode {
     })
 }
 
+/// The signal mask that this process was started with, and that a command started by it gets.
+fn inherited_mask() -> SigSet {
+    static MASK: OnceLock<SigSet> = OnceLock::new();
+    *MASK.get_or_init(|| SigSet::thread_get_mask().unwrap_or_else(|_| SigSet::empty()))
+}
+
 /// How standard output may look: colours on a terminal unless `NO_COLOR` is set
 /// (<https://no-color.org>), line-drawing characters in a UTF-8 locale.
 pub(crate) fn style() -> Style {
-    let no_colour = std::env::var_os("NO_COLOR").is_some_and(|value| !value.is_empty());
+    let no_colour = std::env::var_os("NO_COLOR").is_some_and(|value| !value.is_empty())
+        || std::env::var_os("TERM").is_some_and(|term| term == "dumb");
     let locale = ["LC_ALL", "LC_CTYPE", "LANG"]
         .into_iter()
         .find_map(|name| std::env::var(name).ok().filter(|value| !value.is_empty()));

@@ -90,6 +90,10 @@ pub struct Args {
     #[arg(long, value_name = "DIR")]
     pub dir: Option<PathBuf>,
 
+    /// Read this file, its first --size bytes, instead of making one (read)
+    #[arg(long, value_name = "FILE")]
+    pub file: Option<PathBuf>,
+
     /// Bytes that stay hot (hotcold) [default: 16M]
     #[arg(long, value_name = "SIZE", allow_negative_numbers = true)]
     pub hot: Option<Bytes>,
@@ -183,6 +187,7 @@ pub(crate) struct Plan {
     pub(crate) seed: u64,
     pub(crate) procs: u32,
     pub(crate) dir: PathBuf,
+    pub(crate) file: Option<PathBuf>,
     pub(crate) hot: u64,
     pub(crate) write: bool,
     pub(crate) fresh: bool,
@@ -198,6 +203,7 @@ impl Plan {
             (args.hot.is_some(), "--hot", Load::Hotcold),
             (args.write, "--write", Load::Mmap),
             (args.fresh, "--fresh", Load::Read),
+            (args.file.is_some(), "--file", Load::Read),
         ] {
             if given && load != only {
                 return usage(format!("{flag}: only the {only} load has it, not {load}"));
@@ -242,6 +248,7 @@ impl Plan {
             seed: args.seed,
             procs: args.procs.unwrap_or(if load == Load::Fork { DEFAULT_CHILDREN } else { 1 }),
             dir: args.dir.clone().unwrap_or_else(|| default_dir.into()),
+            file: args.file.clone(),
             hot,
             write: args.write,
             fresh: args.fresh,

@@ -46,6 +46,7 @@ use std::time::Instant;
 pub use args::{Args, EXAMPLES, Load};
 pub use hist::{Histogram, Latency};
 pub use report::{Errors, Report, SCHEMA};
+pub(crate) use scratch::create as scratch_file;
 
 use alloc::Beside;
 use args::Plan;
@@ -88,7 +89,7 @@ pub fn run(args: &Args) -> ExitCode {
     }
 }
 
-/// Runs a load. The report has its histograms. What [`run`] says about threads and signals holds.
+/// Runs a load. The report has its histograms. What [`run()`] says about threads and signals holds.
 pub fn measure(args: &Args) -> Result<Report, Failure> {
     let plan = Plan::new(args)?;
     sys::catch_stop_signals()

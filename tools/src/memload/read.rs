@@ -27,7 +27,10 @@ pub(crate) struct Stream {
 
 impl Stream {
     pub(crate) fn new(plan: &Plan, mut fill: Fill) -> Result<Stream, Failure> {
-        let file = scratch::written(plan, &mut fill)?;
+        let file = match &plan.file {
+            None => scratch::written(plan, &mut fill)?,
+            Some(path) => scratch::existing(path, plan.size)?,
+        };
         let mut buffer = Anon::map(plan.chunk_len()).map_err(|errno| {
             Failure::Failed(format!("--chunk {}: cannot map a buffer: {errno}", plan.chunk))
         })?;

@@ -64,6 +64,25 @@ pub(crate) fn written(plan: &Plan, fill: &mut Fill) -> Result<File, Failure> {
     Ok(file)
 }
 
+/// A file that is there already, of `size` bytes at least, with as little of it in the page cache as the
+/// kernel lets go.
+pub(crate) fn existing(path: &Path, size: u64) -> Result<File, Failure> {
+    let failure = |cause: io::Error| {
+        Failure::Failed(format!("--file {}: cannot read it: {cause}", path.display()))
+    };
+    let file = File::open(path).map_err(failure)?;
+    let length = file.metadata().map_err(failure)?.len();
+    if length < size {
+        return Err(Failure::Usage(format!(
+            "--file {}: it has {length} bytes, less than --size {size}",
+            path.display()
+        )));
+    }
+    posix_fadvise(file.as_fd(), 0, 0, PosixFadviseAdvice::POSIX_FADV_DONTNEED)
+        .map_err(|errno| failure(errno.into()))?;
+    Ok(file)
+}
+
 fn dir_failure(plan: &Plan, what: &str, cause: &io::Error) -> Failure {
     Failure::Failed(format!("--dir {}: {what}: {cause}", plan.dir.display()))
 }
@@ -71,6 +90,17 @@ fn dir_failure(plan: &Plan, what: &str, cause: &io::Error) -> Failure {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_file_that_is_there_is_read_as_far_as_it_goes() {
+        let mut file = tempfile::NamedTempFile::new().unwrap();
+        file.write_all(&[1; 8192]).unwrap();
+        assert!(existing(file.path(), 8192).is_ok());
+        let short = existing(file.path(), 8193).unwrap_err().to_string();
+        assert!(short.contains("8192 bytes, less than --size 8193"), "{short}");
+        let missing = existing(&file.path().join("none"), 1).unwrap_err().to_string();
+        assert!(missing.contains("cannot read it"), "{missing}");
+    }
 
     #[test]
     fn a_scratch_file_leaves_no_name() {

@@ -11,7 +11,7 @@ use cgroupfs::Limit;
 use cgroupfs::files::Access;
 use cgshim::driver::Engine;
 use nix::errno::Errno;
-use nix::sys::signal::{SigSet, Signal, kill, raise};
+use nix::sys::signal::{SigSet, SigmaskHow, Signal, kill, raise};
 use nix::sys::signalfd::{SfdFlags, SignalFd};
 use nix::sys::wait::{WaitPidFlag, WaitStatus, waitpid};
 use nix::unistd::Pid;
@@ -29,10 +29,32 @@ const FORWARDED: [Signal; 7] = [
     Signal::SIGWINCH,
 ];
 
+/// Signals that mean to end the command, and whoever waits for it.
+const ENDING: [Signal; 4] = [Signal::SIGTERM, Signal::SIGINT, Signal::SIGHUP, Signal::SIGQUIT];
+
 /// The running command.
 pub(super) struct Child {
     pid: Pid,
     signals: SignalFd,
+    told_to_end: Option<Signal>,
+    _mask: Blocked,
+}
+
+/// The signals that we wait for by signalfd are blocked while this lives.
+struct Blocked {
+    before: SigSet,
+}
+
+impl Blocked {
+    fn new(mask: &SigSet) -> nix::Result<Blocked> {
+        mask.thread_swap_mask(SigmaskHow::SIG_BLOCK).map(|before| Blocked { before })
+    }
+}
+
+impl Drop for Blocked {
+    fn drop(&mut self) {
+        let _ = self.before.thread_set_mask();
+    }
 }
 
 /// How the command ended.
@@ -68,7 +90,7 @@ impl Child {
         for signal in FORWARDED.into_iter().chain([Signal::SIGCHLD, Signal::SIGTSTP]) {
             mask.add(signal);
         }
-        mask.thread_block().map_err(|errno| refused("block signals", errno))?;
+        let blocked = Blocked::new(&mask).map_err(|errno| refused("block signals", errno))?;
         let signals = SignalFd::with_flags(&mask, SfdFlags::SFD_CLOEXEC | SfdFlags::SFD_NONBLOCK)
             .map_err(|errno| refused("make a signalfd", errno))?;
         engine.watch(signals.as_fd(), 0).map_err(|error| Failure::from(error).code(RUN_FAILED))?;
@@ -83,12 +105,22 @@ impl Child {
         if let Some(stdout) = spec.stdout.take() {
             command.stdout(Stdio::from(stdout));
         }
-        crate::sys::before_exec(&mut command, move || crate::sys::join_group(procs_fd));
+        // The command gets the mask that we were started with: it handles its signals itself.
+        let inherited = super::super::inherited_mask();
+        crate::sys::before_exec(&mut command, move || {
+            crate::sys::set_mask(&inherited)?;
+            crate::sys::join_group(procs_fd)
+        });
         let started = command.spawn();
         drop(procs);
         let program = spec.command[0].to_string_lossy();
         match started {
-            Ok(child) => Ok(Child { pid: Pid::from_raw(child.id() as i32), signals }),
+            Ok(child) => Ok(Child {
+                pid: Pid::from_raw(child.id() as i32),
+                signals,
+                told_to_end: None,
+                _mask: blocked,
+            }),
             Err(error) => Err(match error.raw_os_error().map(Errno::from_raw) {
                 Some(Errno::ENOENT) if !program.contains('/') => {
                     Failure::new(NOT_FOUND, format!("{program}: command not found; is it in PATH?"))
@@ -117,6 +149,9 @@ impl Child {
     ) -> Result<Option<Ended>, Failure> {
         while let Ok(Some(info)) = self.signals.read_signal() {
             let Ok(signal) = Signal::try_from(info.ssi_signo as i32) else { continue };
+            if ENDING.contains(&signal) {
+                self.told_to_end = Some(signal);
+            }
             match signal {
                 Signal::SIGCHLD => {}
                 Signal::SIGTSTP => {
@@ -141,6 +176,13 @@ impl Child {
                 Err(Failure::new(RUN_FAILED, format!("cannot wait for the command: {errno}")))
             }
         }
+    }
+}
+
+impl Child {
+    /// The signal that told us, and so the command, to end; the last of them.
+    pub(super) fn told_to_end(&self) -> Option<Signal> {
+        self.told_to_end
     }
 }
 

@@ -33,10 +33,7 @@ pub(crate) struct RunGroup {
 impl RunGroup {
     /// Makes the group and sets its limits. Nothing is left behind if that fails.
     pub(super) fn create(hierarchy: &MemoryHierarchy, spec: &Spec) -> Result<RunGroup> {
-        let parent = match &spec.parent {
-            None => hierarchy.parent_for_new()?,
-            Some(path) => hierarchy.enable_memory(&absolute(hierarchy, path))?,
-        };
+        let parent = parent(hierarchy, spec.parent.as_deref())?;
         let group = Arc::new(parent.create_child(&spec.name)?);
         let opened = cgshim::driver::open_memory(&group);
         let memory = match opened {
@@ -143,6 +140,14 @@ impl Drop for RunGroup {
                 log::warn!("{error}");
             }
         }
+    }
+}
+
+/// The group that a run makes its own under.
+pub(super) fn parent(hierarchy: &MemoryHierarchy, path: Option<&Path>) -> Result<Cgroup> {
+    match path {
+        None => hierarchy.parent_for_new(),
+        Some(path) => hierarchy.enable_memory(&absolute(hierarchy, path)),
     }
 }
 

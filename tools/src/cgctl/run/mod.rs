@@ -12,14 +12,18 @@ use cgroupfs::memory::Version;
 use cgroupfs::{Bytes, Limit, MemoryHierarchy};
 use cgshim::core::{Notice, WatermarkSpec};
 use cgshim::driver::{Engine, Happened, Key, Policy};
-use child::{Child, Ended};
+use child::Child;
+pub(crate) use child::Ended;
 use group::RunGroup;
+use nix::sys::signal::Signal;
 use record::Recorder;
-pub(crate) use report::RunReport;
+pub(crate) use report::{DirectReclaim, RunReport};
 use std::ffi::OsString;
 use std::fs::File;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
+use std::sync::Arc;
+use std::sync::atomic::AtomicU64;
 use std::time::{Duration, Instant};
 
 /// Reclaim threads of the embedded engine: one group, one job at a time.
@@ -46,6 +50,17 @@ pub(crate) struct Spec {
     pub(crate) timeline: bool,
     /// Where the command's standard output goes; ours if `None`.
     pub(crate) stdout: Option<File>,
+    /// Told about the run while it goes on, as often as samples are taken.
+    pub(crate) progress: Option<Arc<Progress>>,
+}
+
+/// The last numbers of a run that goes on, for whoever shows them.
+#[derive(Debug, Default)]
+pub(crate) struct Progress {
+    /// Usage.
+    pub(crate) usage_bytes: AtomicU64,
+    /// Direct reclaim since the start.
+    pub(crate) direct_reclaim: AtomicU64,
 }
 
 /// What came of it.
@@ -53,6 +68,8 @@ pub(crate) struct Finished {
     pub(crate) report: RunReport,
     pub(crate) timeline: Timeline,
     pub(crate) ended: Ended,
+    /// The signal that told us to end, if one did: it was passed on to the command.
+    pub(crate) told_to_end: Option<Signal>,
 }
 
 /// `cgctl run`.
@@ -142,6 +159,7 @@ fn spec(args: &RunArgs) -> Result<Spec, Failure> {
         command: args.command.clone(),
         timeline: args.report.iter().any(|file| matches!(file, ReportFile::Svg(_))),
         stdout: None,
+        progress: None,
     })
 }
 
@@ -184,7 +202,19 @@ pub(crate) fn execute(mut spec: Spec) -> Result<Finished, Failure> {
         log::warn!("{error}");
     }
     let report = report::build(&spec, &hierarchy, &group, &recorder, ended, restored);
-    Ok(Finished { report, timeline: recorder.timeline(&spec), ended })
+    let told_to_end = child.told_to_end();
+    Ok(Finished { report, timeline: recorder.timeline(&spec), ended, told_to_end })
+}
+
+/// Whether a group named `name` can be made where a run would make it: makes it, and removes it again.
+pub(crate) fn may_create(
+    hierarchy: &MemoryHierarchy,
+    parent: Option<&Path>,
+    name: &str,
+) -> cgroupfs::Result<()> {
+    let parent = group::parent(hierarchy, parent)?;
+    parent.create_child(name)?;
+    parent.remove_child(name, Duration::from_secs(1))
 }
 
 /// Turns the loop until the command ends.
@@ -214,7 +244,7 @@ fn attend(
                     // v2 has memory.oom.group for this.
                     if spec.oom == OomPolicy::Group && group.version() == Version::V1 {
                         log::info!("{kills} killed at the limit: the rest of the group follows");
-                        group.kill_all(nix::sys::signal::Signal::SIGKILL);
+                        group.kill_all(Signal::SIGKILL);
                     }
                 }
                 Happened::Notice(_, _, ref notice) => {

@@ -1,11 +1,13 @@
 //! What a run did over time: a few numbers always, a timeline when it is to be drawn.
 
-use super::Spec;
+use super::{Progress, Spec};
 use crate::report::{Mark, MarkKind, Round, Sample, Timeline};
 use cgroupfs::memory::{Counters, Memory};
 use cgroupfs::{Bytes, Limit};
 use cgshim::core::{Notice, Now, Outcome, Totals, Watermarks};
 use cgshim::driver::Happened;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
 /// A timeline never grows beyond this: every other sample goes, and the interval doubles.
@@ -50,6 +52,7 @@ pub(super) struct Recorder {
     pub(super) after: Counters,
     pub(super) oom: Vec<OomRecord>,
     pub(super) oom_kills: u64,
+    progress: Option<Arc<Progress>>,
 }
 
 impl Recorder {
@@ -75,6 +78,7 @@ impl Recorder {
             after: Counters::default(),
             oom: Vec::new(),
             oom_kills: 0,
+            progress: spec.progress.clone(),
         }
     }
 
@@ -108,6 +112,11 @@ impl Recorder {
 
     fn push(&mut self, usage: Bytes, direct_reclaim: u64) {
         self.highest = self.highest.max(usage);
+        if let Some(progress) = &self.progress {
+            let since = direct_reclaim.saturating_sub(self.before.direct_reclaim());
+            progress.usage_bytes.store(usage.0, Ordering::Relaxed);
+            progress.direct_reclaim.store(since, Ordering::Relaxed);
+        }
         self.samples.push(Sample {
             t_ms: ms(self.start.elapsed()),
             usage_bytes: usage.0,

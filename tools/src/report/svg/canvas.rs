@@ -182,6 +182,13 @@ impl Canvas {
         self.put(format_args!("</g>"));
     }
 
+    /// All of another canvas, `y` further down.
+    pub(super) fn place(&mut self, other: Canvas, y: f64) {
+        self.put(format_args!(r#"<g transform="translate(0,{})">"#, Number(y)));
+        self.body.push_str(&other.body);
+        self.put(format_args!("</g>"));
+    }
+
     /// The whole document: `title` and `about` are for those who cannot see it.
     pub(super) fn document(self, width: f64, height: f64, title: &str, about: &str) -> String {
         let (width, height) = (Number(width), Number(height));

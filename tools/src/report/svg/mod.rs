@@ -28,10 +28,47 @@ pub fn run(timeline: &Timeline) -> String {
     canvas.document(WIDTH, HEIGHT + chart.list_height(), &timeline.title, &about(&series))
 }
 
+/// Width of a comparison.
+const WIDTH: f64 = 1360.0;
+
 /// Two runs side by side on the same axes, and a table of `rows` below: what changed, by how much,
 /// and whether for the better.
 pub fn compare(left: &Timeline, right: &Timeline, rows: &[CompareRow]) -> String {
-    const WIDTH: f64 = 1360.0;
+    let mut canvas = Canvas::default();
+    let names = (left.title.as_str(), right.title.as_str());
+    let (height, about) = pair(&mut canvas, names, left, right, rows);
+    let title = format!("{} | {}", left.title, right.title);
+    canvas.document(WIDTH, height, &title, &about)
+}
+
+/// Several comparisons, one below the other: each is what [`compare`] draws, but for the columns of
+/// values, which `names` head.
+pub fn compare_all(
+    title: &str,
+    names: (&str, &str),
+    pairs: &[(&Timeline, &Timeline, &[CompareRow])],
+) -> String {
+    const GAP: f64 = 28.0;
+    let mut canvas = Canvas::default();
+    let (mut top, mut abouts) = (0.0, Vec::new());
+    for (left, right, rows) in pairs {
+        let mut part = Canvas::default();
+        let (height, about) = pair(&mut part, names, left, right, rows);
+        canvas.place(part, top);
+        abouts.push(about);
+        top += height + GAP;
+    }
+    canvas.document(WIDTH, (top - GAP).max(1.0), title, &abouts.join(" "))
+}
+
+/// Draws a comparison; answers its height, and what it shows in words.
+fn pair(
+    canvas: &mut Canvas,
+    names: (&str, &str),
+    left: &Timeline,
+    right: &Timeline,
+    rows: &[CompareRow],
+) -> (f64, String) {
     const HALF: f64 = WIDTH / 2.0;
     const HEIGHT: f64 = 520.0;
     let series = [Series::of(left), Series::of(right)];
@@ -39,16 +76,12 @@ pub fn compare(left: &Timeline, right: &Timeline, rows: &[CompareRow]) -> String
     let charts =
         [Chart::new(&series[0], &axes, 0.0, HALF), Chart::new(&series[1], &axes, HALF, HALF)];
     let mark_rows = charts[0].mark_rows().max(charts[1].mark_rows());
-    let mut canvas = Canvas::default();
     for (chart, x) in charts.iter().zip([0.0, HALF]) {
-        chart.draw(&mut canvas, &axes, Frame { x, width: HALF, height: HEIGHT, mark_rows });
+        chart.draw(canvas, &axes, Frame { x, width: HALF, height: HEIGHT, mark_rows });
     }
     let top = HEIGHT + charts[0].list_height().max(charts[1].list_height());
-    let names = (left.title.as_str(), right.title.as_str());
-    let height = table::draw(&mut canvas, names, rows, (0.0, WIDTH), top);
-    let title = format!("{} | {}", left.title, right.title);
-    let about = format!("Left: {}. Right: {}.", about(&series[0]), about(&series[1]));
-    canvas.document(WIDTH, top + height, &title, &about)
+    let height = table::draw(canvas, names, rows, (0.0, WIDTH), top);
+    (top + height, format!("Left: {}. Right: {}.", about(&series[0]), about(&series[1])))
 }
 
 /// The run in words, for those who cannot see the picture.
