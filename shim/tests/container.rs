@@ -341,6 +341,24 @@ fn a_stream_that_goes_round_is_reclaimed_all_the_same() {
 }
 
 #[test]
+fn a_fast_stream_under_a_small_limit_is_stepped_not_emptied() {
+    // 2 GiB/s of clean cache under 128 MiB: the margin is for what is stuck, which does not grow.
+    let limit = Limit::Bytes(Bytes::mib(128));
+    let mut container = Container::new(WatermarkSpec::Default, limit, Limit::Max, V1, 1);
+    let mut look = survey(124);
+    look.limit = limit;
+    look.stat.active_anon = Some(Bytes::mib(2));
+    look.stat.inactive_file = Some(Bytes::mib(121));
+    for round in 0..20 {
+        let now = ms(round * 10);
+        send(&mut container, now, Event::Crossed(Bytes::mib(124)));
+        let job = job(&surveyed(&mut container, now, look)).expect("a job");
+        assert_eq!(job.strategy, Strategy::LimitStep);
+        done(&mut container, now, report(job.id, Outcome::Reached, 124, 104));
+    }
+}
+
+#[test]
 fn dirty_cache_is_left_to_the_disk_and_looked_at_again_soon() {
     let mut container = container(V1);
     let mut look = survey(240);

@@ -13,6 +13,7 @@ use super::backoff::Backoff;
 use super::event::{
     Action, Capabilities, Event, Job, Notice, Now, Outcome, Report, Strategy, Survey,
 };
+use super::floor::Floor;
 use super::pace::Pace;
 use super::plan::{LEAST, Plan, StandAside, plan};
 use super::watermark::{WatermarkSpec, Watermarks};
@@ -113,6 +114,8 @@ pub struct Container {
     freed_unobserved: Bytes,
     backoff: Backoff,
     futile_rounds: u32,
+    /// What could not be reclaimed at the last survey.
+    stuck: Option<(Now, Bytes)>,
     /// The last job ran into its deadline with usage at the limit all the same.
     at_limit: bool,
     /// Direct reclaim events at the last survey.
@@ -165,6 +168,7 @@ impl Container {
             freed_unobserved: Bytes(0),
             backoff: Backoff::new(Duration::from_millis(200), Duration::from_secs(30), seed),
             futile_rounds: 0,
+            stuck: None,
             at_limit: false,
             direct: None,
             overruns: 0,
@@ -351,7 +355,7 @@ impl Container {
             can.limit_step = false;
             can.high_step = false;
         }
-        match plan(survey, marks.low, self.pace.rate(), can) {
+        match plan(survey, marks.low, self.stuck_growth(now, survey), can) {
             Plan::Aside(why) => {
                 self.totals.aside += 1;
                 self.tell_aside(why, out);
@@ -516,6 +520,21 @@ impl Container {
             self.told = Some(why);
             out.push(Action::Tell(Notice::StandingAside(why)));
         }
+    }
+
+    /// How fast what cannot be reclaimed grows, in bytes a second: only that can make a step's window an
+    /// OOM. A stream of page cache fills fast, and is gone as fast. The larger of what the last two
+    /// surveys show and the group's whole pace times the stuck share of its memory.
+    fn stuck_growth(&mut self, now: Now, survey: &Survey) -> u64 {
+        let stuck = Floor::of(survey, 0).unreclaimable;
+        let seen = match self.stuck.replace((now, stuck)) {
+            Some((then, before)) if now > then => {
+                stuck.saturating_sub(before).0 as f64 / (now - then).as_secs_f64()
+            }
+            _ => 0.0,
+        };
+        let share = stuck.0 as f64 / survey.usage.0.max(1) as f64;
+        seen.max(self.pace.rate() as f64 * share.min(1.0)) as u64
     }
 
     /// Whether what we reclaim comes back, and it is time to see what happens without us.

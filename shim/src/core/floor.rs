@@ -30,10 +30,10 @@ pub struct Floor {
 }
 
 impl Floor {
-    /// From a survey, for a group that grows by `fill_rate` bytes a second.
+    /// From a survey, for a group whose unreclaimable memory grows by `growth` bytes a second.
     ///
     /// `others` is what is charged but on no LRU list: kernel memory, and the per-CPU stock.
-    pub fn of(survey: &Survey, fill_rate: u64) -> Floor {
+    pub fn of(survey: &Survey, growth: u64) -> Floor {
         let stat = &survey.stat;
         let or_zero = |value: Option<Bytes>| value.unwrap_or_default();
         let anon_lru = match (stat.inactive_anon, stat.active_anon) {
@@ -54,7 +54,7 @@ impl Floor {
             // The statistics lag behind usage: what they do show counts in any case.
             unevictable.saturating_add(anon_lru.saturating_sub(swappable)),
         );
-        let window = Bytes(fill_rate / 1000 * WORST_WINDOW_MS);
+        let window = Bytes(growth / 1000 * WORST_WINDOW_MS);
         let floor = unreclaimable.saturating_add(GROWTH_MARGIN.max(window));
         Floor { unreclaimable, clean_file, dirty_file, swappable, floor }
     }

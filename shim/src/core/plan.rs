@@ -61,9 +61,10 @@ pub enum Plan {
     Aside(StandAside),
 }
 
-/// Plans a round that brings usage from the survey's to `target`.
-pub fn plan(survey: &Survey, target: Bytes, fill_rate: u64, can: Capabilities) -> Plan {
-    let floor = Floor::of(survey, fill_rate);
+/// Plans a round that brings usage from the survey's to `target`. `growth` is how fast what cannot be
+/// reclaimed grows, in bytes a second.
+pub fn plan(survey: &Survey, target: Bytes, growth: u64, can: Capabilities) -> Plan {
+    let floor = Floor::of(survey, growth);
     let file = floor.clean_file.saturating_add(floor.dirty_file);
     let mostly_dirty = floor.dirty_file >= Bytes::mib(4)
         && floor.dirty_file.0 >= file.0 / 2
