@@ -61,10 +61,11 @@ impl MemoryHierarchy {
             return Err(Error::NoController {
                 controller: "memory",
                 why: format!(
-                    "the unified hierarchy at {} has only: {} (is memory on a v1 hierarchy that is not \
-                     mounted here, or off with cgroup_disable=memory?)",
+                    "the unified hierarchy at {} does not have it (it has: {}); if it is on cgroup v1, \
+                     mount that with 'mount -t cgroup -o memory none /sys/fs/cgroup/memory', else boot \
+                     without cgroup_disable=memory",
                     mount.mount_point.display(),
-                    controllers.join(" "),
+                    if controllers.is_empty() { "none".into() } else { controllers.join(" ") },
                 ),
             });
         }

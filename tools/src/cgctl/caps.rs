@@ -1,8 +1,7 @@
 //! `cgctl caps`: what this kernel offers.
 
 use super::cli::CapsArgs;
-use super::error::{FAILED, Failure};
-use crate::report::term;
+use super::error::Failure;
 use cgroupfs::probe::Capabilities;
 use serde::Serialize;
 use std::process::ExitCode;
@@ -45,9 +44,7 @@ pub(super) fn main(args: &CapsArgs) -> Result<ExitCode, Failure> {
             .collect(),
     };
     if args.json {
-        let json = serde_json::to_string(&caps)
-            .map_err(|error| Failure::new(FAILED, error.to_string()))?;
-        println!("{json}");
+        super::print_json(&caps)?;
         return Ok(ExitCode::SUCCESS);
     }
     let rows: Vec<Vec<String>> = caps
@@ -55,8 +52,6 @@ pub(super) fn main(args: &CapsArgs) -> Result<ExitCode, Failure> {
         .into_iter()
         .map(|feature| vec![feature.name.into(), feature.support.into(), feature.why])
         .collect();
-    let headers = ["FEATURE", "SUPPORT", "WHY"];
-    let headers = if args.no_headers { &[][..] } else { &headers[..] };
-    print!("{}", term::table(headers, &rows, None, super::style()));
+    super::print_table(&["FEATURE", "SUPPORT", "WHY"], args.no_headers, &rows);
     Ok(ExitCode::SUCCESS)
 }

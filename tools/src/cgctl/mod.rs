@@ -54,6 +54,28 @@ fn inherited_mask() -> SigSet {
     *MASK.get_or_init(|| SigSet::thread_get_mask().unwrap_or_else(|_| SigSet::empty()))
 }
 
+/// Prints to standard output. A reader that has gone (`cgctl caps | head -1`) is no failure.
+pub(crate) fn print(text: &str) {
+    use std::io::Write;
+    let _ = std::io::stdout().write_all(text.as_bytes());
+}
+
+/// One value as a line of JSON on standard output.
+pub(crate) fn print_json(value: &impl serde::Serialize) -> Result<(), Failure> {
+    let json = serde_json::to_string(value)
+        .map_err(|error| Failure::new(error::FAILED, error.to_string()))?;
+    print(&(json + "\n"));
+    Ok(())
+}
+
+/// A table on standard output, cut to the terminal's width where it is one.
+pub(crate) fn print_table(headers: &[&str], no_headers: bool, rows: &[Vec<String>]) {
+    use std::os::fd::AsFd;
+    let width = crate::sys::terminal_size(std::io::stdout().as_fd()).map(|(columns, _)| columns);
+    let headers = if no_headers { &[] } else { headers };
+    print(&crate::report::term::table(headers, rows, width, style()));
+}
+
 /// How standard output may look: colours on a terminal unless `NO_COLOR` is set
 /// (<https://no-color.org>), line-drawing characters in a UTF-8 locale.
 pub(crate) fn style() -> Style {

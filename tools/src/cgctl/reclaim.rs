@@ -89,21 +89,17 @@ pub(super) fn main(args: &ReclaimArgs) -> Result<ExitCode, Failure> {
         declared_limit_restored: now == declared,
     };
     if args.json {
-        println!(
-            "{}",
-            serde_json::to_string(&result)
-                .map_err(|error| Failure::new(FAILED, error.to_string()))?
-        );
+        super::print_json(&result)?;
     } else {
-        println!(
-            "asked {}, freed {} by {} in {} ({} CPU); in use {}, limit {now}",
+        super::print(&format!(
+            "asked {}, freed {} by {} in {} ({} CPU); in use {}, limit {now}\n",
             fmt::bytes(result.asked_bytes),
             fmt::bytes(result.freed_bytes),
             result.strategy.unwrap_or("nothing"),
             fmt::duration_ms(result.wall_ms),
             fmt::duration_ms(result.cpu_ms),
             fmt::bytes(result.usage_bytes),
-        );
+        ));
         if let Some(why) = &result.stopped_because {
             eprintln!("cgctl: less than asked: {why}");
         }

@@ -3,7 +3,7 @@
 use super::cli::StatArgs;
 use super::error::Failure;
 use super::find;
-use crate::report::{fmt, term};
+use crate::report::fmt;
 use cgroupfs::files::ControlDir;
 use cgroupfs::memory::{Counters, Memory, MemoryStat};
 use cgroupfs::{Cgroup, Limit, MemoryHierarchy};
@@ -47,10 +47,7 @@ pub(super) fn main(args: &StatArgs) -> Result<ExitCode, Failure> {
     };
     for group in named {
         match group.and_then(|group| look(&group)) {
-            Ok(stat) if args.json => println!(
-                "{}",
-                serde_json::to_string(&stat).map_err(|error| Failure::new(1, error.to_string()))?
-            ),
+            Ok(stat) if args.json => super::print_json(&stat)?,
             Ok(stat) => rows.push(row(&stat)),
             Err(failure) => {
                 eprintln!("cgctl: {}", failure.message);
@@ -63,8 +60,7 @@ pub(super) fn main(args: &StatArgs) -> Result<ExitCode, Failure> {
             "NAME", "USAGE", "LIMIT", "HIGH", "PEAK", "ANON", "FILE", "DIRTY", "SWAP", "DIRECT",
             "OOM", "PROCS",
         ];
-        let headers = if args.no_headers { &[][..] } else { &headers[..] };
-        print!("{}", term::table(headers, &rows, None, super::style()));
+        super::print_table(&headers, args.no_headers, &rows);
     }
     Ok(ExitCode::from(failed.unwrap_or(0)))
 }

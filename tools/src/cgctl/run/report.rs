@@ -9,6 +9,7 @@ use crate::report::fmt;
 use cgroupfs::memory::Version;
 use cgroupfs::{Limit, MemoryHierarchy};
 use serde::Serialize;
+use std::time::Duration;
 
 /// `run --json`. Byte counts are integers in `*_bytes`, `null` for no limit; times are in `*_ms`.
 #[derive(Debug, Clone, Serialize)]
@@ -32,6 +33,11 @@ pub(crate) struct RunReport {
     pub(crate) direct_reclaim: DirectReclaim,
     pub(crate) oom: Oom,
     pub(crate) declared_limit_restored: bool,
+    /// `wall_ms` and `reclaim.cpu_ms` to the microsecond, for people.
+    #[serde(skip)]
+    pub(crate) wall: Duration,
+    #[serde(skip)]
+    pub(crate) cpu: Duration,
 }
 
 /// How the command ended: one of the two is set.
@@ -130,6 +136,8 @@ pub(super) fn build(
         },
         oom: Oom { kills: recorder.oom_kills, records: recorder.oom.clone() },
         declared_limit_restored: restored,
+        wall: recorder.wall,
+        cpu: totals.cpu,
     }
 }
 
@@ -142,27 +150,32 @@ impl RunReport {
             (None, signal) => format!("killed by signal {}", signal.unwrap_or(0)),
         };
         let direct = match self.direct_reclaim {
-            DirectReclaim::V1 { failcnt } => format!("failcnt {failcnt}"),
+            DirectReclaim::V1 { failcnt: 0 } => "none (failcnt 0)".into(),
+            DirectReclaim::V1 { failcnt } => format!("{} times (failcnt)", fmt::count(failcnt)),
+            DirectReclaim::V2 { events_high: 0, events_max: 0 } => "none".into(),
             DirectReclaim::V2 { events_high, events_max } => {
-                format!("events high {events_high}, max {events_max}")
+                format!("{events_high} times over high, {events_max} at the limit")
             }
         };
         let mut text = format!(
             "cgctl: {}: {end} after {}; peak {}, limit {}\n",
             self.name,
-            fmt::duration_ms(self.wall_ms as f64),
+            fmt::duration_ms(self.wall.as_secs_f64() * 1000.0),
             self.peak_bytes.map_or_else(|| "unknown".into(), fmt::bytes),
             size(self.limit_bytes),
         );
-        if self.engine {
+        if self.engine && self.wmark_high_bytes.is_none() {
+            text += "cgctl: no limit, or watermarks off: nothing to reclaim in the background\n";
+        } else if self.engine {
             text += &format!(
-                "cgctl: in the background {} in {} rounds, {} CPU; in the command's own threads: {direct}\n",
+                "cgctl: reclaimed in the background at least {} in {} rounds, {} CPU; direct reclaim by the \
+                 command: {direct}\n",
                 fmt::bytes(self.reclaim.freed_bytes),
                 self.reclaim.rounds,
-                fmt::duration_ms(self.reclaim.cpu_ms as f64),
+                fmt::duration_ms(self.cpu.as_secs_f64() * 1000.0),
             );
         } else {
-            text += &format!("cgctl: engine off; in the command's own threads: {direct}\n");
+            text += &format!("cgctl: engine off; direct reclaim by the command: {direct}\n");
         }
         if self.oom.kills > 0 {
             text += &format!(
