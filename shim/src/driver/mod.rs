@@ -30,6 +30,10 @@ use worker::{Answer, Ticket, Work, Workers};
 /// How often a worker that was told to stop is interrupted again: a signal may come before the write.
 const INTERRUPT_AGAIN: Duration = Duration::from_millis(1);
 
+/// How long workers are interrupted for when the engine ends. One that waits for the disk cannot be;
+/// it is then waited for all the same, as its limit is to be restored.
+const QUIESCE_AT_END: Duration = Duration::from_secs(2);
+
 /// What a container is to be held to.
 #[derive(Debug, Clone, Copy)]
 pub struct Policy {
@@ -565,6 +569,16 @@ impl Engine {
                 reclaim::rescue(&*enforced.memory, stepped_file(job.strategy), ours, declared)
         {
             log::error!("{error}");
+        }
+    }
+}
+
+impl Drop for Engine {
+    /// Leaves no write in flight: the workers are joined next, and would wait for it.
+    fn drop(&mut self) {
+        let keys: Vec<u64> = self.containers.keys().copied().collect();
+        for key in keys {
+            self.quiesce(Key(key), QUIESCE_AT_END);
         }
     }
 }

@@ -39,6 +39,12 @@ pub(super) fn main(args: &ReclaimArgs) -> Result<ExitCode, Failure> {
     }
     let hierarchy = MemoryHierarchy::find()?;
     let group = find::group(&hierarchy, &args.group)?;
+    if group.path() == hierarchy.mount_point {
+        return Err(Failure::usage(
+            "the root cgroup cannot be reclaimed from (its limit and memory.force_empty answer EINVAL); \
+             name a group below it",
+        ));
+    }
     let memory = driver::open_memory(&group)?;
     let declared = memory.limit()?;
     let procs = group.procs()?.len() + group.children()?.len();

@@ -147,7 +147,20 @@ impl Drop for RunGroup {
 pub(super) fn parent(hierarchy: &MemoryHierarchy, path: Option<&Path>) -> Result<Cgroup> {
     match path {
         None => hierarchy.parent_for_new(),
-        Some(path) => hierarchy.enable_memory(&absolute(hierarchy, path)),
+        Some(path) => {
+            let absolute = absolute(hierarchy, path);
+            hierarchy.enable_memory(&absolute).map_err(|error| match error {
+                Error::Vanished { .. } => Error::BadName {
+                    name: path.display().to_string(),
+                    what: "path",
+                    why: format!(
+                        "there is no {}; make it first, or leave out --parent",
+                        absolute.display()
+                    ),
+                },
+                error => error,
+            })
+        }
     }
 }
 

@@ -169,8 +169,8 @@ pub(crate) fn execute(mut spec: Spec) -> Result<Finished, Failure> {
     let hierarchy = MemoryHierarchy::find().map_err(failed)?;
     let mut group = RunGroup::create(&hierarchy, &spec).map_err(failed)?;
     let mut engine = Engine::new(WORKERS).map_err(failed)?;
-    let mut child = Child::start(&mut spec, &group, &engine)?;
     let memory = group.memory();
+    // Before the command starts: it may be killed within its first millisecond.
     let mut recorder = Recorder::new(&spec, &*memory);
     let key = if spec.off {
         None
@@ -188,6 +188,7 @@ pub(crate) fn execute(mut spec: Spec) -> Result<Finished, Failure> {
     if let Some(key) = key {
         recorder.marks(engine.watermarks(key));
     }
+    let mut child = Child::start(&mut spec, &group, &engine)?;
     let ended = attend(&mut engine, key, &mut child, &group, &spec, &mut recorder)?;
     recorder.wall = recorder.start.elapsed();
     if let Some(key) = key {
@@ -195,7 +196,7 @@ pub(crate) fn execute(mut spec: Spec) -> Result<Finished, Failure> {
     }
     group.kill_leftovers();
     recorder.finish(&*memory);
-    let restored = memory.limit().is_ok_and(|limit| limit == recorder.declared());
+    let restored = spec.off || memory.limit().is_ok_and(|limit| limit == recorder.declared());
     drop(engine);
     let removed = group.remove(!spec.off);
     if let Err(error) = removed {
