@@ -158,6 +158,10 @@ impl Cgroup {
                 Ok(name) => names.push(name.to_owned()),
             }
         }
+        // A removed directory lists as an empty one.
+        if names.is_empty() && self.is_gone() {
+            return Err(Error::Vanished { path: self.path.clone() });
+        }
         Ok(names)
     }
 }

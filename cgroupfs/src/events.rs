@@ -68,7 +68,8 @@ pub struct Modified(Inotify);
 impl Modified {
     /// Watches `file` of `group`.
     pub fn watch(group: &Cgroup, file: &str) -> Result<Modified> {
-        let path = group.path().join(file);
+        // Through our descriptor: at the group's path there may be another group of that name by now.
+        let path = format!("/proc/self/fd/{}/{file}", group.fd().as_raw_fd());
         let refused = |error: std::io::Error| {
             group.error(Op::Watch, file, None, Errno::from_raw(error.raw_os_error().unwrap_or(0)))
         };

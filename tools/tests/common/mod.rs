@@ -1,0 +1,402 @@
+//! What the host tests of all crates share: a cgroup of the test's own, loads in it, files to read.
+//!
+//! Host tests run on the machine at hand and in every virtual machine of `ci/vm/tests`, on v1 and v2,
+//! and touch no group but those made here: `cgshim-test-PID` right under the mount point, with one group
+//! in it for each test. Both go when the tests end, a panic included.
+
+// Each binary uses some of it, and what fails here fails the test that called.
+#![allow(dead_code, clippy::unwrap_used)]
+
+use cgroupfs::files::{Access, ControlDir, Knob};
+use cgroupfs::memory::{Memory, MemoryV1, MemoryV2, ReclaimFile, Version};
+use cgroupfs::{Bytes, Cgroup, Limit, MemoryHierarchy};
+use nix::fcntl::{PosixFadviseAdvice, posix_fadvise};
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+use std::fs::{self, File};
+use std::io::{BufRead, BufReader, Read, Seek, Write};
+use std::os::fd::AsFd;
+use std::path::{Path, PathBuf};
+use std::process::{Child, ChildStderr, ChildStdin, Command, Stdio};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
+
+pub(crate) const MIB: u64 = 1 << 20;
+
+/// Says that `test` did not run, in the form that `ci/test` collects. Past libtest, which swallows
+/// `eprintln!` of tests that pass.
+pub(crate) fn skip(test: &str, reason: &str) {
+    let _ = writeln!(std::io::stderr(), "SKIP {test}: {reason}");
+}
+
+/// One at a time within a binary: for what measures time, or needs the disk.
+pub(crate) fn alone() -> MutexGuard<'static, ()> {
+    static ALONE: Mutex<()> = Mutex::new(());
+    ALONE.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// Waits until something holds, `patience` at most.
+pub(crate) fn until(what: &str, patience: Duration, mut holds: impl FnMut() -> bool) {
+    let start = Instant::now();
+    while !holds() {
+        assert!(start.elapsed() < patience, "never within {patience:?}: {what}");
+        std::thread::sleep(Duration::from_millis(2));
+    }
+}
+
+/// Whether `fd` becomes readable within `patience`.
+pub(crate) fn readable(fd: impl AsFd, patience: Duration) -> bool {
+    let mut fds = [PollFd::new(fd.as_fd(), PollFlags::POLLIN)];
+    poll(&mut fds, PollTimeout::try_from(patience).unwrap()).unwrap() > 0
+}
+
+/// `MemTotal`: sizes follow the machine's.
+pub(crate) fn mem_total() -> Bytes {
+    let meminfo = fs::read_to_string("/proc/meminfo").unwrap();
+    let kib = meminfo.split_whitespace().nth(1).unwrap();
+    Bytes::kib(kib.parse().unwrap())
+}
+
+/// Whether any swap is on.
+pub(crate) fn host_has_swap() -> bool {
+    fs::read_to_string("/proc/swaps").is_ok_and(|swaps| swaps.lines().count() > 1)
+}
+
+/// A cgroup for one test.
+pub(crate) struct Ground {
+    pub(crate) hierarchy: MemoryHierarchy,
+    pub(crate) dir: Arc<Cgroup>,
+    name: String,
+}
+
+/// How many tests use the parent group now: the last one removes it.
+static GROUNDS: Mutex<u32> = Mutex::new(0);
+
+fn parent_name() -> String {
+    format!("cgshim-test-{}", std::process::id())
+}
+
+impl Ground {
+    /// `None`, having said so, where this machine cannot run the test.
+    pub(crate) fn new(test: &str) -> Option<Ground> {
+        if !nix::unistd::geteuid().is_root() {
+            skip(test, "making cgroups needs root");
+            return None;
+        }
+        let hierarchy = match MemoryHierarchy::find() {
+            Ok(hierarchy) => hierarchy,
+            Err(error) => {
+                skip(test, &error.to_string());
+                return None;
+            }
+        };
+        let mut grounds = GROUNDS.lock().unwrap_or_else(PoisonError::into_inner);
+        let root = hierarchy.enable_memory(&hierarchy.mount_point).unwrap();
+        if *grounds == 0 {
+            root.create_child(&parent_name()).unwrap();
+        }
+        *grounds += 1;
+        let parent = hierarchy.enable_memory(&hierarchy.mount_point.join(parent_name())).unwrap();
+        parent.create_child(test).unwrap();
+        let path = hierarchy.mount_point.join(parent_name()).join(test);
+        let dir = Arc::new(hierarchy.enable_memory(&path).unwrap());
+        Some(Ground { hierarchy, dir, name: test.into() })
+    }
+
+    pub(crate) fn v1(&self) -> bool {
+        self.hierarchy.version == Version::V1
+    }
+
+    pub(crate) fn path(&self) -> &Path {
+        self.dir.path()
+    }
+
+    /// A new group in it.
+    pub(crate) fn group(&self, name: &str) -> Arc<Cgroup> {
+        Arc::new(self.dir.create_child(name).unwrap())
+    }
+
+    /// The groups in it now.
+    pub(crate) fn groups(&self) -> Vec<String> {
+        self.dir.children().unwrap()
+    }
+}
+
+impl Drop for Ground {
+    fn drop(&mut self) {
+        let mut grounds = GROUNDS.lock().unwrap_or_else(PoisonError::into_inner);
+        let mount = &self.hierarchy.mount_point;
+        let removed = remove_tree(&mount.join(parent_name()).join(&self.name));
+        *grounds -= 1;
+        if *grounds == 0 {
+            let _ = remove_tree(&mount.join(parent_name()));
+        }
+        if let Err(error) = removed
+            && !std::thread::panicking()
+        {
+            panic!("{error}");
+        }
+    }
+}
+
+/// Kills what is in a group and below, and removes it, trying for 10 s.
+fn remove_tree(dir: &Path) -> Result<(), String> {
+    let start = Instant::now();
+    loop {
+        for entry in fs::read_dir(dir).into_iter().flatten().flatten() {
+            if entry.file_type().is_ok_and(|kind| kind.is_dir()) {
+                remove_tree(&entry.path())?;
+            }
+        }
+        for pid in fs::read_to_string(dir.join("cgroup.procs")).unwrap_or_default().lines() {
+            if let Ok(pid) = pid.parse::<i32>()
+                && pid > 1
+            {
+                let _ = kill(Pid::from_raw(pid), Signal::SIGKILL);
+            }
+        }
+        match fs::remove_dir(dir) {
+            Ok(()) => return Ok(()),
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(()),
+            Err(error) if start.elapsed() > Duration::from_secs(10) => {
+                return Err(format!("{} stays: {error}", dir.display()));
+            }
+            Err(_) => std::thread::sleep(Duration::from_millis(5)),
+        }
+    }
+}
+
+/// The memory controller of a group.
+pub(crate) fn memory(group: &Arc<Cgroup>) -> Arc<dyn Memory> {
+    let dir: Arc<dyn ControlDir> = group.clone();
+    match group.has("memory.limit_in_bytes") {
+        true => Arc::new(MemoryV1::open(dir).unwrap()),
+        false => Arc::new(MemoryV2::open(dir).unwrap()),
+    }
+}
+
+/// Keeps a group from swapping, whatever the host has: swappiness 0 on v1, `memory.swap.max` 0 on v2.
+pub(crate) fn without_swap(group: &Arc<Cgroup>) {
+    let memory = memory(group);
+    match memory.version() {
+        Version::V1 => memory.reclaim_file(ReclaimFile::Swappiness).unwrap().write("0").unwrap(),
+        Version::V2 => {
+            let dir: Arc<dyn ControlDir> = group.clone();
+            if let Ok(knob) = Knob::open(&dir, "memory.swap.max", Access::Write) {
+                knob.write("0").unwrap();
+            }
+        }
+    }
+}
+
+/// Moves a process into a group.
+pub(crate) fn join(group: &Cgroup, pid: u32) {
+    fs::write(group.path().join("cgroup.procs"), pid.to_string()).unwrap();
+}
+
+/// Where files are whose page cache can be reclaimed: not on tmpfs.
+pub(crate) fn data_dir() -> PathBuf {
+    std::env::var_os("CGSHIM_DATA").map_or_else(|| "/var/tmp".into(), PathBuf::from)
+}
+
+/// A file on a disk, none of it cached; removed when dropped.
+pub(crate) struct DiskFile(pub(crate) PathBuf);
+
+impl DiskFile {
+    pub(crate) fn new(size: Bytes) -> DiskFile {
+        static NUMBER: AtomicU64 = AtomicU64::new(0);
+        let number = NUMBER.fetch_add(1, Ordering::SeqCst);
+        let file =
+            DiskFile(data_dir().join(format!("cgshim-test-{}-{number}", std::process::id())));
+        let mut out = File::create(&file.0).unwrap();
+        let chunk: Vec<u8> = (0..MIB).map(|i| (i * 31 % 251) as u8).collect();
+        for _ in 0..size.0.div_ceil(MIB) {
+            out.write_all(&chunk).unwrap();
+        }
+        out.set_len(size.0).unwrap();
+        drop(out);
+        file.drop_cache();
+        file
+    }
+
+    /// Drops its clean cache, whoever is charged with it.
+    pub(crate) fn drop_cache(&self) {
+        let file = File::open(&self.0).unwrap();
+        file.sync_all().unwrap();
+        posix_fadvise(&file, 0, 0, PosixFadviseAdvice::POSIX_FADV_DONTNEED).unwrap();
+    }
+}
+
+impl Drop for DiskFile {
+    fn drop(&mut self) {
+        let _ = fs::remove_file(&self.0);
+    }
+}
+
+/// A process in a group that does what it is told: this program, started again as [`load_child`].
+pub(crate) struct Load {
+    child: Child,
+    orders: ChildStdin,
+    answers: BufReader<ChildStderr>,
+}
+
+impl Load {
+    pub(crate) fn in_group(group: &Cgroup) -> Load {
+        let mut child = Command::new(std::env::current_exe().unwrap())
+            .args(["--exact", "common::load_child", "--nocapture", "--test-threads", "1"])
+            .env("CGSHIM_TEST_LOAD", "1")
+            .stdin(Stdio::piped())
+            .stdout(Stdio::null())
+            .stderr(Stdio::piped())
+            .spawn()
+            .unwrap();
+        let orders = child.stdin.take().unwrap();
+        let answers = BufReader::new(child.stderr.take().unwrap());
+        // From here on it stays with us: dropped, it is killed and reaped.
+        let mut load = Load { child, orders, answers };
+        load.tell("hello").unwrap();
+        join(group, load.pid());
+        load
+    }
+
+    pub(crate) fn pid(&self) -> u32 {
+        self.child.id()
+    }
+
+    /// Does one thing; its answer, or `None` once it is dead.
+    pub(crate) fn tell(&mut self, order: &str) -> Option<String> {
+        writeln!(self.orders, "{order}").ok()?;
+        let mut answer = String::new();
+        match self.answers.read_line(&mut answer) {
+            Ok(n) if n > 0 => Some(answer.trim_end().to_owned()),
+            _ => None,
+        }
+    }
+
+    /// Fills so much anonymous memory and keeps it. False: it did not live to tell.
+    #[must_use]
+    pub(crate) fn anon(&mut self, size: Bytes) -> bool {
+        self.tell(&format!("anon {}", size.0)).is_some()
+    }
+
+    /// Reads so much of a file, which charges its page cache to the group.
+    pub(crate) fn read(&mut self, file: &DiskFile, size: Bytes) {
+        self.tell(&format!("read {} {}", size.0, file.0.display())).unwrap();
+    }
+
+    /// Reads a file in circles until told otherwise, so many bytes a second.
+    pub(crate) fn stream(&mut self, file: &DiskFile, rate: Bytes) {
+        self.tell(&format!("stream {} {}", rate.0, file.0.display())).unwrap();
+    }
+
+    /// Frees its anonymous memory.
+    pub(crate) fn free(&mut self) {
+        self.tell("free").unwrap();
+    }
+
+    pub(crate) fn is_alive(&mut self) -> bool {
+        self.child.try_wait().unwrap().is_none()
+    }
+}
+
+impl Drop for Load {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+/// Not a test: what [`Load`] starts. Takes orders from standard input, answers on standard error
+/// (standard output is libtest's).
+#[test]
+fn load_child() {
+    if std::env::var_os("CGSHIM_TEST_LOAD").is_none() {
+        return;
+    }
+    let mut held: Vec<Vec<u8>> = Vec::new();
+    let mut files = Vec::new();
+    for order in std::io::stdin().lines() {
+        let order = order.unwrap();
+        let mut words = order.splitn(3, ' ');
+        let word = words.next().unwrap();
+        let mut number = || words.next().unwrap().parse::<u64>().unwrap();
+        let answer = match word {
+            "hello" => "hello".into(),
+            "anon" => {
+                let size = usize::try_from(number()).unwrap();
+                held.push((0..size).map(|i| (i / 64 * 7) as u8).collect());
+                "ok".into()
+            }
+            "free" => {
+                held.clear();
+                "ok".into()
+            }
+            "read" => {
+                let size = number();
+                let mut file = File::open(words.next().unwrap()).unwrap();
+                std::io::copy(&mut (&mut file).take(size), &mut std::io::sink()).unwrap();
+                files.push(file);
+                "ok".into()
+            }
+            "stream" => {
+                let rate = number();
+                let mut file = File::open(words.next().unwrap()).unwrap();
+                std::thread::spawn(move || {
+                    let (start, mut done) = (Instant::now(), 0);
+                    let mut buffer = vec![0; 256 << 10];
+                    loop {
+                        match file.read(&mut buffer).unwrap() {
+                            0 => file.rewind().unwrap(),
+                            n => done += n as u64,
+                        }
+                        let due = Duration::from_secs_f64(done as f64 / rate as f64);
+                        std::thread::sleep(due.saturating_sub(start.elapsed()));
+                    }
+                });
+                "ok".into()
+            }
+            "probe" => match cgroupfs::probe::Capabilities::probe() {
+                Ok(found) => format!("{} features", found.features.len()),
+                Err(error) => error.to_string(),
+            },
+            _ => format!("no order: {order}"),
+        };
+        writeln!(std::io::stderr(), "{answer}").unwrap();
+    }
+}
+
+/// Looks at a group's limit all the time, and remembers the lowest.
+pub(crate) struct LowestLimit {
+    stop: Arc<AtomicBool>,
+    watcher: Option<JoinHandle<Limit>>,
+}
+
+impl LowestLimit {
+    pub(crate) fn watch(memory: Arc<dyn Memory>) -> LowestLimit {
+        let stop = Arc::new(AtomicBool::new(false));
+        let seen = stop.clone();
+        let watcher = std::thread::spawn(move || {
+            let mut lowest = Limit::Max;
+            while !seen.load(Ordering::SeqCst) {
+                lowest = lowest.min(memory.limit().unwrap_or(Limit::Max));
+                std::thread::sleep(Duration::from_micros(20));
+            }
+            lowest
+        });
+        LowestLimit { stop, watcher: Some(watcher) }
+    }
+
+    pub(crate) fn seen(mut self) -> Limit {
+        self.stop.store(true, Ordering::SeqCst);
+        self.watcher.take().unwrap().join().unwrap()
+    }
+}
+
+impl Drop for LowestLimit {
+    fn drop(&mut self) {
+        self.stop.store(true, Ordering::SeqCst);
+    }
+}
