@@ -9,6 +9,10 @@ use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+/// One write to `memory.reclaim`. It overshoots by up to as much again, as the scan doubles from pass to
+/// pass (measured on 6.1: asked for 100 MiB at once, 153 went); in batches only the last one does.
+const RECLAIM_BATCH: Bytes = Bytes::mib(1);
+
 /// What [`reclaim_once`] did.
 #[derive(Debug)]
 pub struct Once {
@@ -73,7 +77,10 @@ pub fn reclaim_once(
         strategy,
         target: reachable,
         floor: if stepped { least } else { Bytes(0) },
-        step: size,
+        step: match strategy {
+            Strategy::MemoryReclaim => RECLAIM_BATCH.min(size),
+            _ => size,
+        },
         declared,
         deadline: patience,
         no_swap,
