@@ -8,6 +8,7 @@ use cgroupfs::files::ControlDir;
 use cgroupfs::{Bytes, MemoryHierarchy};
 use cgshim::core::Outcome;
 use cgshim::driver::{self, Once};
+use nix::errno::Errno;
 use serde::Serialize;
 use std::process::ExitCode;
 use std::time::Duration;
@@ -76,7 +77,12 @@ pub(super) fn main(args: &ReclaimArgs) -> Result<ExitCode, Failure> {
         }
         Some(Outcome::Vanished) => Some("the cgroup was removed meanwhile".into()),
         Some(Outcome::Failed(errno)) => {
-            Some(format!("the kernel refuses: {}", nix::errno::Errno::from_raw(errno)))
+            let errno = Errno::from_raw(errno);
+            let way_out = match errno {
+                Errno::EACCES | Errno::EPERM | Errno::EROFS => "; this needs root",
+                _ => "",
+            };
+            Some(format!("the kernel refuses: {errno}{way_out}"))
         }
     });
     let result = Reclaimed {

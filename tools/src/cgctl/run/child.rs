@@ -40,8 +40,24 @@ pub(super) struct Child {
     _mask: Blocked,
 }
 
+/// The signals that we wait for.
+fn waited_for() -> SigSet {
+    let mut mask = SigSet::empty();
+    for signal in FORWARDED.into_iter().chain([Signal::SIGCHLD, Signal::SIGTSTP]) {
+        mask.add(signal);
+    }
+    mask
+}
+
+/// Blocks them before there is a command: one that comes is taken once it runs.
+pub(super) fn block() -> Result<Blocked, Failure> {
+    Blocked::new(&waited_for()).map_err(|errno| {
+        Failure::new(RUN_FAILED, format!("cannot block signals: {}", errno.desc()))
+    })
+}
+
 /// The signals that we wait for by signalfd are blocked while this lives.
-struct Blocked {
+pub(super) struct Blocked {
     before: SigSet,
 }
 
@@ -86,10 +102,7 @@ impl Child {
         let refused = |what: &str, errno: Errno| {
             Failure::new(RUN_FAILED, format!("cannot {what}: {}", errno.desc()))
         };
-        let mut mask = SigSet::empty();
-        for signal in FORWARDED.into_iter().chain([Signal::SIGCHLD, Signal::SIGTSTP]) {
-            mask.add(signal);
-        }
+        let mask = waited_for();
         let blocked = Blocked::new(&mask).map_err(|errno| refused("block signals", errno))?;
         let signals = SignalFd::with_flags(&mask, SfdFlags::SFD_CLOEXEC | SfdFlags::SFD_NONBLOCK)
             .map_err(|errno| refused("make a signalfd", errno))?;

@@ -76,15 +76,13 @@ pub(crate) struct Finished {
 pub(crate) fn main(args: Box<RunArgs>) -> Result<ExitCode, Failure> {
     let spec = spec(&args)?;
     // A file that cannot be written is better known before the command has run for an hour.
-    for file in &args.report {
-        let (ReportFile::Json(path) | ReportFile::Svg(path)) = file;
-        File::options()
-            .append(true)
-            .create(true)
-            .open(path)
-            .map_err(|error| cannot_write(path.clone(), &error).code(RUN_FAILED))?;
-    }
-    let mut finished = execute(spec)?;
+    let mut made = Vec::new();
+    let finished = prepare(&args.report, &mut made).and_then(|()| execute(spec));
+    let mut finished = finished.inspect_err(|_| {
+        for path in made {
+            let _ = std::fs::remove_file(path);
+        }
+    })?;
     finished.report.class = args.class;
     finished.report.request_bytes = args.request.map(|bytes| bytes.0);
     let json = || {
@@ -105,6 +103,23 @@ pub(crate) fn main(args: Box<RunArgs>) -> Result<ExitCode, Failure> {
         eprint!("{}", finished.report.for_people());
     }
     Ok(ExitCode::from(finished.ended.exit_code()))
+}
+
+/// Sees that the reports can be written; `made` are files that were not there before.
+fn prepare(reports: &[ReportFile], made: &mut Vec<PathBuf>) -> Result<(), Failure> {
+    for ReportFile::Json(path) | ReportFile::Svg(path) in reports {
+        match File::options().append(true).create_new(true).open(path) {
+            Ok(_) => made.push(path.clone()),
+            Err(error) if error.kind() == std::io::ErrorKind::AlreadyExists => {
+                File::options()
+                    .append(true)
+                    .open(path)
+                    .map_err(|error| cannot_write(path.clone(), &error).code(RUN_FAILED))?;
+            }
+            Err(error) => return Err(cannot_write(path.clone(), &error).code(RUN_FAILED)),
+        }
+    }
+    Ok(())
 }
 
 fn spec(args: &RunArgs) -> Result<Spec, Failure> {
@@ -167,15 +182,20 @@ fn spec(args: &RunArgs) -> Result<Spec, Failure> {
 pub(crate) fn execute(mut spec: Spec) -> Result<Finished, Failure> {
     let failed = |error: cgroupfs::Error| Failure::from(error).code(RUN_FAILED);
     let hierarchy = MemoryHierarchy::find().map_err(failed)?;
+    // From here on no signal ends us with a group left behind.
+    let _blocked = child::block()?;
     let mut group = RunGroup::create(&hierarchy, &spec).map_err(failed)?;
     let mut engine = Engine::new(WORKERS).map_err(failed)?;
     let memory = group.memory();
     // Before the command starts: it may be killed within its first millisecond.
     let mut recorder = Recorder::new(&spec, &*memory);
-    let key = if spec.off {
+    // v2 has memory.oom.group; on v1 somebody must watch for the first kill.
+    let watch_only = spec.off && spec.oom == OomPolicy::Group && group.version() == Version::V1;
+    let key = if spec.off && !watch_only {
         None
     } else {
-        let policy = Policy { watermarks: spec.watermark, high: spec.high };
+        let watermarks = if watch_only { WatermarkSpec::Off } else { spec.watermark };
+        let policy = Policy { watermarks, high: spec.high };
         match engine.register(group.group(), policy) {
             Ok(key) => Some(key),
             Err(error) => {
@@ -192,6 +212,10 @@ pub(crate) fn execute(mut spec: Spec) -> Result<Finished, Failure> {
     let ended = attend(&mut engine, key, &mut child, &group, &spec, &mut recorder)?;
     recorder.wall = recorder.start.elapsed();
     if let Some(key) = key {
+        // A job in flight may have its look at the limit still to come.
+        engine.quiesce(key, RELEASE_PATIENCE);
+        engine.look_at_limit(key);
+        recorder.declare(engine.declared(key));
         release(&mut engine, key, &mut recorder)?;
     }
     group.kill_leftovers();

@@ -86,6 +86,12 @@ impl Recorder {
         self.watermarks = watermarks;
     }
 
+    /// What the engine takes for the declared limit now; `None` keeps what is known. Notices do not
+    /// tell of every change.
+    pub(super) fn declare(&mut self, limit: Option<Limit>) {
+        self.declared = limit.unwrap_or(self.declared);
+    }
+
     /// The limit that must stand at the end.
     pub(super) fn declared(&self) -> Limit {
         self.declared

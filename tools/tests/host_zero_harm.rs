@@ -1,0 +1,149 @@
+//! The zero-harm gate: loads of every kind well under their limit, with the engine hard at work against
+//! them, and without. Not one OOM kill, refused operation or lost child more than without, and work done
+//! ≥ 0.97 × of it.
+//!
+//! `CGSHIM_ZERO_HARM_STEPS` asks for so many reclaim steps against each load (10,000 for the full gate);
+//! unset, a few seconds' worth.
+
+#![allow(clippy::unwrap_used)] // helpers outside of #[test] functions
+
+#[path = "common/cgctl.rs"]
+mod cgctl;
+mod common;
+
+use cgctl::{Ran, memload, run_sh};
+use common::{Ground, alone, data_dir, host_has_swap};
+use serde_json::Value;
+use std::path::Path;
+
+/// Reclaim wherever the load is at, and go far.
+const MARKS: &str = "40%:30%";
+
+/// Work done with the engine, in relation to without, that is asked for.
+const LEAST_WORK: f64 = 0.97;
+
+/// How often a pair may be repeated for its work done, which other loads on the machine disturb. Harm
+/// is harm the first time.
+const TRIES: u32 = 3;
+
+/// Bytes a second of each load, in MiB: paced, so that work done compares; slow enough for an emulated
+/// machine, or as fast as reclaim steps are wanted.
+fn rate(steps: u64) -> u64 {
+    if steps == 0 { 32 } else { 400 }
+}
+
+/// A run of a load: what harm came to it, what it got done, and what reclaim there was.
+#[derive(Debug)]
+struct Came {
+    harm: u64,
+    bytes: u64,
+    rounds: u64,
+    freed: u64,
+    /// For the message of a failure: everything.
+    _all: Ran,
+}
+
+fn number(object: &Value, pointer: &str) -> u64 {
+    object.pointer(pointer).and_then(Value::as_u64).unwrap_or_else(|| panic!("{pointer}: {object}"))
+}
+
+/// What the engine takes where the load itself has nothing that it could: cache read beside it.
+const CACHE: &str = "read --size 160M";
+
+fn come(ground: &Ground, line: &str, beside: Option<&str>, seconds: f64, engine: &str) -> Came {
+    let command = |line: &str| {
+        let data = data_dir();
+        let dir = if line.starts_with("tmpfs") { Path::new("/dev/shm") } else { &data };
+        format!("{} {line} --duration {seconds} --json --dir {}", memload(), dir.display())
+    };
+    let script = match beside {
+        None => command(line),
+        Some(beside) => format!("{} >/dev/null & {}; wait", command(beside), command(line)),
+    };
+    let ran = run_sh(ground, &format!("--limit 192M --json {engine}"), &script);
+    assert_eq!(ran.code(), Some(0), "{line} {engine}: {ran:?}");
+    let (load, report) = (ran.object(), ran.report());
+    assert_eq!(report["declared_limit_restored"], true, "{line}: {report}");
+    let errors = load["errors"].as_object().unwrap().values().map(|n| n.as_u64().unwrap());
+    Came {
+        harm: errors.sum::<u64>()
+            + number(&load, "/children_lost")
+            + number(&load, "/short_reads")
+            + number(&report, "/oom/kills"),
+        bytes: number(&load, "/bytes"),
+        rounds: number(&report, "/reclaim/rounds"),
+        freed: number(&report, "/reclaim/freed_bytes"),
+        _all: ran,
+    }
+}
+
+/// Pairs of one load, until so much reclaim was done to it.
+fn assert_no_harm(test: &str, load: &str, has_what_can_be_taken: bool) {
+    let Some(ground) = Ground::new(test) else { return };
+    let _alone = alone();
+    let steps: u64 = std::env::var("CGSHIM_ZERO_HARM_STEPS").map_or(0, |n| n.parse().unwrap());
+    let paced = |load: &str| format!("{load} --rate {}M", rate(steps));
+    let line = paced(load);
+    let beside = (!has_what_can_be_taken).then(|| paced(CACHE));
+    let beside = beside.as_deref();
+    let seconds = if steps == 0 { 4.0 } else { 15.0 };
+    let (mut rounds, mut freed, mut tries, mut pairs) = (0, 0, 0, 0);
+    loop {
+        let off = come(&ground, &line, beside, seconds, "--off");
+        let on = come(&ground, &line, beside, seconds, &format!("--watermark {MARKS}"));
+        pairs += 1;
+        assert!(
+            on.harm <= off.harm,
+            "{line}: harm {}, {} without: {on:?} {off:?}",
+            on.harm,
+            off.harm
+        );
+        rounds += on.rounds;
+        freed += on.freed;
+        let work = on.bytes as f64 / off.bytes as f64;
+        println!("{line}: work {work:.3}, {} rounds, {} MiB freed", on.rounds, on.freed >> 20);
+        // An emulated machine has no time to spare: there every page that is swapped takes 300 µs.
+        if work < LEAST_WORK && std::env::var_os("CGSHIM_LANE").is_none() {
+            tries += 1;
+            assert!(tries < TRIES, "{line}: work done {work:.3} of that without: {on:?} {off:?}");
+            continue;
+        }
+        tries = 0;
+        // A step is 4 MiB at most.
+        if freed / (4 << 20) >= steps || pairs >= 200 {
+            break;
+        }
+    }
+    assert!(rounds > 0, "{line}: the engine never worked");
+    println!("{line}: {pairs} pairs, {rounds} rounds, at least {} steps", freed / (4 << 20));
+}
+
+#[test]
+fn page_faults() {
+    assert_no_harm("page_faults", "anon --size 112M", host_has_swap());
+}
+
+#[test]
+fn reads_into_fresh_pages() {
+    assert_no_harm("reads_into_fresh_pages", "read --fresh --size 160M", true);
+}
+
+#[test]
+fn files_on_tmpfs() {
+    assert_no_harm("files_on_tmpfs", "tmpfs --size 112M", host_has_swap());
+}
+
+#[test]
+fn pipes() {
+    assert_no_harm("pipes", "pipe --size 32M", false);
+}
+
+#[test]
+fn forks() {
+    assert_no_harm("forks", "fork --procs 4 --chunk 8M", false);
+}
+
+#[test]
+fn mapped_files() {
+    assert_no_harm("mapped_files", "mmap --size 160M", true);
+}
