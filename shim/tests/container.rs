@@ -51,6 +51,7 @@ fn survey(usage: u64) -> Survey {
 fn report(id: u64, outcome: Outcome, before: u64, after: u64) -> Report {
     Report {
         id,
+        strategy: Strategy::LimitStep,
         outcome,
         before: Bytes::mib(before),
         after: Bytes::mib(after),
@@ -97,10 +98,11 @@ fn told(actions: &[Action]) -> Vec<Notice> {
 }
 
 fn timer(actions: &[Action]) -> Now {
-    match actions.last() {
-        Some(Action::Timer(Some(at))) => *at,
-        _ => panic!("no timer: {actions:?}"),
-    }
+    let timer = actions.iter().rev().find_map(|action| match action {
+        Action::Timer(at) => *at,
+        _ => None,
+    });
+    timer.unwrap_or_else(|| panic!("no timer: {actions:?}"))
 }
 
 /// Brings a container to a job in flight.
@@ -159,6 +161,40 @@ fn an_event_that_finds_usage_a_little_under_the_mark_starts_reclaim_all_the_same
     let mut container = container(V1);
     let under = container.watermarks().unwrap().high.saturating_sub(Bytes::kib(512));
     assert_eq!(send(&mut container, ms(0), Event::Crossed(under)), [Action::Survey]);
+}
+
+#[test]
+fn the_timer_of_a_watch_comes_before_its_threshold() {
+    // Arming sets a timer of its own where usage is above the threshold already.
+    let mut container = container(V1);
+    let actions = send(&mut container, ms(0), Event::Usage(Bytes::mib(100)));
+    assert!(matches!(actions[..], [Action::Timer(_), Action::Arm(Some(_))]), "{actions:?}");
+    let actions = send(&mut container, ms(1), Event::LimitChanged(Limit::Bytes(Bytes::mib(90))));
+    assert!(matches!(actions.last(), Some(Action::Arm(Some(_)))), "{actions:?}");
+}
+
+#[test]
+fn after_an_oom_in_our_window_no_limit_is_stepped_for_a_while() {
+    let mut container = container(V1);
+    let first = start(&mut container, ms(0), 240);
+    send(&mut container, ms(1), Event::OomInWindow);
+    let actions = done(&mut container, ms(2), report(first.id, Outcome::Cancelled, 240, 240));
+    assert_eq!(actions, [Action::Survey]);
+    let next = job(&surveyed(&mut container, ms(2), survey(240))).unwrap();
+    assert_ne!(next.strategy, Strategy::LimitStep);
+}
+
+#[test]
+fn limit_hits_do_not_end_the_rest_of_an_overrun() {
+    let mut container = container(V2);
+    let (mut now, mut direct) = (ms(0), 0);
+    send(&mut container, now, Event::LimitHit(Bytes::mib(255)));
+    let mut id = job(&surveyed(&mut container, now, survey(255))).unwrap().id;
+    for _ in 0..3 {
+        let actions = overrun(&mut container, &mut now, id, &mut direct);
+        id = job(&actions).map_or(id, |job| job.id);
+    }
+    assert_eq!(send(&mut container, now + ms(10), Event::LimitHit(Bytes::mib(256))), []);
 }
 
 #[test]

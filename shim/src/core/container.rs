@@ -231,7 +231,7 @@ impl Container {
                 // Too late already: whatever we were waiting for, it is over.
                 self.stop_letting_be(now);
                 if let Phase::Resting(until) = self.phase
-                    && self.told != Some(StandAside::Dirty)
+                    && !matches!(self.told, Some(StandAside::Dirty | StandAside::Overrun))
                     && self.backoff.failures() == 0
                     && until > now
                 {
@@ -245,6 +245,7 @@ impl Container {
                 }
             }
             Event::Done(report) => self.done(now, &report, out),
+            Event::OomInWindow => self.no_steps_until = Some(now + FOREIGN_PAUSE),
             Event::Failed(errno) => match self.phase {
                 Phase::Leaving => {
                     self.phase = Phase::Gone;
@@ -260,7 +261,9 @@ impl Container {
         self.pace.observe(now, usage, std::mem::take(&mut self.freed_unobserved));
         match self.phase {
             Phase::Resting(until) if now >= until => self.phase = Phase::Watching,
-            Phase::Resting(_) if self.mark().is_some_and(|mark| usage < mark) => {
+            Phase::Resting(_)
+                if self.mark().is_some_and(|mark| usage.saturating_add(self.slack()) < mark) =>
+            {
                 self.phase = Phase::Watching;
             }
             _ => {}
@@ -272,7 +275,7 @@ impl Container {
             // While it is let be, an event may also mean that it was at the limit for an instant: direct
             // reclaim takes usage back at once. The counters in the survey tell.
             Some(mark)
-                if usage.saturating_add(self.can.threshold_slack) >= mark
+                if usage.saturating_add(self.slack()) >= mark
                     || (self.let_be.since.is_some() && self.can.threshold_event) =>
             {
                 self.phase = Phase::Surveying;
@@ -291,22 +294,29 @@ impl Container {
         }
     }
 
+    /// How far under the mark counts as over it; never so far that a round's end counts.
+    fn slack(&self) -> Bytes {
+        let band = self.marks.map_or(Bytes(0), |marks| marks.high.saturating_sub(marks.low));
+        self.can.threshold_slack.min(Bytes(band.0 / 2))
+    }
+
     fn watch(&mut self, now: Now, out: &mut Vec<Action>) {
         let Some(mark) = self.mark() else {
-            out.push(Action::Arm(None));
             // Without a limit there is nothing to do until it changes; where no event tells of that,
             // look now and then.
             out.push(Action::Timer(
                 (!self.can.threshold_event).then_some(now + super::pace::LONGEST),
             ));
+            out.push(Action::Arm(None));
             return;
         };
         if self.can.threshold_event {
-            out.push(Action::Arm(Some(mark)));
             // The kernel looks at thresholds every 128 page events a CPU, so that its idea of which side
             // usage is on may be behind, and the next crossing then tells nobody. As long as usage
             // moves, look again; once it rests, no more.
             out.push(Action::Timer(self.unsteady.then_some(now + RECHECK)));
+            // After the timer: arming sets one where usage is above already.
+            out.push(Action::Arm(Some(mark)));
         } else {
             let period = self.pace.period(mark.saturating_sub(self.usage));
             out.push(Action::Timer(Some(now + period)));
@@ -414,6 +424,7 @@ impl Container {
                 return;
             }
             Outcome::Foreign(limit) => self.adopt(now, limit, out),
+            Outcome::ForeignHigh(_) => self.no_steps_until = Some(now + FOREIGN_PAUSE),
             Outcome::Failed(errno) => {
                 return self.refused(now, errno, out);
             }
@@ -421,7 +432,11 @@ impl Container {
         }
         // A write that went on until its deadline made progress in every pass (without any the kernel
         // ends it with EBUSY): what it freed was charged again at once, and is not seen in usage.
-        let judged = matches!(report.outcome, Outcome::Reached | Outcome::Exhausted);
+        let judged = match report.outcome {
+            Outcome::Reached | Outcome::Exhausted => true,
+            Outcome::Deadline => report.strategy != Strategy::LimitStep,
+            _ => false,
+        };
         if report.freed < LEAST && judged {
             self.totals.futile += 1;
             self.futile_rounds += 1;

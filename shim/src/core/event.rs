@@ -105,6 +105,8 @@ pub enum Outcome {
     Exhausted,
     /// Somebody else wrote the limit: it is now this.
     Foreign(Limit),
+    /// Somebody else wrote `memory.high`; it is now this.
+    ForeignHigh(Limit),
     /// The group is gone.
     Vanished,
     /// The kernel refused, with this errno.
@@ -116,6 +118,8 @@ pub enum Outcome {
 pub struct Report {
     /// Which job.
     pub id: u64,
+    /// By which means.
+    pub strategy: Strategy,
     /// How it ended.
     pub outcome: Outcome,
     /// Usage before.
@@ -149,6 +153,8 @@ pub enum Event {
     LimitChanged(Limit),
     /// Charges failed at the limit just now (v2: `memory.events`).
     LimitHit(Bytes),
+    /// The group was out of memory while a step of ours stood: no limit is stepped for a while.
+    OomInWindow,
     /// The group's processes are gone, or enforcement of it ends.
     Release,
     /// The group is gone.

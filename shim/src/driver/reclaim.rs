@@ -78,6 +78,7 @@ pub(super) fn execute(memory: &dyn Memory, job: &Job, stop: &Stop, me: sys::Thre
     .unwrap_or_else(|error| outcome_of(&error));
     Report {
         id: job.id,
+        strategy: job.strategy,
         outcome,
         before,
         after: memory.usage().unwrap_or_default(),
@@ -109,7 +110,16 @@ fn step(
     file: ReclaimFile,
 ) -> Result<Outcome, Error> {
     let knob = memory.reclaim_file(file)?;
-    let declared = LimitText::new(memory.version(), file, job.declared);
+    // memory.high may be anybody's: what it is when the job starts is what it is put back to.
+    let declared = match file {
+        ReclaimFile::High => read_limit(&knob, memory.version(), file)?,
+        _ => job.declared.page_floor(),
+    };
+    let text_of_declared = LimitText::new(memory.version(), file, declared);
+    let foreign = |limit| match file {
+        ReclaimFile::High => Outcome::ForeignHigh(limit),
+        _ => Outcome::Foreign(limit),
+    };
     loop {
         if let Some(outcome) = stop.stopped() {
             return Ok(outcome);
@@ -120,8 +130,8 @@ fn step(
         }
         // Foreign writes win: look before each write.
         let standing = read_limit(&knob, memory.version(), file)?;
-        if standing != job.declared.page_floor() {
-            return Ok(Outcome::Foreign(standing));
+        if standing != declared {
+            return Ok(foreign(standing));
         }
         let value = usage.saturating_sub(job.step).max(job.target).max(job.floor);
         let value = Bytes(value.0.next_multiple_of(cgroupfs::units::page_size()));
@@ -136,21 +146,29 @@ fn step(
             None => knob.raw().write(text.as_bytes()),
         });
         let restored = match lowered {
-            Ok(()) => restore(memory, &knob, file, value, &declared),
+            Ok(()) => restore(memory, &knob, file, value, &text_of_declared),
             // Refused: the limit is as it was.
             Err(_) => Ok(None),
         };
-        stop.lowered.store(0, Ordering::SeqCst);
+        // A restore that failed leaves the mark: the event loop tries again.
+        if restored.is_ok() {
+            stop.lowered.store(0, Ordering::SeqCst);
+        }
         // Judged by bytes, not by the return code.
         let after = memory.usage()?;
-        let went = usage.saturating_sub(if lowered.is_ok() { after.min(value) } else { after });
+        // memory.limit_in_bytes is lowered only once usage fits; memory.high says nothing of the kind.
+        let fits = lowered.is_ok() && file == ReclaimFile::Limit;
+        let went = usage.saturating_sub(if fits { after.min(value) } else { after });
         tally.freed = tally.freed.saturating_add(went);
         match restored {
             Ok(None) => {}
-            Ok(Some(foreign)) => return Ok(Outcome::Foreign(foreign)),
+            Ok(Some(theirs)) => return Ok(foreign(theirs)),
             Err(errno) => return Err(knob.error(Op::Write, None, errno)),
         }
         match lowered {
+            Ok(()) if file == ReclaimFile::High && went < Bytes::kib(128) => {
+                return Ok(Outcome::Exhausted);
+            }
             Ok(()) | Err(Errno::EINTR) => {}
             // Nothing (more) could be reclaimed. Next to nothing freed is the end of it.
             Err(Errno::EBUSY) if went >= Bytes::kib(128) => {}
