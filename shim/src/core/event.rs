@@ -70,6 +70,14 @@ pub struct Survey {
     pub direct_reclaim: u64,
 }
 
+impl Survey {
+    /// Whether reclaim must keep from swapping: the group's own limits keep the kernel from it (memsw ==
+    /// limit, say), but a v1 reclaim write would all the same (law 2).
+    pub fn must_not_swap(&self) -> bool {
+        self.swap.reclaim_may_swap && !self.swap.swaps_at_limit && self.host_swap_free > Bytes(0)
+    }
+}
+
 /// One piece of work for a worker: bring usage down to `target`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Job {

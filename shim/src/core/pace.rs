@@ -14,6 +14,9 @@ pub const LONGEST: Duration = Duration::from_secs(1);
 /// What a group that is quiet now is taken to grow by, at the least, once it starts (bytes a second).
 const SUSPECTED: u64 = 64 << 20;
 
+/// A slower pace is none: at 1 Hz it is seen long before it fills any headroom.
+const FADED: u64 = 1 << 20;
+
 /// The fill rate of a group: the highest seen lately, halved every half second.
 #[derive(Debug, Clone, Copy, Default)]
 pub struct Pace {
@@ -51,9 +54,10 @@ impl Pace {
 
     /// When to look again at a group that has so much room: half the time it needs to fill it at its
     /// pace (earlyoom's rule with the pace observed instead of the worst case), or at a suspected one
-    /// where it is quiet. A group that has not grown by a page a second gets [`LONGEST`].
+    /// where it is quiet. A group that grows by less than 1 MiB a second gets [`LONGEST`].
     pub fn period(&self, headroom: Bytes) -> Duration {
-        if self.rate < 4096.0 {
+        // What is left of a pace that has faded is no pace.
+        if self.rate < FADED as f64 {
             return LONGEST;
         }
         let rate = self.rate.max(SUSPECTED as f64);

@@ -77,10 +77,7 @@ pub fn plan(survey: &Survey, target: Bytes, growth: u64, can: Capabilities) -> P
         return Plan::Aside(StandAside::NothingToTake);
     }
     let target = survey.usage.saturating_sub(want);
-    // memsw == limit or the like: the kernel would not swap, but a v1 reclaim write would.
-    let no_swap = survey.swap.reclaim_may_swap
-        && !survey.swap.swaps_at_limit
-        && survey.host_swap_free > Bytes(0);
+    let no_swap = survey.must_not_swap();
     let reclaim = |strategy, target| Plan::Reclaim {
         strategy,
         target,

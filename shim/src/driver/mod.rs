@@ -34,6 +34,9 @@ const INTERRUPT_AGAIN: Duration = Duration::from_millis(1);
 /// it is then waited for all the same, as its limit is to be restored.
 const QUIESCE_AT_END: Duration = Duration::from_secs(2);
 
+/// How soon a restore that failed is tried again.
+const RESTORE_AGAIN: Duration = Duration::from_millis(100);
+
 /// After an OOM event the counters are read again so often, for so long: `oom_kill` rises after the
 /// event (measured on 6.18: up to 10 ms later in 4 of 200), and on a loaded host later still.
 const RECOUNT_EVERY: Duration = Duration::from_millis(5);
@@ -80,6 +83,8 @@ struct Enforced {
     /// After an OOM event: when to count again, and until when.
     recount: Option<(Now, Now)>,
     flight: Option<Flight>,
+    /// A step that could not be undone: the file, our value in it, and when to try again.
+    unrestored: Option<(ReclaimFile, Bytes, Now)>,
     counters: Counters,
 }
 
@@ -225,6 +230,7 @@ impl Engine {
                 timer: None,
                 recount: None,
                 flight: None,
+                unrestored: None,
                 counters,
             },
         );
@@ -253,8 +259,12 @@ impl Engine {
             flight.interrupt_at = Some(now + INTERRUPT_AGAIN);
             std::thread::sleep(Duration::from_micros(200));
             while let Some((key, answer)) = self.workers.answer() {
-                if let Some(enforced) = self.containers.get_mut(&key) {
-                    enforced.flight = None;
+                if let Some(enforced) = self.containers.get_mut(&key)
+                    && let Some(Flight { ticket, job: Some(job), .. }) = enforced.flight.take()
+                    && let Some(ours) = ticket.stop.lowered()
+                {
+                    enforced.unrestored = Some((stepped_file(job.strategy), ours, Now::ZERO));
+                    self.restore(key);
                 }
                 later.push((key, answer));
             }
@@ -316,6 +326,7 @@ impl Engine {
                 [
                     enforced.timer,
                     enforced.recount.map(|(at, _)| at),
+                    enforced.unrestored.map(|(_, _, at)| at),
                     enforced.flight.as_ref().and_then(|flight| flight.interrupt_at),
                 ]
             })
@@ -372,6 +383,15 @@ impl Engine {
         for key in recount {
             self.count(key);
         }
+        let unrestored: Vec<u64> = self
+            .containers
+            .iter()
+            .filter(|(_, enforced)| enforced.unrestored.is_some_and(|(_, _, at)| at <= now))
+            .map(|(key, _)| *key)
+            .collect();
+        for key in unrestored {
+            self.restore(key);
+        }
     }
 
     fn crossed(&mut self, key: u64) {
@@ -390,14 +410,18 @@ impl Engine {
             oom.take();
         }
         // An OOM while our step has the limit down may be of our making: raise before all else.
-        if let Some(flight) = &enforced.flight
+        if let Some(flight) = &mut enforced.flight
             && let Some(job) = flight.job
             && let Some(ours) = flight.ticket.stop.lowered()
         {
             flight.ticket.stop.cancel();
             flight.ticket.interrupt();
+            flight.interrupt_at = Some(now + INTERRUPT_AGAIN);
             let file = stepped_file(job.strategy);
-            let _ = reclaim::rescue(&*enforced.memory, file, ours, job.declared);
+            if file == ReclaimFile::Limit {
+                let _ = reclaim::rescue(&*enforced.memory, file, ours, job.declared);
+                self.deliver(key, Event::OomInWindow);
+            }
         }
         self.count(key);
     }
@@ -409,8 +433,8 @@ impl Engine {
             modified.take();
         }
         match enforced.memory.version() {
-            // A step of ours wakes this too. The worker itself looks before and after each write.
-            Version::V1 if flying => {}
+            // A step of ours wakes this too.
+            Version::V1 if flying => self.foreign_in_flight(key),
             Version::V1 => self.look_at_limit(Key(key)),
             Version::V2 => {
                 let before = enforced.counters;
@@ -423,6 +447,32 @@ impl Engine {
                     }
                 }
             }
+        }
+    }
+
+    /// Looks for somebody else's limit while a job may have it lowered. The worker itself looks before
+    /// and after each write; this is for what comes during one, which may take long.
+    fn foreign_in_flight(&mut self, key: u64) {
+        let now = self.now();
+        let Some(enforced) = self.containers.get_mut(&key) else { return };
+        let Some(Flight { ticket, job: Some(job), interrupt_at }) = &mut enforced.flight else {
+            return;
+        };
+        if stepped_file(job.strategy) != ReclaimFile::Limit {
+            return;
+        }
+        // What stands is the declared limit, or the value of the step if that did not change while we
+        // looked, or somebody else's.
+        let before = ticket.stop.lowered();
+        let Ok(standing) = enforced.memory.limit() else { return };
+        let ours = before.map(Limit::Bytes);
+        if before == ticket.stop.lowered()
+            && standing != job.declared.page_floor()
+            && Some(standing) != ours
+        {
+            ticket.stop.found_foreign(standing);
+            ticket.interrupt();
+            *interrupt_at = Some(now + INTERRUPT_AGAIN);
         }
     }
 
@@ -450,7 +500,8 @@ impl Engine {
     /// have it lowered; the job looks itself.
     pub fn look_at_limit(&mut self, key: Key) {
         let Some(enforced) = self.containers.get(&key.0) else { return };
-        if enforced.flight.as_ref().is_some_and(|flight| flight.job.is_some()) {
+        let flying = enforced.flight.as_ref().is_some_and(|flight| flight.job.is_some());
+        if flying || enforced.unrestored.is_some() {
             return;
         }
         match enforced.memory.limit() {
@@ -481,7 +532,13 @@ impl Engine {
         while let Some((key, answer)) = later.next().or_else(|| self.workers.answer()) {
             let now = self.now();
             let Some(enforced) = self.containers.get_mut(&key) else { continue };
-            enforced.flight = None;
+            if let Some(Flight { ticket, job: Some(job), .. }) = enforced.flight.take()
+                && let Some(ours) = ticket.stop.lowered()
+            {
+                enforced.unrestored = Some((stepped_file(job.strategy), ours, now));
+                self.restore(key);
+            }
+            let Some(enforced) = self.containers.get_mut(&key) else { continue };
             // Events during a job were its own writes, or another's after its last look: the file tells,
             // unless it may hold what could not be restored.
             if enforced.memory.version() == Version::V1
@@ -547,7 +604,7 @@ impl Engine {
                     flight.interrupt_at = Some(now + INTERRUPT_AGAIN);
                 }
             }
-            Action::Restore(declared) => self.restore(key, declared),
+            Action::Restore(_) => self.restore(key),
             Action::Tell(notice) => self.happened.push(Happened::Notice(Key(key), now, notice)),
             Action::Forget => {
                 if let Some(gone) = self.containers.remove(&key) {
@@ -560,6 +617,10 @@ impl Engine {
     fn start(&mut self, key: u64, work: Work, job: Option<Job>) {
         let now = self.now();
         let Some(enforced) = self.containers.get(&key) else { return };
+        if enforced.unrestored.is_some() {
+            // What stands is ours: it must not be taken for somebody else's limit.
+            return self.deliver(key, Event::Failed(Errno::EBUSY as i32));
+        }
         let started = self.workers.start(key, enforced.memory.clone(), work);
         let Some(enforced) = self.containers.get_mut(&key) else { return };
         match started {
@@ -599,15 +660,23 @@ impl Engine {
         }
     }
 
-    /// The declared limit stands already unless a step was cut short: then the file holds our value.
-    fn restore(&mut self, key: u64, declared: Limit) {
-        let Some(enforced) = self.containers.get(&key) else { return };
-        let Some(flight) = &enforced.flight else { return };
-        if let (Some(job), Some(ours)) = (flight.job, flight.ticket.stop.lowered())
-            && let Err(error) =
-                reclaim::rescue(&*enforced.memory, stepped_file(job.strategy), ours, declared)
-        {
-            log::error!("{error}");
+    /// Undoes a step that its worker could not undo. The declared limit stands already in every other
+    /// case. Tried until it works, or the file holds a value that is not ours.
+    fn restore(&mut self, key: u64) {
+        let now = self.now();
+        let Some(enforced) = self.containers.get_mut(&key) else { return };
+        let Some((file, ours, _)) = enforced.unrestored else { return };
+        let declared = match file {
+            ReclaimFile::Limit => enforced.core.declared(),
+            // What it was before is not known for sure; none is what it is by default.
+            _ => Limit::Max,
+        };
+        match reclaim::rescue(&*enforced.memory, file, ours, declared) {
+            Ok(_) => enforced.unrestored = None,
+            Err(error) => {
+                log::error!("{error}; trying again");
+                enforced.unrestored = Some((file, ours, now + RESTORE_AGAIN));
+            }
         }
     }
 }

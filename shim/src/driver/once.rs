@@ -2,10 +2,11 @@
 
 use super::worker::{Answer, Work, Workers, survey};
 use super::{INTERRUPT_AGAIN, capabilities};
-use crate::core::{Capabilities, Floor, Job, Plan, Report, Strategy, plan::plan};
+use crate::core::{Capabilities, Floor, Job, Outcome, Plan, Report, Strategy, Survey, plan::plan};
 use cgroupfs::memory::Memory;
 use cgroupfs::{Bytes, Limit, Result};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use std::os::fd::BorrowedFd;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -22,39 +23,92 @@ pub struct Once {
     pub why: Option<&'static str>,
 }
 
-/// Takes `size` bytes from the group, waiting for it, `patience` at most. `ended` says that the group
-/// has no processes: then nothing can grow in the window of a step, and no margin is needed.
+/// Largest step while the group has processes: what the limit is lowered by for an instant.
+const LARGEST_STEP: Bytes = Bytes::mib(32);
+
+/// A job on a group with processes acts on one survey for no longer than this.
+const SLICE: Duration = Duration::from_millis(100);
+
+/// Takes `size` bytes from the group, waiting for it, `patience` at most, or until `interrupted` is
+/// readable. `ended` says whether the group has no processes: then nothing can grow in the window of a
+/// step, and no margin is needed.
 ///
 /// Never lowers a limit under the floor. Errors are those of looking at the group; what happens during
 /// reclaim is in the report.
 pub fn reclaim_once(
     memory: &Arc<dyn Memory>,
     size: Bytes,
-    ended: bool,
+    ended: &dyn Fn() -> bool,
     patience: Duration,
+    interrupted: Option<BorrowedFd<'_>>,
 ) -> Result<Once> {
-    let look = survey(&**memory)?;
-    let wanted = look.usage.saturating_sub(size);
-    let floor = Floor::of(&look, 0);
-    let can = Capabilities { force_empty: false, ..capabilities(&**memory) };
+    let start = Instant::now();
+    let mut all: Option<(Strategy, Report)> = None;
+    let mut stuck: Option<(Instant, Bytes)> = None;
+    loop {
+        let freed = all.map_or(Bytes(0), |(_, report)| report.freed);
+        let left = size.saturating_sub(freed);
+        let look = survey(&**memory)?;
+        let now_stuck = Floor::of(&look, 0).unreclaimable;
+        let growth = stuck.replace((Instant::now(), now_stuck)).map_or(0, |(then, before)| {
+            let grown = now_stuck.saturating_sub(before).0 as f64;
+            (grown / then.elapsed().as_secs_f64().max(0.001)) as u64
+        });
+        let (job, why) = slice(&**memory, &look, left, growth, ended())?;
+        let deadline = SLICE.min(patience.saturating_sub(start.elapsed()));
+        let done = match job {
+            Some(job) => run(memory, Job { deadline, ..job }, interrupted),
+            None => None,
+        };
+        let Some(report) = done else { return Ok(Once { report: all, why }) };
+        let sum = match all {
+            None => report,
+            Some((_, before)) => Report {
+                before: before.before,
+                freed: before.freed.saturating_add(report.freed),
+                steps: before.steps + report.steps,
+                cpu: before.cpu + report.cpu,
+                wall: start.elapsed(),
+                ..report
+            },
+        };
+        all = Some((report.strategy, sum));
+        let more = match report.outcome {
+            Outcome::Reached => why.is_none() && sum.freed < size,
+            Outcome::Deadline => start.elapsed() < patience,
+            _ => false,
+        };
+        if !more {
+            let why = if sum.freed >= size { None } else { why };
+            return Ok(Once { report: all, why });
+        }
+    }
+}
+
+/// One slice of a byte-targeted reclaim, and why it goes for less than `left`.
+fn slice(
+    memory: &dyn Memory,
+    look: &Survey,
+    left: Bytes,
+    growth: u64,
+    ended: bool,
+) -> Result<(Option<Job>, Option<&'static str>)> {
+    let wanted = look.usage.saturating_sub(left);
+    let floor = Floor::of(look, growth);
+    let can = Capabilities { force_empty: false, ..capabilities(memory) };
     // Asked for by a person: dirty pages too are worth a try, so the plan's own reasons to stand aside
     // do not count here, but its floor does.
-    let (strategy, no_swap) = match plan(&look, wanted, 0, can) {
-        Plan::Reclaim { strategy, no_swap, .. } => (strategy, no_swap),
-        Plan::Aside(_) => {
-            let strategy = match can {
-                Capabilities { memory_reclaim: true, .. } => Strategy::MemoryReclaim,
-                Capabilities { limit_step: true, .. } => Strategy::LimitStep,
-                _ => Strategy::HighStep,
-            };
-            (strategy, false)
-        }
+    let strategy = match (plan(look, wanted, growth, can), can) {
+        (Plan::Reclaim { strategy, .. }, _) => strategy,
+        (Plan::Aside(_), Capabilities { memory_reclaim: true, .. }) => Strategy::MemoryReclaim,
+        (Plan::Aside(_), Capabilities { limit_step: true, .. }) => Strategy::LimitStep,
+        (Plan::Aside(_), _) => Strategy::HighStep,
     };
     let least = if ended { floor.unreclaimable } else { floor.floor };
     let stepped = matches!(strategy, Strategy::LimitStep | Strategy::HighStep);
-    let reachable = if stepped { wanted.max(least) } else { wanted.max(floor.unreclaimable) };
+    let reachable = wanted.max(if stepped { least } else { floor.unreclaimable });
     let why = match reachable > wanted {
-        _ if look.usage < size => Some("no more than that is in use"),
+        _ if look.usage < left => Some("no more than that is in use"),
         false => None,
         true if floor.unreclaimable > wanted => Some(
             "the rest cannot be reclaimed: anonymous memory without swap, locked or kernel memory, or \
@@ -66,26 +120,23 @@ pub fn reclaim_once(
         ),
     };
     if reachable >= look.usage {
-        return Ok(Once { report: None, why });
+        return Ok((None, why));
     }
-    let declared = match strategy {
-        Strategy::HighStep => memory.high()?,
-        _ => look.limit,
-    };
     let job = Job {
         id: 0,
         strategy,
         target: reachable,
         floor: if stepped { least } else { Bytes(0) },
         step: match strategy {
-            Strategy::MemoryReclaim => RECLAIM_BATCH.min(size),
-            _ => size,
+            Strategy::MemoryReclaim => RECLAIM_BATCH,
+            _ if ended => look.usage,
+            _ => LARGEST_STEP,
         },
-        declared,
-        deadline: patience,
-        no_swap,
+        declared: look.limit,
+        deadline: SLICE,
+        no_swap: look.must_not_swap(),
     };
-    Ok(Once { report: run(memory, job).map(|report| (strategy, report)), why })
+    Ok((Some(job), why))
 }
 
 /// Empties a group that has ended, so that it does not stay behind as a dying one: cached pages pin it
@@ -109,23 +160,31 @@ pub fn empty(memory: &Arc<dyn Memory>, patience: Duration) {
             deadline: patience,
             no_swap: true,
         },
+        None,
     );
 }
 
-fn run(memory: &Arc<dyn Memory>, job: Job) -> Option<Report> {
+fn run(memory: &Arc<dyn Memory>, job: Job, interrupted: Option<BorrowedFd<'_>>) -> Option<Report> {
     let mut workers = Workers::new(1, 1).ok()?;
     let start = Instant::now();
+    let mut cancelled = false;
     let ticket = workers.start(0, memory.clone(), Work::Reclaim(job))?;
     loop {
         let left = job.deadline.saturating_sub(start.elapsed());
         let wait = if left.is_zero() { INTERRUPT_AGAIN } else { left };
         let millis = u16::try_from(wait.as_micros().div_ceil(1000)).unwrap_or(u16::MAX);
-        let mut fds = [PollFd::new(workers.wake_fd(), PollFlags::POLLIN)];
-        let _ = poll(&mut fds, PollTimeout::from(millis));
+        let mut fds = vec![PollFd::new(workers.wake_fd(), PollFlags::POLLIN)];
+        fds.extend(interrupted.map(|fd| PollFd::new(fd, PollFlags::POLLIN)));
+        let _ = poll(&mut fds, PollTimeout::from(if cancelled { 1 } else { millis }));
+        cancelled |= fds.get(1).is_some_and(|fd| fd.any().unwrap_or(false));
         workers.rearm();
         match workers.answer() {
             Some((_, Answer::Done(report))) => return Some(report),
             Some(_) => return None,
+            None if cancelled => {
+                ticket.stop.cancel();
+                ticket.interrupt();
+            }
             None if start.elapsed() >= job.deadline => {
                 ticket.stop.expire();
                 ticket.interrupt();

@@ -20,6 +20,8 @@ pub struct Stop {
     expired: AtomicBool,
     /// The value a step stands at, 0 for none: what a rescuer looks for in the file.
     lowered: AtomicU64,
+    /// A limit that somebody else wrote meanwhile, as seen by the event loop; 0 for none.
+    foreign: AtomicU64,
 }
 
 impl Stop {
@@ -41,6 +43,21 @@ impl Stop {
             Some(Outcome::Deadline)
         } else {
             None
+        }
+    }
+
+    /// Somebody else's limit: the job ends, and what it restores is this.
+    pub fn found_foreign(&self, limit: Limit) {
+        let bytes = limit.bytes().map_or(u64::MAX, |bytes| bytes.0);
+        self.foreign.store(bytes, Ordering::SeqCst);
+        self.cancel();
+    }
+
+    fn foreign(&self) -> Option<Limit> {
+        match self.foreign.load(Ordering::SeqCst) {
+            0 => None,
+            u64::MAX => Some(Limit::Max),
+            bytes => Some(Limit::Bytes(Bytes(bytes))),
         }
     }
 
@@ -146,7 +163,7 @@ fn step(
             None => knob.raw().write(text.as_bytes()),
         });
         let restored = match lowered {
-            Ok(()) => restore(memory, &knob, file, value, &text_of_declared),
+            Ok(()) => restore(memory, &knob, file, value, &text_of_declared, stop),
             // Refused: the limit is as it was.
             Err(_) => Ok(None),
         };
@@ -187,12 +204,18 @@ fn restore(
     file: ReclaimFile,
     ours: Bytes,
     declared: &LimitText,
+    stop: &Stop,
 ) -> Result<Option<Limit>, Errno> {
     let version = memory.version();
     if let Ok(standing) = read_limit(knob, version, file)
         && standing != Limit::Bytes(ours)
     {
         return Ok(Some(standing));
+    }
+    // Written while our lowering write was under way, and overwritten by it: theirs is put back.
+    if let Some(theirs) = stop.foreign().filter(|_| file == ReclaimFile::Limit) {
+        write_on(knob, &LimitText::new(version, file, theirs))?;
+        return Ok(Some(theirs));
     }
     match write_on(knob, declared) {
         Ok(()) => Ok(None),
@@ -227,7 +250,8 @@ pub(super) fn rescue(
 ) -> Result<Option<Limit>, Error> {
     let knob = memory.reclaim_file(file)?;
     let text = LimitText::new(memory.version(), file, declared);
-    restore(memory, &knob, file, ours, &text).map_err(|errno| knob.error(Op::Write, None, errno))
+    restore(memory, &knob, file, ours, &text, &Stop::default())
+        .map_err(|errno| knob.error(Op::Write, None, errno))
 }
 
 /// A limit as the file takes it, on the stack.

@@ -9,7 +9,10 @@ use cgroupfs::{Bytes, MemoryHierarchy};
 use cgshim::core::Outcome;
 use cgshim::driver::{self, Once};
 use nix::errno::Errno;
+use nix::sys::signal::{SigSet, Signal};
+use nix::sys::signalfd::{SfdFlags, SignalFd};
 use serde::Serialize;
+use std::os::fd::{AsFd, BorrowedFd};
 use std::process::ExitCode;
 use std::time::Duration;
 
@@ -31,6 +34,40 @@ struct Reclaimed {
     declared_limit_restored: bool,
 }
 
+/// The signals that end a program, taken by descriptor while there is something to undo; Ctrl-Z waits.
+struct Signals {
+    fd: SignalFd,
+    held: SigSet,
+}
+
+impl Signals {
+    fn block() -> Result<Signals, Failure> {
+        let refused =
+            |errno: Errno| Failure::new(FAILED, format!("cannot block signals: {}", errno.desc()));
+        let mut ending = SigSet::empty();
+        for signal in [Signal::SIGINT, Signal::SIGTERM, Signal::SIGHUP, Signal::SIGQUIT] {
+            ending.add(signal);
+        }
+        let mut held = ending;
+        held.add(Signal::SIGTSTP);
+        held.thread_block().map_err(refused)?;
+        let flags = SfdFlags::SFD_CLOEXEC | SfdFlags::SFD_NONBLOCK;
+        let fd = SignalFd::with_flags(&ending, flags).map_err(refused)?;
+        Ok(Signals { fd, held })
+    }
+
+    fn fd(&self) -> BorrowedFd<'_> {
+        self.fd.as_fd()
+    }
+
+    /// The signal that came, if one did.
+    fn unblock(self) -> Option<i32> {
+        let signal = self.fd.read_signal().ok().flatten().map(|info| info.ssi_signo as i32);
+        let _ = self.held.thread_unblock();
+        signal
+    }
+}
+
 pub(super) fn main(args: &ReclaimArgs) -> Result<ExitCode, Failure> {
     if args.size == Bytes(0) {
         return Err(Failure::usage("SIZE is 0: nothing to reclaim"));
@@ -48,13 +85,16 @@ pub(super) fn main(args: &ReclaimArgs) -> Result<ExitCode, Failure> {
     }
     let memory = driver::open_memory(&group)?;
     let declared = memory.limit()?;
-    let procs = group.procs()?.len() + group.children()?.len();
-    let Once { report, why } = driver::reclaim_once(
-        &memory,
-        args.size,
-        procs == 0,
-        Duration::from_secs_f64(args.timeout),
-    )?;
+    // Ended by a signal, it must still undo what it has in flight; stopped by one, only when it is done.
+    let signals = Signals::block()?;
+    let ended = || {
+        group.procs().is_ok_and(|procs| procs.is_empty())
+            && group.children().is_ok_and(|children| children.is_empty())
+    };
+    let patience = Duration::from_secs_f64(args.timeout);
+    let Once { report, why } =
+        driver::reclaim_once(&memory, args.size, &ended, patience, Some(signals.fd()))?;
+    let signal = signals.unblock();
     let now = memory.limit()?;
     let (freed, steps, wall, cpu, strategy, outcome) = match &report {
         Some((strategy, report)) => (
@@ -74,6 +114,9 @@ pub(super) fn main(args: &ReclaimArgs) -> Result<ExitCode, Failure> {
         Some(Outcome::Cancelled) => Some("it was cancelled".into()),
         Some(Outcome::Foreign(limit)) => {
             Some(format!("somebody else set the limit to {limit} meanwhile: theirs stands"))
+        }
+        Some(Outcome::ForeignHigh(high)) => {
+            Some(format!("somebody else set memory.high to {high} meanwhile: theirs stands"))
         }
         Some(Outcome::Vanished) => Some("the cgroup was removed meanwhile".into()),
         Some(Outcome::Failed(errno)) => {
@@ -115,6 +158,9 @@ pub(super) fn main(args: &ReclaimArgs) -> Result<ExitCode, Failure> {
         if let Some(why) = &result.stopped_because {
             eprintln!("cgctl: less than asked: {why}");
         }
+    }
+    if let Some(signal) = signal {
+        return Ok(ExitCode::from((128 + signal).clamp(0, 255) as u8));
     }
     let enough = result.stopped_because.is_none();
     Ok(ExitCode::from(if enough { 0 } else { FAILED }))

@@ -172,10 +172,11 @@ impl Child {
                     if info.ssi_code != SI_KERNEL {
                         let _ = kill(self.pid, Signal::SIGTSTP);
                     }
-                    let _ = raise(Signal::SIGSTOP);
+                    stop_ourselves();
                 }
-                // The terminal sent it to the whole foreground process group.
-                _ if info.ssi_code == SI_KERNEL => {}
+                // The terminal sent it to the whole foreground process group. But a hangup goes to the
+                // session's leader alone, which may be us; twice does no harm.
+                _ if info.ssi_code == SI_KERNEL && signal != Signal::SIGHUP => {}
                 _ => {
                     let _ = kill(self.pid, signal);
                 }
@@ -197,6 +198,16 @@ impl Child {
     pub(super) fn told_to_end(&self) -> Option<Signal> {
         self.told_to_end
     }
+}
+
+/// Stops as a program stops that knows nothing of SIGTSTP: the kernel discards it where nobody could
+/// continue us (an orphaned process group).
+fn stop_ourselves() {
+    let mut tstp = SigSet::empty();
+    tstp.add(Signal::SIGTSTP);
+    let _ = raise(Signal::SIGTSTP);
+    let _ = tstp.thread_unblock();
+    let _ = tstp.thread_block();
 }
 
 /// `si_code` of a signal that the kernel itself sent (sigaction(2)): the terminal's.

@@ -34,6 +34,7 @@ impl RunGroup {
     /// Makes the group and sets its limits. Nothing is left behind if that fails.
     pub(super) fn create(hierarchy: &MemoryHierarchy, spec: &Spec) -> Result<RunGroup> {
         let parent = parent(hierarchy, spec.parent.as_deref())?;
+        warn_of_escape(hierarchy, &parent);
         let group = Arc::new(parent.create_child(&spec.name)?);
         let opened = cgshim::driver::open_memory(&group);
         let memory = match opened {
@@ -169,6 +170,25 @@ fn absolute(hierarchy: &MemoryHierarchy, path: &Path) -> PathBuf {
         path.to_path_buf()
     } else {
         hierarchy.mount_point.join(path.strip_prefix("/").unwrap_or(path))
+    }
+}
+
+/// On v2 a group with processes has no children with controllers, so that the command's group may come to
+/// lie beside ours: then a limit of ours does not hold for it. To be said, not to be found out.
+fn warn_of_escape(hierarchy: &MemoryHierarchy, parent: &Cgroup) {
+    let own = &hierarchy.own;
+    if hierarchy.version == Version::V1 || parent.path().starts_with(own) {
+        return;
+    }
+    let limit = std::fs::read_to_string(own.join("memory.max")).unwrap_or_default();
+    if !matches!(limit.trim(), "" | "max") {
+        log::warn!(
+            "the limit of {} ({} bytes) does not hold for the command: its group goes under {}, as \
+             cgroup v2 gives no controllers to children of a group with processes; choose with --parent",
+            own.display(),
+            limit.trim(),
+            parent.path().display()
+        );
     }
 }
 

@@ -220,7 +220,12 @@ pub(crate) fn execute(mut spec: Spec) -> Result<Finished, Failure> {
     }
     group.kill_leftovers();
     recorder.finish(&*memory);
-    let restored = spec.off || memory.limit().is_ok_and(|limit| limit == recorder.declared());
+    // Of a group that somebody removed there is nothing left to restore.
+    let restored = spec.off
+        || match memory.limit() {
+            Ok(limit) => limit == recorder.declared(),
+            Err(error) => error.is_vanished(),
+        };
     drop(engine);
     let removed = group.remove(!spec.off);
     if let Err(error) = removed {
@@ -291,6 +296,10 @@ fn quiesce(engine: &mut Engine, key: Option<Key>) {
 
 fn release(engine: &mut Engine, key: Key, recorder: &mut Recorder) -> Result<(), Failure> {
     engine.recount(key);
+    if engine.totals(key).is_none() {
+        // The group was removed under us, and the container forgotten with it.
+        return Ok(());
+    }
     engine.release(key);
     let start = Instant::now();
     let mut happened = Vec::new();
