@@ -395,6 +395,44 @@ fn a_fast_stream_under_a_small_limit_is_stepped_not_emptied() {
 }
 
 #[test]
+fn bursts_that_reach_the_limit_widen_the_headroom_and_calm_narrows_it() {
+    let mut container = Container::new(WatermarkSpec::Default, LIMIT, Limit::Max, V1, 1);
+    let narrow = container.watermarks().unwrap();
+    let mut look = survey(240);
+    for round in 0..10 {
+        look.direct_reclaim += 50;
+        send(&mut container, ms(round), Event::Crossed(Bytes::mib(240)));
+        let job = job(&surveyed(&mut container, ms(round), look)).expect("a job");
+        done(&mut container, ms(round), report(job.id, Outcome::Reached, 240, 150));
+    }
+    let wide = container.watermarks().unwrap();
+    let headroom = |high: Bytes| Bytes::mib(256).0 - high.0;
+    assert!(headroom(wide.high) > 2 * headroom(narrow.high));
+    assert!(headroom(wide.high) <= 5 * headroom(narrow.high) / 2 + 4096);
+    for round in 1..20 {
+        let now = Duration::from_secs(11 * round);
+        send(&mut container, now, Event::Crossed(Bytes::mib(240)));
+        let job = job(&surveyed(&mut container, now, look)).expect("a job");
+        done(&mut container, now, report(job.id, Outcome::Reached, 240, 150));
+    }
+    assert_eq!(container.watermarks().unwrap(), narrow);
+}
+
+#[test]
+fn an_operators_own_marks_stay_as_they_are() {
+    let mut container = container(V1);
+    let marks = container.watermarks();
+    let mut look = survey(240);
+    for round in 0..5 {
+        look.direct_reclaim += 50;
+        send(&mut container, ms(round), Event::Crossed(Bytes::mib(240)));
+        let job = job(&surveyed(&mut container, ms(round), look)).expect("a job");
+        done(&mut container, ms(round), report(job.id, Outcome::Reached, 240, 150));
+    }
+    assert_eq!(container.watermarks(), marks);
+}
+
+#[test]
 fn dirty_cache_is_left_to_the_disk_and_looked_at_again_soon() {
     let mut container = container(V1);
     let mut look = survey(240);

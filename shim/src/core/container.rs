@@ -16,7 +16,7 @@ use super::event::{
 use super::floor::Floor;
 use super::pace::Pace;
 use super::plan::{LEAST, Plan, StandAside, plan};
-use super::watermark::{WatermarkSpec, Watermarks};
+use super::watermark::{WIDEST, WatermarkSpec, Watermarks};
 use cgroupfs::units::page_size;
 use cgroupfs::{Bytes, Limit};
 use std::time::Duration;
@@ -53,6 +53,9 @@ const FITS_AFTER: Duration = Duration::from_secs(10);
 /// First and longest pause between two tries at letting a group be.
 const LET_BE_FIRST: Duration = Duration::from_secs(2);
 const LET_BE_CAP: Duration = Duration::from_secs(120);
+
+/// A widened headroom that was enough for so long is narrowed by a quarter.
+const NARROW_AFTER: Duration = Duration::from_secs(10);
 
 /// How often a group is looked at again after a threshold event, while its usage moves.
 const RECHECK: Duration = Duration::from_millis(50);
@@ -114,6 +117,10 @@ pub struct Container {
     freed_unobserved: Bytes,
     backoff: Backoff,
     futile_rounds: u32,
+    /// Quarters of the headroom that it is widened by, since when, and charges that had failed then.
+    wide: u32,
+    widened_at: Now,
+    hits: Option<u64>,
     /// What could not be reclaimed at the last survey.
     stuck: Option<(Now, Bytes)>,
     /// The last job ran into its deadline with usage at the limit all the same.
@@ -168,6 +175,9 @@ impl Container {
             freed_unobserved: Bytes(0),
             backoff: Backoff::new(Duration::from_millis(200), Duration::from_secs(30), seed),
             futile_rounds: 0,
+            wide: 0,
+            widened_at: Now::ZERO,
+            hits: None,
             stuck: None,
             at_limit: false,
             direct: None,
@@ -344,6 +354,7 @@ impl Container {
             }
             self.stop_letting_be(now);
         }
+        let marks = self.widen(now, survey).unwrap_or(marks);
         if survey.usage < marks.low.saturating_add(LEAST) {
             return self.watch(now, out);
         }
@@ -504,7 +515,7 @@ impl Container {
         }
         self.no_steps_until = Some(now + FOREIGN_PAUSE);
         self.declared = limit;
-        self.marks = Watermarks::of(self.spec, limit, self.high);
+        self.remark();
         self.let_be.since = None;
         match self.phase {
             // The job in flight finds the foreign value itself, but need not go on until then.
@@ -535,6 +546,30 @@ impl Container {
             self.told = Some(why);
             out.push(Action::Tell(Notice::StandingAside(why)));
         }
+    }
+
+    /// Widens the headroom where charges failed since the last survey, narrows it again after a while
+    /// without; the marks that follow.
+    fn widen(&mut self, now: Now, survey: &Survey) -> Option<Watermarks> {
+        let hits = self.hits.replace(survey.direct_reclaim).unwrap_or(survey.direct_reclaim);
+        // What comes while we stand aside is not for want of room.
+        let hit = hits < survey.direct_reclaim && self.told.is_none();
+        let wide = match (hit, now.saturating_sub(self.widened_at) >= NARROW_AFTER) {
+            (true, _) => (self.wide + 1).min(WIDEST),
+            (false, true) => self.wide.saturating_sub(1),
+            (false, false) => return self.marks,
+        };
+        self.widened_at = now;
+        if wide != self.wide {
+            self.wide = wide;
+            self.remark();
+        }
+        self.marks
+    }
+
+    fn remark(&mut self) {
+        self.marks = Watermarks::of(self.spec, self.declared, self.high)
+            .map(|marks| marks.widened(self.spec, self.declared, self.high, self.wide));
     }
 
     /// How fast what cannot be reclaimed grows, in bytes a second: only that can make a step's window an

@@ -16,6 +16,10 @@ pub const MAX_HEADROOM: Bytes = Bytes::mib(512);
 /// Default headroom, in 1/1000 of the limit.
 pub const HEADROOM_PERMILLE: u64 = 80;
 
+/// A burst that reaches the limit in spite of the headroom widens it by a quarter, up to this many: a
+/// reader with a read-ahead of 8 MiB has two such windows in flight before anybody can wake.
+pub const WIDEST: u32 = 6;
+
 /// The band between the watermarks is this share of the headroom by default (in 1/1000): wide enough
 /// that a round frees more than the counting fuzz (64 pages a CPU), narrow enough not to evict much
 /// that is still wanted.
@@ -105,6 +109,26 @@ impl Watermarks {
         };
         let low = marks.low.min(marks.high.saturating_sub(MIN_BAND));
         Some(Watermarks { high: marks.high.page_floor(), low: low.page_floor() })
+    }
+
+    /// The same marks with `quarters` of the headroom more room above them, at most [`WIDEST`]: for a
+    /// group whose bursts run through the room it has. Operators' own ratios stay as they are.
+    pub fn widened(
+        self,
+        spec: WatermarkSpec,
+        limit: Limit,
+        high: Limit,
+        quarters: u32,
+    ) -> Watermarks {
+        let (WatermarkSpec::Default, Some(base)) = (spec, limit.min(high).bytes()) else {
+            return self;
+        };
+        let headroom = base.saturating_sub(self.high);
+        let more = headroom.scale(u64::from(quarters.min(WIDEST)), 4);
+        Watermarks {
+            high: self.high.saturating_sub(more).page_floor(),
+            low: self.low.saturating_sub(more).page_floor(),
+        }
     }
 
     /// The last mark before the limit: where a group that we let be is looked at again.
