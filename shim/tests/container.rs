@@ -56,6 +56,7 @@ fn report(id: u64, outcome: Outcome, before: u64, after: u64) -> Report {
         before: Bytes::mib(before),
         after: Bytes::mib(after),
         freed: Bytes::mib(before.saturating_sub(after)),
+        direct_reclaim: 0,
         steps: 1,
         cpu: Duration::from_millis(1),
         wall: Duration::from_millis(1),
@@ -403,7 +404,9 @@ fn bursts_that_reach_the_limit_widen_the_headroom_and_calm_narrows_it() {
         look.direct_reclaim += 50;
         send(&mut container, ms(round), Event::Crossed(Bytes::mib(240)));
         let job = job(&surveyed(&mut container, ms(round), look)).expect("a job");
-        done(&mut container, ms(round), report(job.id, Outcome::Reached, 240, 150));
+        let mut ended = report(job.id, Outcome::Reached, 240, 150);
+        ended.direct_reclaim = look.direct_reclaim;
+        done(&mut container, ms(round), ended);
     }
     let wide = container.watermarks().unwrap();
     let headroom = |high: Bytes| Bytes::mib(256).0 - high.0;
@@ -413,7 +416,9 @@ fn bursts_that_reach_the_limit_widen_the_headroom_and_calm_narrows_it() {
         let now = Duration::from_secs(11 * round);
         send(&mut container, now, Event::Crossed(Bytes::mib(240)));
         let job = job(&surveyed(&mut container, now, look)).expect("a job");
-        done(&mut container, now, report(job.id, Outcome::Reached, 240, 150));
+        let mut ended = report(job.id, Outcome::Reached, 240, 150);
+        ended.direct_reclaim = look.direct_reclaim;
+        done(&mut container, now, ended);
     }
     assert_eq!(container.watermarks().unwrap(), narrow);
 }
@@ -427,7 +432,9 @@ fn an_operators_own_marks_stay_as_they_are() {
         look.direct_reclaim += 50;
         send(&mut container, ms(round), Event::Crossed(Bytes::mib(240)));
         let job = job(&surveyed(&mut container, ms(round), look)).expect("a job");
-        done(&mut container, ms(round), report(job.id, Outcome::Reached, 240, 150));
+        let mut ended = report(job.id, Outcome::Reached, 240, 150);
+        ended.direct_reclaim = look.direct_reclaim;
+        done(&mut container, ms(round), ended);
     }
     assert_eq!(container.watermarks(), marks);
 }

@@ -386,7 +386,7 @@ impl Container {
                 };
                 self.rest(now + pause, out);
             }
-            Plan::Reclaim { strategy, target, floor, step, no_swap } => {
+            Plan::Reclaim { strategy, target, floor, step, cheap, no_swap } => {
                 let id = self.next_job;
                 self.next_job += 1;
                 self.phase = Phase::Reclaiming(id);
@@ -403,6 +403,7 @@ impl Container {
                         _ => self.declared,
                     },
                     deadline: JOB_DEADLINE,
+                    cheap,
                     no_swap,
                 }));
             }
@@ -428,6 +429,8 @@ impl Container {
         self.phase = Phase::Watching;
         self.freed_unobserved = self.freed_unobserved.saturating_add(report.freed);
         self.let_be.freed = self.let_be.freed.saturating_add(report.freed);
+        // Charges that failed in our own windows are not for want of room.
+        self.hits = Some(report.direct_reclaim);
         match report.outcome {
             Outcome::Vanished => {
                 self.phase = Phase::Gone;

@@ -95,6 +95,9 @@ pub struct Job {
     pub declared: Limit,
     /// Give up (and report) after this long.
     pub deadline: Duration,
+    /// Nearly all of it is clean page cache: over in well under a millisecond, best in one go. Anything
+    /// else takes so long that the group's own threads must be able to preempt it at any time.
+    pub cheap: bool,
     /// Keep the group from swapping meanwhile (its swappiness at 0): its own limits forbid what a
     /// reclaim write would do.
     pub no_swap: bool,
@@ -136,6 +139,8 @@ pub struct Report {
     pub after: Bytes,
     /// Bytes seen to go, step by step. A lower bound: what the group charged meanwhile hides as much.
     pub freed: Bytes,
+    /// Direct reclaim events of the group when it ended.
+    pub direct_reclaim: u64,
     /// Writes that reclaimed.
     pub steps: u32,
     /// CPU time it cost.

@@ -11,6 +11,11 @@ pub const LEAST: Bytes = Bytes::kib(512);
 /// what was last looked at rather than the time a write takes.
 pub const STEP: Bytes = Bytes::mib(4);
 
+/// Largest step where nearly all is clean page cache (measured on 6.18: 187 MiB in 1.5 ms). Each step opens a
+/// window in which charges fail, so there the fewer the better: a stream of 1.5 GB/s saw 4 % of the
+/// `failcnt` it has without us with steps of 4 MiB.
+pub const CHEAP_STEP: Bytes = Bytes::mib(64);
+
 /// Why reclaim would do harm now.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum StandAside {
@@ -54,6 +59,8 @@ pub enum Plan {
         floor: Bytes,
         /// So much at a time.
         step: Bytes,
+        /// See [`super::Job::cheap`].
+        cheap: bool,
         /// With the group's swappiness at 0.
         no_swap: bool,
     },
@@ -78,6 +85,8 @@ pub fn plan(survey: &Survey, target: Bytes, growth: u64, can: Capabilities) -> P
     }
     let target = survey.usage.saturating_sub(want);
     let no_swap = survey.must_not_swap();
+    let cheap =
+        floor.clean_file.0 >= want.0.saturating_mul(2) && floor.clean_file >= floor.swappable;
     let reclaim = |strategy, target| Plan::Reclaim {
         strategy,
         target,
@@ -85,8 +94,10 @@ pub fn plan(survey: &Survey, target: Bytes, growth: u64, can: Capabilities) -> P
         step: match strategy {
             // Tasks over memory.high sleep: 64 f² s a batch, nothing up to f = 1.25 %.
             Strategy::HighStep => STEP.min(survey.usage.scale(1, 100)),
+            _ if cheap => want.clamp(STEP, CHEAP_STEP),
             _ => STEP,
         },
+        cheap,
         no_swap,
     };
     if can.memory_reclaim {

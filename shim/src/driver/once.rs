@@ -134,6 +134,7 @@ fn slice(
         },
         declared: look.limit,
         deadline: SLICE,
+        cheap: false,
         no_swap: look.must_not_swap(),
     };
     Ok((Some(job), why))
@@ -158,6 +159,7 @@ pub fn empty(memory: &Arc<dyn Memory>, patience: Duration) {
             step: Bytes::mib(64),
             declared: Limit::Max,
             deadline: patience,
+            cheap: false,
             no_swap: true,
         },
         None,

@@ -100,6 +100,7 @@ pub(super) fn execute(memory: &dyn Memory, job: &Job, stop: &Stop, me: sys::Thre
         before,
         after: memory.usage().unwrap_or_default(),
         freed: tally.freed,
+        direct_reclaim: memory.counters().map_or(0, |counters| counters.direct_reclaim()),
         steps: tally.steps,
         cpu: thread_cpu().saturating_sub(cpu),
         wall: wall.elapsed(),

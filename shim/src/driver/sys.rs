@@ -38,14 +38,14 @@ pub(super) fn become_interruptible() -> Thread {
 /// The slice asked for: the least that the scheduler gives (`kernel/sched/syscalls.c`, 0.1 to 100 ms).
 const SLICE_NS: u64 = 100_000;
 
-/// Asks for short slices for the calling thread, at its normal weight: the container's own threads then
+/// Asks for short slices for the calling thread, or for the usual ones again, at its normal weight. Short: the container's own threads then
 /// preempt it sooner, and it gets its share in smaller pieces. Linux 6.12 and later (EEVDF); before that
 /// `sched_runtime` means nothing to SCHED_OTHER, and the call changes nothing.
-pub(super) fn ask_for_short_slices() {
+pub(super) fn ask_for_short_slices(short: bool) {
     // SAFETY: an all-zero sched_attr is a valid value: SCHED_OTHER, nice 0, no flags.
     let mut attr: libc::sched_attr = unsafe { std::mem::zeroed() };
     attr.size = std::mem::size_of::<libc::sched_attr>() as u32;
-    attr.sched_runtime = SLICE_NS;
+    attr.sched_runtime = if short { SLICE_NS } else { 0 };
     // SAFETY: `attr` is ours and of the size it says; pid 0 is the calling thread.
     unsafe { libc::syscall(libc::SYS_sched_setattr, 0, &raw const attr, 0) };
 }

@@ -149,12 +149,14 @@ impl Drop for Workers {
 
 fn work_off(queue: &Receiver<Task>, answers: &Sender<(u64, Answer)>, wake: &EventFd) {
     let me = sys::become_interruptible();
-    sys::ask_for_short_slices();
     while let Ok(Task { key, memory, work, ticket }) = queue.recv() {
         let _ = ticket.thread.set(me);
         let answer = match work {
             Work::Survey => Answer::Surveyed(survey(&*memory).map(Box::new)),
-            Work::Reclaim(job) => Answer::Done(reclaim::execute(&*memory, &job, &ticket.stop, me)),
+            Work::Reclaim(job) => {
+                sys::ask_for_short_slices(!job.cheap);
+                Answer::Done(reclaim::execute(&*memory, &job, &ticket.stop, me))
+            }
         };
         if answers.send((key, answer)).is_err() {
             return;
