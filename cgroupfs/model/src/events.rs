@@ -16,7 +16,10 @@ pub struct EventFd(pub i32);
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Watched {
     /// Usage at or above so many pages, when last looked at: `above`.
-    Threshold { pages: u64, above: bool },
+    Threshold {
+        pages: u64,
+        above: bool,
+    },
     Oom,
 }
 

@@ -143,7 +143,9 @@ impl State {
     fn resize(&mut self, id: GroupId, limit: u64, memsw: bool) -> Result<(), Errno> {
         let mut drained = false;
         let mut pass = 0;
-        let mut left = self.config.bounded_resize;
+        let groups = u32::try_from(self.subtree(id).len()).unwrap_or(u32::MAX);
+        let mut left = self.config.bounded_resize.map(|retries| retries.saturating_mul(groups));
+        let mut lowest = counter_usage(self, id, memsw);
         loop {
             if self.between_passes(id, pass) {
                 return Err(Errno::EINTR);
@@ -174,17 +176,21 @@ impl State {
                 continue;
             }
             pass += 1;
-            let usage = counter_usage(self, id, memsw);
-            if self.reclaim_pass(id, PASS, !memsw) == 0 {
-                return Err(Errno::EBUSY);
-            }
-            if let Some(left) = &mut left
-                && counter_usage(self, id, memsw) >= usage
-            {
-                if *left == 0 {
-                    return Err(Errno::EBUSY);
+            let progress = self.reclaim_pass(id, PASS, !memsw) > 0;
+            match &mut left {
+                None if progress => {}
+                None => return Err(Errno::EBUSY),
+                // el7: the retries last as long as usage goes down from one pass to the next.
+                Some(left) => {
+                    let usage = counter_usage(self, id, memsw);
+                    if usage < lowest {
+                        lowest = usage;
+                    } else if *left == 0 {
+                        return Err(Errno::EBUSY);
+                    } else {
+                        *left -= 1;
+                    }
                 }
-                *left -= 1;
             }
         }
     }

@@ -51,8 +51,12 @@ fn the_killer_takes_the_largest_task_and_counts_in_the_victims_own_group_only() 
         let eventfd = state.eventfd();
         let fd = state.control_fd(sibling, "memory.oom_control");
         state
-            .write(cgroupfs_model::Actor(0), sibling, "cgroup.event_control",
-                format!("{} {fd}", eventfd.0).as_bytes())
+            .write(
+                cgroupfs_model::Actor(0),
+                sibling,
+                "cgroup.event_control",
+                format!("{} {fd}", eventfd.0).as_bytes(),
+            )
             .unwrap();
         eventfd
     };

@@ -5,7 +5,9 @@ mod common;
 use cgroupfs::files::ControlDir;
 use cgroupfs::memory::{Memory, MemoryV1, MemoryV2, ReclaimFile};
 use cgroupfs::{Bytes, Error, Limit};
-use cgroupfs_model::{Actor, Config, Hierarchy, KILLED, Kind, Load, PassVerdict, TaskState, Verdict};
+use cgroupfs_model::{
+    Actor, Config, Hierarchy, KILLED, Kind, Load, PassVerdict, TaskState, Verdict,
+};
 use common::{bed, mib};
 use nix::errno::Errno;
 use std::sync::Arc;

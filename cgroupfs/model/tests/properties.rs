@@ -1,7 +1,5 @@
 //! What holds whatever is done.
 
-mod common;
-
 use cgroupfs_model::{Actor, Config, GroupId, Hierarchy, Host, Kind, Load, TaskId, Via};
 use proptest::prelude::*;
 use std::time::Duration;

@@ -1,5 +1,5 @@
 //! What every claim starts from.
-#![allow(dead_code, unreachable_pub)]
+#![allow(dead_code, unreachable_pub, clippy::unwrap_used)]
 
 use cgroupfs_model::{Actor, Config, GroupId, Hierarchy, Host, Kind, Load, TaskId, Via};
 use nix::errno::Errno;
