@@ -1,5 +1,7 @@
 //! Claims about v2: `memory.max`, `memory.high`, `memory.reclaim`, protection, `subtree_control`.
 
+#![allow(clippy::unwrap_used)]
+
 mod common;
 
 use cgroupfs_model::{Config, Hierarchy, Host, Kind, Load, Via};
