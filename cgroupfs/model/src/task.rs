@@ -235,9 +235,12 @@ impl State {
                     return Ok(true);
                 }
                 self.try_charge(task, 1, Via::Fault)?;
-                // The reclaim of that charge swaps more out, never in: there is one still.
                 let group = self.group_mut(id);
-                group.lru.swapped_anon -= 1;
+                if take(&mut group.lru.swapped_anon, 1) == 0 {
+                    // Another task was killed for that charge, and what was in swap went with it.
+                    self.uncharge(id, 1, false);
+                    return Ok(true);
+                }
                 group.lru.active_anon += 1;
                 group.counts.refault_anon += 1;
                 group.counts.pgmajfault += 1;
