@@ -1,0 +1,250 @@
+//! v1 files: `mm/memcontrol-v1.c`, `kernel/cgroup/legacy_freezer.c`.
+
+use crate::group::GroupId;
+use crate::host::State;
+use crate::parse::{integer, pages};
+use crate::reclaim::PASS;
+use nix::errno::Errno;
+
+pub(crate) const FILES: &[&str] = &[
+    "memory.usage_in_bytes",
+    "memory.limit_in_bytes",
+    "memory.max_usage_in_bytes",
+    "memory.failcnt",
+    "memory.memsw.usage_in_bytes",
+    "memory.memsw.limit_in_bytes",
+    "memory.memsw.max_usage_in_bytes",
+    "memory.memsw.failcnt",
+    "memory.force_empty",
+    "memory.reclaim",
+    "memory.oom_control",
+    "memory.stat",
+    "memory.swappiness",
+    "memory.use_hierarchy",
+    "memory.kmem.usage_in_bytes",
+    "cgroup.procs",
+    "cgroup.event_control",
+];
+
+pub(crate) const FREEZER_FILES: &[&str] =
+    &["freezer.state", "freezer.self_freezing", "freezer.parent_freezing", "cgroup.procs"];
+
+impl State {
+    pub(crate) fn has_v1(&self, id: GroupId, name: &str) -> bool {
+        let root = self.group(id).parent.is_none();
+        match name {
+            "memory.reclaim" => self.config.memory_reclaim,
+            _ if name.starts_with("memory.memsw.") => self.config.swapaccount,
+            _ if name.starts_with("freezer.") => !root,
+            _ => true,
+        }
+    }
+
+    pub(crate) fn read_v1(&self, id: GroupId, name: &str) -> Result<String, Errno> {
+        let group = self.group(id);
+        let bytes = |pages: u64| Ok(format!("{}\n", pages * self.config.page_size));
+        let number = |number: u64| Ok(format!("{number}\n"));
+        match name {
+            "memory.usage_in_bytes" => bytes(group.memory.usage),
+            "memory.limit_in_bytes" => bytes(group.memory.limit),
+            "memory.max_usage_in_bytes" => bytes(group.memory.peak),
+            "memory.failcnt" => number(group.memory.failcnt),
+            "memory.memsw.usage_in_bytes" => bytes(group.memsw.usage),
+            "memory.memsw.limit_in_bytes" => bytes(group.memsw.limit),
+            "memory.memsw.max_usage_in_bytes" => bytes(group.memsw.peak),
+            "memory.memsw.failcnt" => number(group.memsw.failcnt),
+            "memory.oom_control" => Ok(format!(
+                "oom_kill_disable {}\nunder_oom {}\noom_kill {}\n",
+                u8::from(group.oom_kill_disable),
+                u8::from(group.under_oom),
+                group.oom_kill
+            )),
+            "memory.stat" => Ok(self.stat_v1(id)),
+            "memory.swappiness" => number(group.swappiness),
+            "memory.use_hierarchy" => number(u64::from(group.use_hierarchy)),
+            "memory.kmem.usage_in_bytes" => {
+                bytes(self.subtree(id).into_iter().map(|id| self.group(id).kernel).sum())
+            }
+            "cgroup.procs" => Ok(self.procs(id)),
+            "freezer.state" => Ok(format!("{}\n", self.freezer_state(id))),
+            "freezer.self_freezing" => number(u64::from(group.frozen_at.is_some())),
+            "freezer.parent_freezing" => {
+                number(u64::from(group.parent.is_some_and(|parent| self.freezing(parent))))
+            }
+            _ => Err(Errno::EINVAL),
+        }
+    }
+
+    pub(crate) fn write_v1(&mut self, id: GroupId, name: &str, value: &str) -> Result<(), Errno> {
+        let root = self.group(id).parent.is_none();
+        match name {
+            "memory.limit_in_bytes" | "memory.memsw.limit_in_bytes" => {
+                if root {
+                    return Err(Errno::EINVAL);
+                }
+                let limit = pages(value, "-1", self.config.page_size)?;
+                self.resize(id, limit, name == "memory.memsw.limit_in_bytes")
+            }
+            "memory.max_usage_in_bytes" => {
+                let memory = &mut self.group_mut(id).memory;
+                memory.peak = memory.usage;
+                Ok(())
+            }
+            "memory.memsw.max_usage_in_bytes" => {
+                let memsw = &mut self.group_mut(id).memsw;
+                memsw.peak = memsw.usage;
+                Ok(())
+            }
+            "memory.failcnt" => {
+                self.group_mut(id).memory.failcnt = 0;
+                Ok(())
+            }
+            "memory.memsw.failcnt" => {
+                self.group_mut(id).memsw.failcnt = 0;
+                Ok(())
+            }
+            "memory.force_empty" => self.force_empty(id),
+            "memory.reclaim" => self.reclaim_bytes(id, value),
+            "memory.oom_control" => match (root, value) {
+                (false, "0") => {
+                    self.group_mut(id).oom_kill_disable = false;
+                    self.oom_recover(id);
+                    Ok(())
+                }
+                (false, "1") => {
+                    self.group_mut(id).oom_kill_disable = true;
+                    Ok(())
+                }
+                _ => Err(Errno::EINVAL),
+            },
+            "memory.swappiness" => {
+                let swappiness = integer(value)?;
+                if swappiness > self.config.swappiness_max {
+                    return Err(Errno::EINVAL);
+                }
+                self.group_mut(id).swappiness = swappiness;
+                Ok(())
+            }
+            "memory.use_hierarchy" => self.set_use_hierarchy(id, value),
+            "cgroup.procs" => self.attach(id, value),
+            "cgroup.event_control" => self.register(id, value),
+            "freezer.state" => match value {
+                "FROZEN" => self.set_freezer(id, true),
+                "THAWED" => self.set_freezer(id, false),
+                _ => Err(Errno::EINVAL),
+            },
+            _ => Err(Errno::EINVAL),
+        }
+    }
+
+    /// `mem_cgroup_resize_max`: signal → EINTR; limit > memsw → EINVAL; stored once usage fits; one drain
+    /// of the stocks; a pass; nothing reclaimed → EBUSY. Any progress goes on, without bound from 4.17.
+    /// memsw writes never swap.
+    fn resize(&mut self, id: GroupId, limit: u64, memsw: bool) -> Result<(), Errno> {
+        let mut drained = false;
+        let mut pass = 0;
+        let groups = u32::try_from(self.subtree(id).len()).unwrap_or(u32::MAX);
+        let mut left = self.config.bounded_resize.map(|retries| retries.saturating_mul(groups));
+        let mut lowest = counter_usage(self, id, memsw);
+        loop {
+            if self.between_passes(id, pass) {
+                return Err(Errno::EINTR);
+            }
+            let group = self.group(id);
+            let wrong = match memsw {
+                true => group.memory.limit > limit,
+                false => self.config.swapaccount && limit > group.memsw.limit,
+            };
+            if wrong {
+                return Err(Errno::EINVAL);
+            }
+            let group = self.group_mut(id);
+            let counter = if memsw { &mut group.memsw } else { &mut group.memory };
+            if counter.usage <= limit {
+                let raised = limit > counter.limit;
+                counter.limit = limit;
+                if raised {
+                    self.oom_recover(id);
+                }
+                // What the group does before its writer gets to run again.
+                self.run_beside(id);
+                return Ok(());
+            }
+            if !drained {
+                self.drain_all_stock(id);
+                drained = true;
+                continue;
+            }
+            pass += 1;
+            let progress = self.reclaim_pass(id, PASS, !memsw) > 0;
+            match &mut left {
+                None if progress => {}
+                None => return Err(Errno::EBUSY),
+                // el7: the retries last as long as usage goes down from one pass to the next.
+                Some(left) => {
+                    let usage = counter_usage(self, id, memsw);
+                    if usage < lowest {
+                        lowest = usage;
+                    } else if *left == 0 {
+                        return Err(Errno::EBUSY);
+                    } else {
+                        *left -= 1;
+                    }
+                }
+            }
+        }
+    }
+
+    /// `mem_cgroup_force_empty`: no target; passes while anything is charged and retries last; success
+    /// even if not empty; EINTR between passes. Swaps whatever memsw says.
+    fn force_empty(&mut self, id: GroupId) -> Result<(), Errno> {
+        let group = self.group(id);
+        if group.parent.is_none() {
+            return Err(Errno::EINVAL);
+        }
+        let children = group.children.iter().any(|child| !self.group(*child).removed);
+        if self.config.force_empty_busy && (children || self.populated(id, false)) {
+            return Err(Errno::EBUSY);
+        }
+        self.drain_all_stock(id);
+        let mut retries = self.config.retries;
+        let mut pass = 0;
+        while retries > 0 && self.group(id).memory.usage > 0 {
+            if self.between_passes(id, pass) {
+                return Err(Errno::EINTR);
+            }
+            pass += 1;
+            if self.reclaim_pass(id, PASS, true) == 0 {
+                retries -= 1;
+            }
+        }
+        Ok(())
+    }
+
+    /// `mem_cgroup_hierarchy_write` of 5.10: EINVAL under a parent that has it, EBUSY with children.
+    fn set_use_hierarchy(&mut self, id: GroupId, value: &str) -> Result<(), Errno> {
+        let wanted = match value {
+            "0" => false,
+            "1" => true,
+            _ => return Err(Errno::EINVAL),
+        };
+        let group = self.group(id);
+        if group.use_hierarchy == wanted {
+            return Ok(());
+        }
+        let above = group.parent.is_some_and(|parent| self.group(parent).use_hierarchy);
+        if self.config.use_hierarchy_fixed || above {
+            return Err(Errno::EINVAL);
+        }
+        if !group.children.is_empty() {
+            return Err(Errno::EBUSY);
+        }
+        self.group_mut(id).use_hierarchy = wanted;
+        Ok(())
+    }
+}
+
+fn counter_usage(state: &State, id: GroupId, memsw: bool) -> u64 {
+    let group = state.group(id);
+    if memsw { group.memsw.usage } else { group.memory.usage }
+}
