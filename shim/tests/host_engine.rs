@@ -6,7 +6,7 @@
 mod common;
 
 use cgroupfs::files::ControlDir;
-use cgroupfs::memory::Memory;
+use cgroupfs::memory::{Memory, Version};
 use cgroupfs::{Bytes, Cgroup, Limit};
 use cgshim::core::{Notice, Outcome, Totals};
 use cgshim::driver::{Engine, Happened, Key, Policy, reclaim_once};
@@ -138,7 +138,13 @@ fn usage_is_kept_about_the_marks_and_the_loads_own_threads_hardly_reclaim() {
         _ => None,
     });
     let peak = peak.max().unwrap();
-    assert!(peak < Bytes::mib(90), "{peak}");
+    // v2 has no usage event: a group that was quiet is looked at once a second, and what the stream fills
+    // in that second, on however slow a machine, is not late.
+    let most = match at.memory.version() {
+        Version::V1 => Bytes::mib(90),
+        Version::V2 => Bytes::mib(120),
+    };
+    assert!(peak < most, "{peak}");
     at.release();
 }
 
