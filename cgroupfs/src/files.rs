@@ -118,29 +118,27 @@ impl Knob {
         }
     }
 
-    /// Reads one number (a trailing newline is fine) without allocating.
-    pub fn read_u64(&self) -> Result<u64> {
-        let mut buf = [0; 64];
-        let n = loop {
-            match self.file.read(&mut buf) {
-                Ok(n) => break n,
+    fn read_short(&self, buf: &mut [u8]) -> Result<usize> {
+        loop {
+            match self.file.read(buf) {
+                Ok(n) => return Ok(n),
                 Err(Errno::EINTR) => {}
                 Err(errno) => return Err(self.error(Op::Read, None, errno)),
             }
-        };
+        }
+    }
+
+    /// Reads one number (a trailing newline is fine) without allocating.
+    pub fn read_u64(&self) -> Result<u64> {
+        let mut buf = [0; 64];
+        let n = self.read_short(&mut buf)?;
         parse_u64(&buf[..n]).ok_or_else(|| Error::parse(self.path(), "a number", &buf[..n]))
     }
 
     /// Reads a v2 limit: a number or `max`.
     pub fn read_limit_v2(&self) -> Result<crate::Limit> {
         let mut buf = [0; 64];
-        let n = loop {
-            match self.file.read(&mut buf) {
-                Ok(n) => break n,
-                Err(Errno::EINTR) => {}
-                Err(errno) => return Err(self.error(Op::Read, None, errno)),
-            }
-        };
+        let n = self.read_short(&mut buf)?;
         if buf[..n].trim_ascii() == b"max" {
             return Ok(crate::Limit::Max);
         }

@@ -25,4 +25,4 @@ pub use error::{Error, Op, Result};
 pub use hierarchy::MemoryHierarchy;
 pub use membership::Membership;
 pub use mounts::{Mode, Mounts};
-pub use units::{Bytes, Declared, Limit, Stepped};
+pub use units::{Bytes, Limit};

@@ -207,16 +207,6 @@ impl FromStr for Limit {
     }
 }
 
-/// The limit that the runtime or the operator set: what is restored, and what a person is shown.
-/// Never made from a value that we stepped to.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-pub struct Declared(pub Limit);
-
-/// A lower limit that stands for an instant while we reclaim. A type of its own so that it cannot be
-/// taken for the operator's.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-pub struct Stepped(pub Bytes);
-
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -4,7 +4,7 @@ use super::{Progress, Spec};
 use crate::report::{Mark, MarkKind, Round, Sample, Timeline};
 use cgroupfs::memory::{Counters, Memory};
 use cgroupfs::{Bytes, Limit};
-use cgshim::core::{Notice, Now, Outcome, Totals, Watermarks};
+use cgshim::core::{Notice, Outcome, Totals, Watermarks};
 use cgshim::driver::Happened;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -174,9 +174,8 @@ impl Recorder {
                 };
                 self.mark(kind, label);
             }
-            Happened::OomKill(_, at, kills, usage) => {
+            Happened::OomKill(_, _, kills, usage) => {
                 self.oom_kills += kills;
-                let _: &Now = at;
                 if self.oom.len() < MOST_MARKS {
                     self.oom.push(OomRecord {
                         at_ms: self.start.elapsed().as_millis() as u64,
