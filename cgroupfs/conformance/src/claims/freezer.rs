@@ -1,6 +1,7 @@
 //! The freezers: v1 `freezer.state`, v2 `cgroup.freeze`.
 
-use super::{SOON, Stop, World, dies, group, limit, mib, until, user, without_swap};
+use super::oom_disabled::{held, waiter};
+use super::{SOON, Stop, World, dies, group, mib, until, user};
 use crate::world::{read, write};
 use crate::{Filled, Kind, Task};
 use cgroupfs::files::ControlDir;
@@ -89,23 +90,14 @@ fn a_frozen_group_freezes_those_below_and_not_the_one_above(
     Ok(())
 }
 
-fn a_task_that_waits_for_memory_does_not_get_to_frozen(
-    world: &mut dyn World,
-) -> Result<(), Stop> {
-    let group = group(world)?;
-    without_swap(&group)?;
-    group.memory.set_limit(limit(8))?;
-    answers!(group.write("memory.oom_control", "1"), Ok(()), "memory.oom_control");
+fn a_task_that_waits_for_memory_does_not_get_to_frozen(world: &mut dyn World) -> Result<(), Stop> {
+    let group = held(world)?;
     let freezer = world.make_freezer(None, "f")?;
-    let task = world.spawn(&group)?;
+    let task = waiter(world, &group)?;
     enter(world, &freezer, task)?;
-    world.start(task, Kind::Anon, mib(12))?;
-    let came = world.finish(task, Duration::from_millis(300));
-    holds!(came == Filled::NotYet, "12 MiB under 8 with the killer disabled: {came:?}");
     answers!(write(&freezer, STATE, "FROZEN"), Ok(()), STATE);
-    let frozen = until(world, Duration::from_millis(200), |_| {
-        Ok(read(&freezer, STATE)? == "FROZEN")
-    })?;
+    let frozen =
+        until(world, Duration::from_millis(200), |_| Ok(read(&freezer, STATE)? == "FROZEN"))?;
     let state = read(&freezer, STATE)?;
     thaw(&freezer)?;
     holds!(!frozen && state == "FREEZING", "it is {state}");
