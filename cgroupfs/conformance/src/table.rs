@@ -63,7 +63,7 @@ impl Table {
         table
     }
 
-    /// Takes the outcomes of a run, from its console: [`line`]s among others. Failures are not taken. The
+    /// Takes the outcomes of a run, from its console: [`line()`]s among others. Failures are not taken. The
     /// number taken.
     pub fn record(&mut self, console: &str) -> usize {
         let mut taken = 0;
