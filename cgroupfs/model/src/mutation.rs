@@ -19,6 +19,8 @@ pub enum Mutation {
     InterruptedLimitWriteStays,
     /// A raise is made although a signal is pending.
     RaiseIgnoresSignals,
+    /// A shrink in flight stops when somebody raises the limit.
+    ShrinkHeedsTheRaise,
     /// A limit above memsw is taken.
     LimitAboveMemswIsTaken,
     /// A memsw below the limit is taken.
@@ -192,6 +194,7 @@ impl Mutation {
             LimitWriteIgnoresSignals,
             InterruptedLimitWriteStays,
             RaiseIgnoresSignals,
+            ShrinkHeedsTheRaise,
             LimitAboveMemswIsTaken,
             MemswBelowLimitIsTaken,
             ChargesIgnoreTheLimit,

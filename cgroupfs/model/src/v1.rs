@@ -151,12 +151,17 @@ impl State {
         let groups = u32::try_from(self.subtree(id).len()).unwrap_or(u32::MAX);
         let mut left = self.config.bounded_resize.map(|retries| retries.saturating_mul(groups));
         let mut lowest = counter_usage(self, id, memsw);
+        let found = self.group(id).memory.limit;
         loop {
             if self.between_passes(id, pass) && !self.resize_ignores_signals(id, limit) {
                 if self.broken(Mutation::InterruptedLimitWriteStays) {
                     self.group_mut(id).memory.limit = limit;
                 }
                 return Err(Errno::EINTR);
+            }
+            let heeds = self.broken(Mutation::ShrinkHeedsTheRaise);
+            if heeds && self.group(id).memory.limit > found {
+                return Ok(());
             }
             let group = self.group(id);
             let wrong = match memsw {

@@ -6,7 +6,6 @@ mod common;
 use cgroupfs_model::{Actor, Config, Hierarchy, Kind, Load, PassVerdict};
 use common::{bed, mib};
 use nix::errno::Errno;
-use std::time::Duration;
 
 fn no_swap() -> Config {
     Config { swap: 0, ..Config::v1_6_18() }

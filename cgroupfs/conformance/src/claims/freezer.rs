@@ -11,6 +11,7 @@ use std::time::Duration;
 claims!("freezer";
     a_frozen_v1_task_does_not_die_of_sigkill_until_it_is_thawed [V1, Freezer],
     a_frozen_task_charges_nothing_until_it_is_thawed [V1, Freezer],
+    a_task_in_the_midst_of_page_faults_gets_to_frozen [V1, Freezer],
     a_frozen_group_freezes_those_below_and_not_the_one_above [V1, Freezer],
     a_task_that_waits_for_memory_does_not_get_to_frozen [V1, Freezer],
     a_frozen_v2_task_charges_nothing_and_can_be_killed [V2],
@@ -66,6 +67,22 @@ fn a_frozen_task_charges_nothing_until_it_is_thawed(world: &mut dyn World) -> Re
     holds!(came == Filled::NotYet && grown < mib(1), "frozen: {came:?}, grown by {grown}");
     let came = world.finish(task, SOON);
     holds!(came == Filled::All, "thawed: {came:?}");
+    Ok(())
+}
+
+fn a_task_in_the_midst_of_page_faults_gets_to_frozen(world: &mut dyn World) -> Result<(), Stop> {
+    let group = group(world)?;
+    let freezer = world.make_freezer(None, "f")?;
+    let task = world.spawn(&group)?;
+    enter(world, &freezer, task)?;
+    world.start(task, Kind::Anon, mib(96))?;
+    freeze(world, &freezer)?;
+    let before = group.memory.usage()?;
+    let came = world.finish(task, Duration::from_millis(60));
+    let grown = group.memory.usage()?.saturating_sub(before);
+    world.kill(task);
+    thaw(&freezer)?;
+    holds!(came == Filled::NotYet && grown < mib(1), "frozen: {came:?}, grown by {grown}");
     Ok(())
 }
 

@@ -11,6 +11,7 @@ claims!("limit_in_bytes";
     over_dirty_cache_a_limit_write_waits_or_is_ebusy_and_succeeds_in_the_end [V1],
     a_signal_ends_a_limit_write_with_eintr_and_the_limit_as_it_was [V1],
     a_raise_with_a_signal_pending_is_eintr_and_does_nothing [V1],
+    a_raise_through_another_descriptor_is_made_at_once_and_the_shrink_in_flight_undoes_it [V1],
     a_limit_above_memsw_is_einval_and_so_is_a_memsw_below_the_limit [V1, SwapAccounting],
     the_old_limit_is_einval_once_memsw_was_lowered_meanwhile [V1, SwapAccounting],
     a_lowered_limit_binds_at_once_and_a_grower_in_it_is_killed [V1],
@@ -105,6 +106,28 @@ fn a_raise_with_a_signal_pending_is_eintr_and_does_nothing(
     holds!(group.memory.limit()? == limit(16), "the limit is {}", group.memory.limit()?);
     answers!(set(&group, 32), Ok(()), "the raise again");
     Ok(())
+}
+
+fn a_raise_through_another_descriptor_is_made_at_once_and_the_shrink_in_flight_undoes_it(
+    world: &mut dyn World,
+) -> Result<(), Stop> {
+    let group = group(world)?;
+    without_swap(&group)?;
+    let task = world.spawn(&group)?;
+    for _ in 0..10 {
+        answers!(set(&group, 64), Ok(()), "the declared limit");
+        filled(world, task, Kind::File, mib(40))?;
+        let (shrink, raise) = (mib(2).0.to_string(), mib(128).0.to_string());
+        let came = world.write_during(&group, FILE, &shrink, mib(36), &raise);
+        answers!(came.first, Ok(()), "the shrink");
+        answers!(came.second, Ok(()), "the raise");
+        if came.overlapped {
+            let now = group.memory.limit()?;
+            holds!(now == limit(2), "after both the limit is {now}");
+            return Ok(());
+        }
+    }
+    Err(Stop::Fails("ten shrinks, and each was over before the raise".into()))
 }
 
 const MEMSW: &str = "memory.memsw.limit_in_bytes";

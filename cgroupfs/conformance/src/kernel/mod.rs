@@ -12,7 +12,7 @@ mod tasks;
 pub use load::be_a_task;
 pub use scratch::Scratch;
 
-use crate::{Filled, Group, Kind, Overlap, Stop, Task, Watch, Watched, World};
+use crate::{Crossing, Filled, Group, Kind, Overlap, Stop, Task, Watch, Watched, World};
 use cgroupfs::events::{Modified, Notification};
 use cgroupfs::files::{Access, ControlDir};
 use cgroupfs::memory::{Memory, MemoryV1, MemoryV2, Version};
@@ -314,6 +314,28 @@ impl World for KernelWorld<'_> {
                 answer => break answer,
             }
         }
+    }
+
+    fn write_during(
+        &mut self,
+        group: &Group,
+        file: &'static str,
+        first: &str,
+        below: Bytes,
+        second: &str,
+    ) -> Crossing {
+        let other = group.dir.open(file, Access::Write);
+        let (first, (overlapped, second)) = meanwhile(group, file, first, |_, done| {
+            while !done.load(Ordering::SeqCst)
+                && group.memory.usage().is_ok_and(|usage| usage > below)
+            {}
+            let answer = match &other {
+                Ok(other) => other.write(second.as_bytes()),
+                Err(error) => Err(error.errno().unwrap_or(Errno::ENOENT)),
+            };
+            (!done.load(Ordering::SeqCst), answer)
+        });
+        Crossing { overlapped, first, second }
     }
 
     fn remove_during(
