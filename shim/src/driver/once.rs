@@ -1,7 +1,8 @@
 //! One job outside of the event loop: `cgctl reclaim`, and emptying a group that has ended.
 
+use super::capabilities;
+use super::flight::INTERRUPT_AGAIN;
 use super::worker::{Answer, Work, Workers, survey};
-use super::{INTERRUPT_AGAIN, capabilities};
 use crate::core::{Capabilities, Floor, Job, Outcome, Plan, Report, Strategy, Survey, plan::plan};
 use cgroupfs::memory::Memory;
 use cgroupfs::{Bytes, Limit, Result};
