@@ -21,6 +21,8 @@ pub(crate) enum Watched {
         above: bool,
     },
     Oom,
+    /// A control file that is written, or changes by itself (inotify IN_MODIFY).
+    File(&'static str),
 }
 
 #[derive(Debug, Clone, Copy)]
@@ -53,6 +55,26 @@ impl State {
     pub fn control_fd(&mut self, group: GroupId, file: &'static str) -> i32 {
         self.control_fds.push((group, file));
         1_000_000 + i32::try_from(self.control_fds.len() - 1).unwrap_or(0)
+    }
+
+    /// An eventfd that stands for an inotify watch of a control file (IN_MODIFY).
+    pub fn watch_file(&mut self, group: GroupId, file: &'static str, eventfd: EventFd) {
+        let registration = Registration { eventfd, watched: Watched::File(file) };
+        self.group_mut(group).registrations.push(registration);
+    }
+
+    /// `fsnotify_modify` after a write, `cgroup_file_notify` of a file that changes by itself.
+    pub(crate) fn file_modified(&mut self, id: GroupId, file: &str) {
+        let told: Vec<_> = self
+            .group(id)
+            .registrations
+            .iter()
+            .filter(|to| matches!(to.watched, Watched::File(name) if name == file))
+            .map(|to| to.eventfd)
+            .collect();
+        for eventfd in told {
+            self.signal(eventfd);
+        }
     }
 
     fn slot(&mut self, eventfd: EventFd) -> Option<&mut u64> {

@@ -158,6 +158,9 @@ impl State {
             false => self.write_v2(id, name, text),
         };
         self.group_mut(id).active -= 1;
+        if result.is_ok() {
+            self.file_modified(id, name);
+        }
         if verdict == Verdict::KillAfter {
             self.kill_actor(actor);
             return Err(KILLED);

@@ -214,8 +214,11 @@ impl State {
 
     /// How a task fares.
     pub fn task(&self, task: TaskId) -> Option<TaskView> {
-        let task = self.tasks.get(self.index(task)?)?;
+        let index = self.index(task)?;
+        let frozen = self.frozen(index);
+        let task = self.tasks.get(index)?;
         Some(TaskView {
+            frozen,
             state: task.state,
             oom_killed: task.oom_killed,
             pending_kill: task.pending_kill,

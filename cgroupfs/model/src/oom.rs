@@ -55,6 +55,7 @@ impl State {
         count(&mut self.group_mut(id).events_local);
         for id in self.chain(id) {
             count(&mut self.group_mut(id).events);
+            self.file_modified(id, "memory.events");
         }
     }
 

@@ -138,6 +138,8 @@ pub struct TaskView {
     pub oom_killed: bool,
     /// A SIGKILL that it has not died of yet (`ShdPnd`).
     pub pending_kill: bool,
+    /// It stands still: its group, or one above, is frozen.
+    pub frozen: bool,
     /// Pages charged, read or used so far.
     pub done: u64,
     /// ENOMEM and EFAULT so far.
@@ -275,10 +277,21 @@ impl State {
         (pages, None)
     }
 
+    /// A task gives back its own memory, and lives on.
+    pub fn free(&mut self, task: TaskId) {
+        if let Some(index) = self.index(task) {
+            self.release(index);
+        }
+    }
+
     /// The task's own memory is freed; page cache and shared memory stay.
     pub(crate) fn exit_task(&mut self, task: usize) {
         self.tasks[task].state = TaskState::Dead;
         self.tasks[task].pending_kill = false;
+        self.release(task);
+    }
+
+    fn release(&mut self, task: usize) {
         for (id, owned) in std::mem::take(&mut self.tasks[task].owned) {
             let group = self.group_mut(id);
             let mut resident = take(&mut group.lru.inactive_anon, owned.anon);
