@@ -10,7 +10,10 @@ mod container;
 mod event;
 pub mod floor;
 pub mod pace;
+pub mod pattern;
 pub mod plan;
+pub mod qos;
+pub mod terms;
 pub mod watermark;
 
 pub use backoff::Backoff;
