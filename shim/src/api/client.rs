@@ -79,14 +79,14 @@ impl Client {
         match reply {
             Reply { ok: true, body: Some(body), .. } => Ok(body),
             Reply { ok: true, .. } => Err(self.odd("an answer without content")),
-            Reply { error, .. } => {
-                Err(ClientError::Refused(error.unwrap_or_else(|| "refused, without a reason".into())))
-            }
+            Reply { error, .. } => Err(ClientError::Refused(
+                error.unwrap_or_else(|| "refused, without a reason".into()),
+            )),
         }
     }
 
     /// The next line of a stream; `None` at its end.
-    pub fn next<T: DeserializeOwned>(&mut self) -> Result<Option<T>, ClientError> {
+    pub fn next_line<T: DeserializeOwned>(&mut self) -> Result<Option<T>, ClientError> {
         let Some(line) = self.read()? else { return Ok(None) };
         serde_json::from_slice(&line).map(Some).map_err(|error| self.odd(&error.to_string()))
     }
@@ -94,7 +94,7 @@ impl Client {
     fn exchange<T: DeserializeOwned>(&mut self, request: Request) -> Result<T, ClientError> {
         let request = line(&Envelope { schema: SCHEMA, request });
         self.stream.get_mut().write_all(&request).map_err(|why| self.broken(why))?;
-        self.next()?.ok_or_else(|| self.odd("it hung up"))
+        self.next_line()?.ok_or_else(|| self.odd("it hung up"))
     }
 
     fn read(&mut self) -> Result<Option<Vec<u8>>, ClientError> {

@@ -394,7 +394,8 @@ mod tests {
             let error = parse(line.as_bytes()).unwrap_err().to_string();
             assert!(error.contains(part), "{line}: {error}");
         }
-        let deep = format!(r#"{{"schema":1,"op":"ping","x":{}1{}}}"#, "[".repeat(9000), "]".repeat(9000));
+        let deep =
+            format!(r#"{{"schema":1,"op":"ping","x":{}1{}}}"#, "[".repeat(9000), "]".repeat(9000));
         assert!(parse(deep.as_bytes()).unwrap_err().to_string().contains("recursion"));
         assert!(parse(b"{\"schema\":1,\"op\":\"\xff\"}").is_err());
     }

@@ -549,13 +549,7 @@ impl Container {
         }
     }
 
-    fn set_terms(
-        &mut self,
-        now: Now,
-        spec: WatermarkSpec,
-        high: Limit,
-        out: &mut Vec<Action>,
-    ) {
+    fn set_terms(&mut self, now: Now, spec: WatermarkSpec, high: Limit, out: &mut Vec<Action>) {
         if (spec, high) == (self.spec, self.high) {
             return;
         }

@@ -29,11 +29,7 @@ impl<T> Retained<T> {
 
     /// Forgets what is too old.
     pub fn expire(&mut self, now: Now) {
-        while self
-            .records
-            .front()
-            .is_some_and(|(at, _)| now.saturating_sub(*at) >= self.longest)
-        {
+        while self.records.front().is_some_and(|(at, _)| now.saturating_sub(*at) >= self.longest) {
             self.records.pop_front();
         }
     }

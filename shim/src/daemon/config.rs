@@ -5,8 +5,8 @@ use crate::core::pattern::Pattern;
 use crate::core::terms::{self, KEYS};
 use crate::core::{Class, High, OomPolicy, Rights, WatermarkSpec, Wishes};
 use cgroupfs::{Bytes, Limit};
-use serde::de::{Deserializer, Error as _};
 use serde::Deserialize;
+use serde::de::{Deserializer, Error as _};
 use std::collections::BTreeMap;
 use std::io::{self, Read};
 use std::path::{Path, PathBuf};
@@ -265,8 +265,8 @@ impl Config {
             return Err(unreadable(why));
         }
         for path in files {
-            let content = slurp(&path)
-                .map_err(|why| ConfigError::Unreadable { path: path.clone(), why })?;
+            let content =
+                slurp(&path).map_err(|why| ConfigError::Unreadable { path: path.clone(), why })?;
             config.add(&path, &content)?;
         }
         Ok(config)
@@ -429,9 +429,13 @@ mod tests {
         let main = dir.path().join("config.toml");
         std::fs::create_dir(dir.path().join("config.d")).unwrap();
         let write = |name: &str, content: &str| std::fs::write(dir.path().join(name), content);
-        write("config.toml", "[defaults]\nhigh='80%'\noom='group'\n[discovery]\npatterns=['/a/*']\n")
+        write(
+            "config.toml",
+            "[defaults]\nhigh='80%'\noom='group'\n[discovery]\npatterns=['/a/*']\n",
+        )
+        .unwrap();
+        write("config.d/20.toml", "[defaults]\nhigh='70%'\n[discovery]\npatterns=['/b/*']\n")
             .unwrap();
-        write("config.d/20.toml", "[defaults]\nhigh='70%'\n[discovery]\npatterns=['/b/*']\n").unwrap();
         write("config.d/10.toml", "[defaults]\nhigh='60%'\n").unwrap();
         write("config.d/notes.txt", "not toml").unwrap();
         let config = Config::load(Some(&main)).unwrap();

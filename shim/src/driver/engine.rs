@@ -163,6 +163,11 @@ impl Engine {
         self.deliver(key.0, Event::Terms(policy.watermarks, policy.high));
     }
 
+    /// Whether nothing is enforced any more.
+    pub fn is_empty(&self) -> bool {
+        self.containers.is_empty()
+    }
+
     /// What is going on with a container.
     pub fn state(&self, key: Key) -> State {
         self.containers.get(&key.0).map_or(State::Ended, |enforced| enforced.core.state())
