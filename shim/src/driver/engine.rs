@@ -4,8 +4,8 @@ use super::flight::{Flight, INTERRUPT_AGAIN};
 use super::watch::RECOUNT_EVERY;
 use super::worker::{Answer, Work, Workers};
 use super::{Happened, Key, Policy, capabilities, open_memory};
-use crate::core::{Action, Container, Event, Now, Totals, Watermarks};
-use cgroupfs::events::{Modified, Notification};
+use crate::core::{Action, Container, Event, Now, State, Totals, Watermarks};
+use cgroupfs::events::{ModifiedSet, Notification, Watch};
 use cgroupfs::memory::{Counters, Memory, ReclaimFile, Version};
 use cgroupfs::{Bytes, Cgroup, Error, Limit, Result};
 use nix::errno::Errno;
@@ -22,7 +22,7 @@ pub(super) struct Enforced {
     pub(super) core: Container,
     pub(super) threshold: Option<(Bytes, Notification)>,
     pub(super) oom: Option<Notification>,
-    pub(super) modified: Option<Modified>,
+    pub(super) modified: Option<Watch>,
     pub(super) timer: Option<Now>,
     /// After an OOM event: when to count again, and until when.
     pub(super) recount: Option<(Now, Now)>,
@@ -37,6 +37,8 @@ pub struct Engine {
     pub(super) epoll: Epoll,
     pub(super) start: Instant,
     pub(super) workers: Workers,
+    /// The control files that are watched for writes, by container.
+    pub(super) modified: ModifiedSet,
     pub(super) containers: HashMap<u64, Enforced>,
     pub(super) next_key: u64,
     pub(super) happened: Vec<Happened>,
@@ -72,10 +74,15 @@ impl Engine {
         epoll
             .add(workers.wake_fd(), EpollEvent::new(EpollFlags::EPOLLIN, token(Source::Workers, 0)))
             .map_err(kernel)?;
+        let modified = ModifiedSet::new()?;
+        epoll
+            .add(modified.as_fd(), EpollEvent::new(EpollFlags::EPOLLIN, token(Source::Modified, 0)))
+            .map_err(kernel)?;
         Ok(Engine {
             epoll,
             start: Instant::now(),
             workers,
+            modified,
             containers: HashMap::new(),
             next_key: 0,
             happened: Vec::new(),
@@ -109,20 +116,22 @@ impl Engine {
         );
         let counters = memory.counters()?;
         // Without these events counters are still read at every round and at the end.
-        let (oom, modified) = match memory.version() {
-            Version::V1 => (
-                Notification::oom(&group).ok(),
-                Modified::watch(&group, "memory.limit_in_bytes").ok(),
-            ),
-            Version::V2 => (None, Modified::watch(&group, "memory.events").ok()),
+        let (oom, file) = match memory.version() {
+            Version::V1 => (Notification::oom(&group).ok(), "memory.limit_in_bytes"),
+            Version::V2 => (None, "memory.events"),
         };
         if let Some(oom) = &oom {
             self.listen(oom.as_fd(), Source::Oom, key)?;
         }
-        if let Some(modified) = &modified {
-            self.listen(modified.as_fd(), Source::Modified, key)?;
-        }
         let usage = memory.usage()?;
+        let modified = match self.modified.watch(&group, file, key) {
+            Ok(watch) => Some(watch),
+            Err(error) if error.is_vanished() => return Err(error),
+            Err(error) => {
+                log::warn!("{error}; changes by others are seen at the next round only");
+                None
+            }
+        };
         self.containers.insert(
             key,
             Enforced {
@@ -147,6 +156,26 @@ impl Engine {
     /// [`Happened::Forgotten`] says when it is done, which may be at once.
     pub fn release(&mut self, key: Key) {
         self.deliver(key.0, Event::Release);
+    }
+
+    /// Holds a container to other terms from now on.
+    pub fn set_policy(&mut self, key: Key, policy: Policy) {
+        self.deliver(key.0, Event::Terms(policy.watermarks, policy.high));
+    }
+
+    /// Whether nothing is enforced any more.
+    pub fn is_empty(&self) -> bool {
+        self.containers.is_empty()
+    }
+
+    /// What is going on with a container.
+    pub fn state(&self, key: Key) -> State {
+        self.containers.get(&key.0).map_or(State::Ended, |enforced| enforced.core.state())
+    }
+
+    /// A container's memory controller.
+    pub fn memory(&self, key: Key) -> Option<&Arc<dyn Memory>> {
+        Some(&self.containers.get(&key.0)?.memory)
     }
 
     /// The watermarks in force for a container.
@@ -180,7 +209,7 @@ impl Engine {
                 n if n == Source::Workers as u64 => self.answers(),
                 n if n == Source::Threshold as u64 => self.crossed(number),
                 n if n == Source::Oom as u64 => self.oom(number),
-                _ => self.modified(number),
+                _ => self.modifications(None),
             }
         }
         self.timers();
@@ -298,7 +327,7 @@ impl Engine {
         let Some(enforced) = self.containers.get_mut(&key) else { return };
         match action {
             Action::Arm(threshold) => self.arm(key, threshold),
-            Action::Timer(at) => enforced.timer = at,
+            Action::Timer(at) => enforced.timer = at.map(|at| on_the_grid(now, at)),
             Action::Survey => self.start(key, Work::Survey, None),
             Action::Reclaim(job) => self.start(key, Work::Reclaim(job), Some(job)),
             Action::Cancel => {
@@ -312,9 +341,20 @@ impl Engine {
             Action::Tell(notice) => self.happened.push(Happened::Notice(Key(key), now, notice)),
             Action::Forget => {
                 if let Some(gone) = self.containers.remove(&key) {
+                    if let Some(watch) = &gone.modified {
+                        self.modified.forget(watch);
+                    }
                     self.happened.push(Happened::Forgotten(Key(key), gone.core.totals()));
                 }
             }
         }
     }
+}
+
+/// Looks that are a second apart, as those at idle groups are, happen at whole seconds: thousands of them
+/// are one wake-up. Earlier than asked for, never later.
+fn on_the_grid(now: Now, at: Now) -> Now {
+    let whole = Duration::from_secs(at.as_secs());
+    let idle = at.saturating_sub(now) >= crate::core::pace::LONGEST * 3 / 4;
+    if idle && whole > now { whole } else { at }
 }

@@ -79,9 +79,7 @@ impl Engine {
                 && let Answer::Done(report) = &answer
                 && !matches!(report.outcome, Outcome::Failed(_) | Outcome::Vanished)
             {
-                if let Some(modified) = &mut enforced.modified {
-                    modified.take();
-                }
+                self.modifications(Some(key));
                 self.look_at_limit(Key(key));
             }
             match answer {

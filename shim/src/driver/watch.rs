@@ -50,12 +50,18 @@ impl Engine {
         self.count(key);
     }
 
-    pub(super) fn modified(&mut self, key: u64) {
+    /// Files that are watched were written: of all containers but `except`, which is looked at anyway.
+    pub(super) fn modifications(&mut self, except: Option<u64>) {
+        for key in self.modified.take() {
+            if Some(key) != except {
+                self.modified(key);
+            }
+        }
+    }
+
+    fn modified(&mut self, key: u64) {
         let Some(enforced) = self.containers.get_mut(&key) else { return };
         let flying = enforced.flight.as_ref().is_some_and(|flight| flight.job.is_some());
-        if let Some(modified) = &mut enforced.modified {
-            modified.take();
-        }
         match enforced.memory.version() {
             // A step of ours wakes this too.
             Version::V1 if flying => self.foreign_in_flight(key),

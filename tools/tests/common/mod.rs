@@ -380,11 +380,14 @@ impl LowestLimit {
         let seen = stop.clone();
         let watcher = std::thread::spawn(move || {
             let mut lowest = Limit::Max;
-            while !seen.load(Ordering::SeqCst) {
+            // Once at least, however late this thread comes to run.
+            loop {
                 lowest = lowest.min(memory.limit().unwrap_or(Limit::Max));
+                if seen.load(Ordering::SeqCst) {
+                    return lowest;
+                }
                 std::thread::sleep(Duration::from_micros(20));
             }
-            lowest
         });
         LowestLimit { stop, watcher: Some(watcher) }
     }
