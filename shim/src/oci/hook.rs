@@ -4,7 +4,7 @@
 //! daemon that answers, the request goes to the spool. Everything here ends by a deadline, is bounded,
 //! and leaves nothing running.
 
-use super::client::{self, NoReply, Reply};
+use super::client::{self, Reply};
 use super::request::{Register, Request, SCHEMA};
 use super::spec::{self, Spec};
 use super::spool;
@@ -134,7 +134,8 @@ pub fn run(stage: Stage, state: &[u8], run_dir: &Path, deadline: Instant) -> Rep
     report.id = Some(state.id.clone());
     let outcome = match stage {
         Stage::Poststop => {
-            Ok(deliver(&Request::Release { schema: SCHEMA, id: &state.id }, run_dir, deadline))
+            let release = Request::Release { schema: SCHEMA, id: &state.id };
+            Ok(deliver(&release, run_dir, deadline, true))
         }
         _ => {
             let spec = read_spec(state.bundle.as_deref(), &mut report.notes);
@@ -182,17 +183,18 @@ fn register(
         oom_score_adj: spec.oom_score_adj,
         runtime: caller(),
     });
-    Ok(deliver(&request, run_dir, deadline))
+    // What does not start unless it is registered has nothing to leave for later.
+    Ok(deliver(&request, run_dir, deadline, !state.annotations.strict()))
 }
 
-/// Tells the daemon, or leaves it in the spool.
-fn deliver(request: &Request<'_>, run_dir: &Path, deadline: Instant) -> Outcome {
+/// Tells the daemon, or leaves it in the spool where it `may_wait`.
+fn deliver(request: &Request<'_>, run_dir: &Path, deadline: Instant, may_wait: bool) -> Outcome {
     let line = match request.line() {
         Ok(line) => line,
         Err(error) => return Outcome::Failed(error.to_string()),
     };
     let patience = deadline.min(Instant::now() + DAEMON_PATIENCE);
-    let silence: NoReply = match client::ask(&run_dir.join("cgshim.sock"), &line, patience) {
+    let silence = match client::ask(&run_dir.join("cgshim.sock"), &line, patience) {
         Ok(Reply { ok: true, generation, .. }) => {
             // An older intent for this id must not come after this one.
             let _ = spool::forget(run_dir, request.id());
@@ -204,6 +206,9 @@ fn deliver(request: &Request<'_>, run_dir: &Path, deadline: Instant) -> Outcome 
         }
         Err(silence) => silence,
     };
+    if !may_wait {
+        return Outcome::Failed(silence.to_string());
+    }
     match spool::leave(run_dir, request, &line) {
         Ok(()) => Outcome::Spooled(silence.to_string()),
         Err(error) => Outcome::Failed(format!("{silence}; and the spool: {error}")),

@@ -2,7 +2,7 @@
 //! taken away and every other byte stays. A document that is read into values and written again loses
 //! what the reader does not know of: the form of numbers, escapes, white space, duplicate names.
 
-use serde::de::{Deserializer, Error as _, IgnoredAny, MapAccess, SeqAccess, Visitor};
+use serde::de::{Deserializer, Error as _, MapAccess, Visitor};
 use serde_json::value::RawValue;
 use std::fmt;
 use std::ops::Range;
@@ -116,11 +116,6 @@ impl<'de> Visitor<'de> for MembersOf {
             found.push(member);
         }
         Ok(found)
-    }
-
-    fn visit_seq<A: SeqAccess<'de>>(self, mut seq: A) -> Result<Self::Value, A::Error> {
-        while seq.next_element::<IgnoredAny>()?.is_some() {}
-        Err(A::Error::custom("an array where an object belongs"))
     }
 }
 

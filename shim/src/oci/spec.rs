@@ -79,12 +79,12 @@ pub(super) fn read_straight(path: &Path, largest: u64) -> io::Result<Vec<u8>> {
     if !metadata.is_file() {
         return Err(io::Error::other("not a regular file"));
     }
-    let mut text =
-        Vec::with_capacity(usize::try_from(metadata.len().min(largest)).unwrap_or(0) + 1);
-    (&file).take(largest + 1).read_to_end(&mut text)?;
-    if text.len() as u64 > largest {
+    if metadata.len() > largest {
         return Err(io::Error::other(format!("larger than {largest} bytes")));
     }
+    let mut text = Vec::with_capacity(usize::try_from(metadata.len()).unwrap_or(0) + 1);
+    // It may be growing.
+    (&file).take(largest).read_to_end(&mut text)?;
     Ok(text)
 }
 
