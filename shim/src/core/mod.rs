@@ -11,6 +11,7 @@ mod event;
 pub mod floor;
 pub mod pace;
 pub mod plan;
+pub mod throttle;
 pub mod watermark;
 
 pub use backoff::Backoff;
