@@ -225,7 +225,8 @@ impl FreezerGroup {
         self.switch.thaw().map_err(|errno| self.refused("THAWED", errno))
     }
 
-    fn refused(&self, value: &str, errno: Errno) -> Error {
+    /// An error of its state file for `errno`.
+    pub fn refused(&self, value: &str, errno: Errno) -> Error {
         let file = match self.kind {
             Kind::V1 => "freezer.state",
             Kind::Unified => "cgroup.freeze",

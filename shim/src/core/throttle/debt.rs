@@ -14,7 +14,7 @@ const CREDIT_CHARGES: u32 = 4;
 
 /// The debts of one container's tasks, in nanoseconds; negative ones are credit.
 #[derive(Debug, Clone, Default)]
-pub struct Debts(BTreeMap<u32, i64>);
+pub(super) struct Debts(BTreeMap<u32, i64>);
 
 fn nanos(time: Duration) -> i64 {
     i64::try_from(time.as_nanos()).unwrap_or(i64::MAX)
@@ -22,13 +22,13 @@ fn nanos(time: Duration) -> i64 {
 
 impl Debts {
     /// `task` grew, and owes so much for it.
-    pub fn owe(&mut self, task: u32, penalty: Duration) {
+    pub(super) fn owe(&mut self, task: u32, penalty: Duration) {
         let debt = self.0.entry(task).or_default();
         *debt = debt.saturating_add(nanos(penalty));
     }
 
     /// All of them were frozen for `time`, when one charge cost `sleep`.
-    pub fn frozen(&mut self, time: Duration, sleep: Duration) {
+    pub(super) fn frozen(&mut self, time: Duration, sleep: Duration) {
         let least = -nanos(sleep.saturating_mul(CREDIT_CHARGES));
         for debt in self.0.values_mut() {
             // Credit that stems from dearer times is not taken away, only not added to.
@@ -37,18 +37,18 @@ impl Debts {
     }
 
     /// What the task that owes most owes.
-    pub fn largest(&self) -> Duration {
+    pub(super) fn largest(&self) -> Duration {
         let most = self.0.values().copied().max().unwrap_or(0);
         Duration::from_nanos(u64::try_from(most).unwrap_or(0))
     }
 
     /// Forgets tasks that are gone, or grow no more.
-    pub fn keep(&mut self, mut alive: impl FnMut(u32) -> bool) {
+    pub(super) fn keep(&mut self, mut alive: impl FnMut(u32) -> bool) {
         self.0.retain(|task, _| alive(*task));
     }
 
     /// Forgets all debt: usage is back at high, where nothing is owed.
-    pub fn clear(&mut self) {
+    pub(super) fn clear(&mut self) {
         self.0.clear();
     }
 }

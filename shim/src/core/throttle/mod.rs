@@ -206,15 +206,18 @@ impl Throttle {
         self.debts.keep(alive);
     }
 
-    /// What the group's usage may grow by in the next window before it is frozen again: one charge for
-    /// each task that grew in the last, less what leaks until a freeze holds. Nothing while debt is left:
-    /// tasks are thawed then only because a pulse has to end.
-    pub fn quota(&self) -> Bytes {
-        if self.due() > Duration::ZERO {
-            return Bytes(0);
+    /// The terms of the window after a pulse of this length: what the group's usage may grow by before it
+    /// is frozen again, and the debt that is left. One charge for each task that grew in the last window,
+    /// less what leaks until a freeze holds; nothing while debt is left: tasks are thawed then only because
+    /// a pulse has to end.
+    pub fn after(&self, pulse: Duration) -> (Bytes, Duration) {
+        let carried = self.debts.largest().saturating_sub(pulse);
+        if carried > IGNORED {
+            return (Bytes(0), carried);
         }
         let granted = Bytes(self.growers * self.unit * page_size());
-        granted.saturating_sub(Bytes(self.leak as u64)).max(Bytes(page_size()))
+        let quota = granted.saturating_sub(Bytes(self.leak as u64)).max(Bytes(page_size()));
+        (quota, Duration::ZERO)
     }
 
     /// A freeze that was decided on held only after usage had grown by so much more.
@@ -229,6 +232,11 @@ impl Throttle {
         let pages = grown.0 / page_size() / growers.max(1);
         let due = curve.penalty(f, pages, unit).min(LONGEST);
         if due <= IGNORED { Duration::ZERO } else { due }
+    }
+
+    /// Throttled time without progress so far.
+    pub const fn stalled(&self) -> Duration {
+        self.guard.spent()
     }
 
     /// What a charge costs now.

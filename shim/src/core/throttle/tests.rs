@@ -26,7 +26,7 @@ fn simulate(high: Bytes, growers: u32, leak: u64, seconds: u64) -> Vec<f64> {
     let mut usage = Bytes((high.0 as f64 * (1.0 + CURVE.free_until(64))) as u64);
     let (mut now, mut seen) = (Duration::ZERO, Vec::new());
     while now < Duration::from_secs(seconds) {
-        let pages = (throttle.quota().0 + leak) / 4096 / u64::from(growers);
+        let pages = (throttle.after(Duration::ZERO).0.0 + leak) / 4096 / u64::from(growers);
         throttle.leaked(Bytes(leak));
         let grown: Vec<Grown> = (0..growers).map(|task| Grown { task, pages, unit: 64 }).collect();
         usage.0 += grown.iter().map(|grown| grown.pages * 4096).sum::<u64>();
@@ -155,10 +155,10 @@ fn the_quota_of_a_window_is_one_charge_for_each_who_grows() {
     let over = level(Bytes::mib(105), high);
     let pulse = throttle.window(MS, &over, Bytes(0), &[batch(1), batch(2), batch(3)]);
     throttle.pulsed(MS, pulse, over[0].usage);
-    assert_eq!(throttle.quota(), Bytes(3 * 64 * page_size()));
+    assert_eq!(throttle.after(Duration::ZERO).0, Bytes(3 * 64 * page_size()));
     // A freeze takes a while: what leaks meanwhile is granted too.
     (0..100).for_each(|_| throttle.leaked(Bytes(128 * page_size())));
-    assert!(throttle.quota() < Bytes((64 + 4) * page_size()));
+    assert!(throttle.after(Duration::ZERO).0 < Bytes((64 + 4) * page_size()));
     let pulse = throttle.window(MS, &over, Bytes(0), &[Grown { task: 1, pages: 512, unit: HUGE }]);
     throttle.pulsed(MS, pulse, over[0].usage);
     assert_eq!(throttle.growers(), (1, HUGE));
@@ -166,7 +166,7 @@ fn the_quota_of_a_window_is_one_charge_for_each_who_grows() {
     let far = level(Bytes::mib(130), high);
     throttle.window(MS, &far, Bytes(0), &[Grown { task: 1, pages: 64 * 4, unit: 64 }]);
     throttle.pulsed(MS, LONGEST, far[0].usage);
-    assert_eq!(throttle.quota(), Bytes(0));
+    assert_eq!(throttle.after(Duration::ZERO).0, Bytes(0));
 }
 
 proptest! {
