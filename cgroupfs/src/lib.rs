@@ -9,6 +9,7 @@ pub mod error;
 pub mod events;
 pub mod files;
 pub mod flat;
+pub mod freezer;
 pub mod hierarchy;
 pub mod membership;
 pub mod memory;

@@ -16,6 +16,7 @@ pub mod qos;
 mod retention;
 mod state;
 pub mod terms;
+pub mod throttle;
 pub mod watermark;
 
 pub use backoff::Backoff;

@@ -9,6 +9,7 @@ mod flight;
 mod once;
 mod reclaim;
 mod sys;
+pub mod throttle;
 mod watch;
 mod worker;
 
