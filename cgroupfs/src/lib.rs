@@ -10,6 +10,7 @@ pub mod events;
 pub mod files;
 pub mod flat;
 pub mod hierarchy;
+pub mod kmsg;
 pub mod membership;
 pub mod memory;
 pub mod mounts;
