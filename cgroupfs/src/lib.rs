@@ -11,6 +11,7 @@ pub mod files;
 pub mod flat;
 pub mod freezer;
 pub mod hierarchy;
+pub mod kmsg;
 pub mod membership;
 pub mod memory;
 pub mod mounts;
