@@ -245,7 +245,7 @@ impl Daemon {
                     self.bury(&container, view, "vanished", "its group was removed");
                 }
             }
-            Happened::Fd(_) | Happened::Usage(..) | Happened::Round(..) => {}
+            Happened::Fd(_) | Happened::Usage(..) | Happened::Round(..) | Happened::Asked(..) => {}
         }
     }
 

@@ -22,7 +22,7 @@ mod verify;
 use crate::api::message::Feature;
 use crate::api::server::{Incoming, ServeError, Server};
 use crate::core::Now;
-use crate::driver::{Engine, Happened};
+use crate::driver::{Engine, Happened, Key};
 use cgroupfs::Bytes;
 use config::{Config, ConfigError};
 use discovery::Discovery;
@@ -33,7 +33,10 @@ use nix::sys::signalfd::{SfdFlags, SignalFd};
 use notify::Notify;
 use registry::Registry;
 use reload::Watcher;
+use requests::Waiting;
+pub use requests::stopped_because;
 use spool::Spool;
+use std::collections::HashMap;
 use std::io;
 use std::os::fd::AsFd;
 use std::path::{Path, PathBuf};
@@ -129,6 +132,8 @@ pub struct Daemon {
     watcher: Watcher,
     notify: Notify,
     signals: SignalFd,
+    /// Who waits for a reclaim, by container.
+    asked: HashMap<Key, Waiting>,
     /// Connections that ended, and requests, until they are handled.
     incoming: Vec<Incoming>,
     watchdog_at: Option<Instant>,
@@ -195,6 +200,7 @@ impl Daemon {
             watcher,
             notify,
             signals,
+            asked: HashMap::new(),
             incoming: Vec::new(),
             said: String::new(),
             stopping: false,
@@ -258,6 +264,7 @@ impl Daemon {
             Happened::Fd(SPOOL) => self.spool_more = true,
             Happened::Fd(CONFIG) => self.watcher.changed(Instant::now()),
             Happened::Fd(DISCOVERY) => self.discover(),
+            Happened::Asked(key, _, once) => self.reclaimed(key, &once),
             event => self.of_container(event),
         }
     }

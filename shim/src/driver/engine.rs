@@ -1,5 +1,6 @@
 //! The event loop: waiting, timers, and the core's actions handed to who performs them.
 
+use super::asked::Asked;
 use super::flight::{Flight, INTERRUPT_AGAIN};
 use super::watch::RECOUNT_EVERY;
 use super::worker::{Answer, Work, Workers};
@@ -27,6 +28,8 @@ pub(super) struct Enforced {
     /// After an OOM event: when to count again, and until when.
     pub(super) recount: Option<(Now, Now)>,
     pub(super) flight: Option<Flight>,
+    /// Reclaim that a person asked for.
+    pub(super) asked: Option<Asked>,
     /// A step that could not be undone: the file, our value in it, and when to try again.
     pub(super) unrestored: Option<(ReclaimFile, Bytes, Now)>,
     pub(super) counters: Counters,
@@ -42,8 +45,9 @@ pub struct Engine {
     pub(super) containers: HashMap<u64, Enforced>,
     pub(super) next_key: u64,
     pub(super) happened: Vec<Happened>,
-    /// Answers taken by [`Engine::quiesce`], to be handled by the next turn.
-    pub(super) later: Vec<(u64, Answer)>,
+    /// Answers taken by [`Engine::quiesce`], to be handled by the next turn; whether of
+    /// [`Engine::reclaim`].
+    pub(super) later: Vec<(u64, Answer, bool)>,
 }
 
 /// What an epoll token stands for; in its upper byte, the key or the caller's number in the rest.
@@ -144,6 +148,7 @@ impl Engine {
                 timer: None,
                 recount: None,
                 flight: None,
+                asked: None,
                 unrestored: None,
                 counters,
             },
@@ -155,6 +160,18 @@ impl Engine {
     /// Ends enforcement: cancels what is in flight, sees that the declared limit stands.
     /// [`Happened::Forgotten`] says when it is done, which may be at once.
     pub fn release(&mut self, key: Key) {
+        let now = self.now();
+        if let Some(enforced) = self.containers.get_mut(&key.0)
+            && let Some(asked) = &mut enforced.asked
+        {
+            asked.release_after = true;
+            if let Some(flight) = &mut enforced.flight {
+                flight.ticket.stop.cancel();
+                flight.ticket.interrupt();
+                flight.interrupt_at = Some(now + INTERRUPT_AGAIN);
+            }
+            return self.go_on_asked(key.0);
+        }
         self.deliver(key.0, Event::Release);
     }
 
@@ -340,7 +357,8 @@ impl Engine {
             Action::Restore(_) => self.restore(key),
             Action::Tell(notice) => self.happened.push(Happened::Notice(Key(key), now, notice)),
             Action::Forget => {
-                if let Some(gone) = self.containers.remove(&key) {
+                if let Some(mut gone) = self.containers.remove(&key) {
+                    self.asked_of_the_gone(key, gone.asked.take());
                     if let Some(watch) = &gone.modified {
                         self.modified.forget(watch);
                     }

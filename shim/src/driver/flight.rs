@@ -27,6 +27,8 @@ pub(super) struct Flight {
     pub(super) job: Option<Job>,
     /// When it is to be interrupted (again).
     pub(super) interrupt_at: Option<Now>,
+    /// Of [`Engine::reclaim`], not of the core.
+    pub(super) asked: bool,
 }
 
 impl Engine {
@@ -45,14 +47,17 @@ impl Engine {
             flight.interrupt_at = Some(now + INTERRUPT_AGAIN);
             std::thread::sleep(Duration::from_micros(200));
             while let Some((key, answer)) = self.workers.answer() {
-                if let Some(enforced) = self.containers.get_mut(&key)
-                    && let Some(Flight { ticket, job: Some(job), .. }) = enforced.flight.take()
+                let enforced = self.containers.get_mut(&key);
+                let flight = enforced.and_then(|enforced| enforced.flight.take());
+                let asked = flight.as_ref().is_some_and(|flight| flight.asked);
+                if let Some(Flight { ticket, job: Some(job), .. }) = flight
                     && let Some(ours) = ticket.stop.lowered()
+                    && let Some(enforced) = self.containers.get_mut(&key)
                 {
                     enforced.unrestored = Some((stepped_file(job.strategy), ours, Now::ZERO));
                     self.restore(key);
                 }
-                later.push((key, answer));
+                later.push((key, answer, asked));
             }
         }
         // What they answered is handled after the stop: handling it might start the next job.
@@ -63,10 +68,15 @@ impl Engine {
     pub(super) fn answers(&mut self) {
         self.workers.rearm();
         let mut later = std::mem::take(&mut self.later).into_iter();
-        while let Some((key, answer)) = later.next().or_else(|| self.workers.answer()) {
+        let fresh = |(key, answer)| (key, answer, false);
+        while let Some((key, answer, was_asked)) =
+            later.next().or_else(|| self.workers.answer().map(fresh))
+        {
             let now = self.now();
             let Some(enforced) = self.containers.get_mut(&key) else { continue };
-            if let Some(Flight { ticket, job: Some(job), .. }) = enforced.flight.take()
+            let flight = enforced.flight.take();
+            let asked = was_asked || flight.as_ref().is_some_and(|flight| flight.asked);
+            if let Some(Flight { ticket, job: Some(job), .. }) = flight
                 && let Some(ours) = ticket.stop.lowered()
             {
                 enforced.unrestored = Some((stepped_file(job.strategy), ours, now));
@@ -83,6 +93,7 @@ impl Engine {
                 self.look_at_limit(Key(key));
             }
             match answer {
+                answer if asked => self.answered_asked(key, answer),
                 Answer::Surveyed(Ok(survey)) => self.deliver(key, Event::Surveyed(survey)),
                 Answer::Surveyed(Err(error)) => {
                     self.failed(key, &error);
@@ -94,12 +105,18 @@ impl Engine {
                     self.deliver(key, Event::Done(report));
                 }
             }
+            self.go_on_asked(key);
         }
     }
 
     pub(super) fn start(&mut self, key: u64, work: Work, job: Option<Job>) {
         let now = self.now();
-        let Some(enforced) = self.containers.get(&key) else { return };
+        let Some(enforced) = self.containers.get_mut(&key) else { return };
+        if let (Some(asked), Work::Survey) = (&mut enforced.asked, &work) {
+            // A person comes first; and a survey would take the person's step for a new limit.
+            asked.survey_wanted = true;
+            return self.go_on_asked(key);
+        }
         if enforced.unrestored.is_some() {
             // What stands is ours: it must not be taken for somebody else's limit.
             return self.deliver(key, Event::Failed(Errno::EBUSY as i32));
@@ -109,7 +126,7 @@ impl Engine {
         match started {
             Some(ticket) => {
                 let interrupt_at = job.map(|job| now + job.deadline);
-                enforced.flight = Some(Flight { ticket, job, interrupt_at });
+                enforced.flight = Some(Flight { ticket, job, interrupt_at, asked: false });
             }
             None => self.deliver(key, Event::Failed(Errno::EAGAIN as i32)),
         }

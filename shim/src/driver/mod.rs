@@ -4,6 +4,7 @@
 //! reclaims: it waits, reads usage (`watch.rs`), raises and cancels (`flight.rs`). Workers do what may
 //! block (`worker.rs`, `reclaim.rs`).
 
+mod asked;
 mod engine;
 mod flight;
 mod once;
@@ -49,6 +50,8 @@ pub enum Happened {
     Notice(Key, Now, Notice),
     /// So many tasks were killed since the last time, seen at this usage.
     OomKill(Key, Now, u64, Bytes),
+    /// What [`Engine::reclaim`] came to.
+    Asked(Key, Now, Once),
     /// The group is gone, or its release is complete: the container is forgotten.
     Forgotten(Key, Totals),
 }

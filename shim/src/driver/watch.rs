@@ -85,7 +85,7 @@ impl Engine {
     pub(super) fn foreign_in_flight(&mut self, key: u64) {
         let now = self.now();
         let Some(enforced) = self.containers.get_mut(&key) else { return };
-        let Some(Flight { ticket, job: Some(job), interrupt_at }) = &mut enforced.flight else {
+        let Some(Flight { ticket, job: Some(job), interrupt_at, .. }) = &mut enforced.flight else {
             return;
         };
         if stepped_file(job.strategy) != ReclaimFile::Limit {
