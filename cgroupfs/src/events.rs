@@ -5,9 +5,10 @@ use crate::dir::Cgroup;
 use crate::error::{Error, Op, Result};
 use crate::files::{Access, ControlDir};
 use crate::units::Bytes;
-use inotify::{Inotify, WatchMask};
+use inotify::{EventMask, Inotify, WatchDescriptor, WatchMask};
 use nix::errno::Errno;
 use nix::sys::eventfd::{EfdFlags, EventFd};
+use std::collections::HashMap;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
 
 /// A v1 eventfd registration. Dropping it closes the eventfd, which unregisters.
@@ -91,5 +92,75 @@ impl Modified {
 impl AsFd for Modified {
     fn as_fd(&self) -> BorrowedFd<'_> {
         self.0.as_fd()
+    }
+}
+
+/// Modifications of many control files through one inotify instance: a user has 128 of those by default
+/// (`fs.inotify.max_user_instances`), and a node has more containers.
+pub struct ModifiedSet {
+    inotify: Inotify,
+    numbers: HashMap<WatchDescriptor, u64>,
+}
+
+/// A file watched by a [`ModifiedSet`].
+#[derive(Debug, Clone)]
+pub struct Watch(WatchDescriptor, u64);
+
+impl ModifiedSet {
+    /// An empty one.
+    pub fn new() -> Result<ModifiedSet> {
+        let inotify = Inotify::init().map_err(|error| {
+            let errno = Errno::from_raw(error.raw_os_error().unwrap_or(0));
+            Error::refused(Op::Watch, "inotify", errno)
+        })?;
+        Ok(ModifiedSet { inotify, numbers: HashMap::new() })
+    }
+
+    /// Watches `file` of `group`; `number` is what [`ModifiedSet::take`] says of it. A file that is
+    /// watched already goes by the new number.
+    pub fn watch(&mut self, group: &Cgroup, file: &str, number: u64) -> Result<Watch> {
+        // Through our descriptor: at the group's path there may be another group of that name by now.
+        let path = format!("/proc/self/fd/{}/{file}", group.fd().as_raw_fd());
+        let watch = self.inotify.watches().add(&path, WatchMask::MODIFY).map_err(|error| {
+            group.error(Op::Watch, file, None, Errno::from_raw(error.raw_os_error().unwrap_or(0)))
+        })?;
+        self.numbers.insert(watch.clone(), number);
+        Ok(Watch(watch, number))
+    }
+
+    /// Watches it no more.
+    pub fn forget(&mut self, watch: &Watch) {
+        if self.numbers.get(&watch.0) == Some(&watch.1) {
+            self.numbers.remove(&watch.0);
+            // Gone already if the group is.
+            let _ = self.inotify.watches().remove(watch.0.clone());
+        }
+    }
+
+    /// Takes what was signalled: the numbers of the files that changed, each once; all of them if the
+    /// kernel's queue overflowed.
+    pub fn take(&mut self) -> Vec<u64> {
+        let mut changed = Vec::new();
+        let mut buf = [0; 4096];
+        while let Ok(events) = self.inotify.read_events(&mut buf) {
+            for event in events {
+                if event.mask.contains(EventMask::Q_OVERFLOW) {
+                    changed.extend(self.numbers.values());
+                } else if event.mask.contains(EventMask::IGNORED) {
+                    self.numbers.remove(&event.wd);
+                } else {
+                    changed.extend(self.numbers.get(&event.wd));
+                }
+            }
+        }
+        changed.sort_unstable();
+        changed.dedup();
+        changed
+    }
+}
+
+impl AsFd for ModifiedSet {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.inotify.as_fd()
     }
 }

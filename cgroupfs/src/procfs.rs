@@ -6,12 +6,14 @@ mod cgroups;
 mod meminfo;
 mod psi;
 mod swaps;
+mod task;
 mod zoneinfo;
 
 pub use cgroups::{Controller, Controllers};
 pub use meminfo::Meminfo;
 pub use psi::{Psi, Stall};
 pub use swaps::{Swap, Swaps};
+pub use task::{Task, TaskStat};
 pub use zoneinfo::{Zone, Zoneinfo};
 
 use crate::error::{Error, Op, Result};

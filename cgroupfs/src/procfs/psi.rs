@@ -82,8 +82,9 @@ fn stall<'a>(words: impl Iterator<Item = &'a [u8]>) -> Option<Stall> {
 fn percent(word: &[u8]) -> Option<f64> {
     let dot = word.iter().position(|byte| *byte == b'.')?;
     let (whole, cents) = (&word[..dot], &word[dot + 1..]);
-    let (whole, cents) = (number(whole)?, (cents.len() == 2).then(|| number(cents))??);
-    (whole <= 100).then_some((whole * 100 + cents) as f64 / 100.0)
+    let whole = number(whole).filter(|whole| *whole <= 100)?;
+    let cents = (cents.len() == 2).then(|| number(cents))??;
+    Some((whole * 100 + cents) as f64 / 100.0)
 }
 
 #[cfg(test)]
@@ -113,7 +114,18 @@ mod tests {
 
     #[test]
     fn what_is_no_percentage_is_no_line() {
-        for value in ["nan", "inf", "1e2", "-1.00", "1.5", "1", "101.00", "+1.00", ""] {
+        for value in [
+            "nan",
+            "inf",
+            "1e2",
+            "-1.00",
+            "1.5",
+            "1",
+            "101.00",
+            "184744073709551615.00",
+            "+1.00",
+            "",
+        ] {
             let line = format!("some avg10={value} avg60=0.00 avg300=0.00 total=0\n");
             assert_eq!(Psi::parse(line.as_bytes()), Psi::default(), "{value}");
         }

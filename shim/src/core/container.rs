@@ -16,6 +16,7 @@ use super::event::{
 use super::floor::Floor;
 use super::pace::Pace;
 use super::plan::{LEAST, Plan, StandAside, plan};
+use super::state::State;
 use super::watermark::{WIDEST, WatermarkSpec, Watermarks};
 use cgroupfs::units::page_size;
 use cgroupfs::{Bytes, Limit};
@@ -209,6 +210,22 @@ impl Container {
         self.marks
     }
 
+    /// What is going on.
+    pub fn state(&self) -> State {
+        match self.phase {
+            Phase::Leaving => State::Releasing,
+            Phase::Gone => State::Ended,
+            Phase::Surveying | Phase::Reclaiming(_) => State::Reclaiming,
+            _ if self.marks.is_none() => match self.declared.min(self.high) {
+                Limit::Max => State::Unlimited,
+                Limit::Bytes(_) => State::Off,
+            },
+            Phase::Watching if self.let_be.since.is_some() => State::Aside(StandAside::InUse),
+            Phase::Watching => State::Watching,
+            Phase::Resting(_) => self.told.map_or(State::BackingOff, State::Aside),
+        }
+    }
+
     /// What was done so far.
     pub const fn totals(&self) -> Totals {
         self.totals
@@ -229,6 +246,7 @@ impl Container {
             }
             Event::Release => self.release(out),
             Event::LimitChanged(limit) => self.adopt(now, limit, out),
+            Event::Terms(spec, high) => self.set_terms(now, spec, high, out),
             Event::Usage(usage) => {
                 self.unsteady = usage.0.abs_diff(self.usage.0) > STEADY.0;
                 self.look(now, usage, out);
@@ -526,6 +544,25 @@ impl Container {
             Phase::Watching | Phase::Resting(_) => {
                 self.phase = Phase::Watching;
                 self.watch(now, out);
+            }
+            Phase::Surveying | Phase::Leaving | Phase::Gone => {}
+        }
+    }
+
+    fn set_terms(&mut self, now: Now, spec: WatermarkSpec, high: Limit, out: &mut Vec<Action>) {
+        if (spec, high) == (self.spec, self.high) {
+            return;
+        }
+        (self.spec, self.high) = (spec, high);
+        self.wide = 0;
+        self.remark();
+        self.let_be.since = None;
+        match self.phase {
+            // Its target is of the old terms.
+            Phase::Reclaiming(_) => out.push(Action::Cancel),
+            Phase::Watching | Phase::Resting(_) => {
+                self.phase = Phase::Watching;
+                self.look(now, self.usage, out);
             }
             Phase::Surveying | Phase::Leaving | Phase::Gone => {}
         }

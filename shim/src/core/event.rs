@@ -164,6 +164,8 @@ pub enum Event {
     Failed(i32),
     /// Somebody wrote the limit; it is now this. (Our own writes are not reported.)
     LimitChanged(Limit),
+    /// The operator's terms are now these.
+    Terms(super::WatermarkSpec, Limit),
     /// Charges failed at the limit just now (v2: `memory.events`).
     LimitHit(Bytes),
     /// The group was out of memory while a step of ours stood: no limit is stepped for a while.

@@ -10,7 +10,13 @@ mod container;
 mod event;
 pub mod floor;
 pub mod pace;
+pub mod pattern;
 pub mod plan;
+pub mod qos;
+mod retention;
+mod state;
+pub mod terms;
+pub mod throttle;
 pub mod watermark;
 
 pub use backoff::Backoff;
@@ -19,6 +25,9 @@ pub use event::{Action, Capabilities, Event, Job, Notice, Now, Outcome, Report, 
 pub use floor::{Floor, GROWTH_MARGIN};
 pub use pace::Pace;
 pub use plan::{Plan, StandAside, plan};
+pub use retention::Retained;
+pub use state::State;
+pub use terms::{Class, High, OomPolicy, Rights, Terms, Wishes};
 pub use watermark::{BadWatermark, WatermarkSpec, Watermarks};
 
 #[cfg(test)]

@@ -1,7 +1,8 @@
 //! One job outside of the event loop: `cgctl reclaim`, and emptying a group that has ended.
 
+use super::capabilities;
+use super::flight::INTERRUPT_AGAIN;
 use super::worker::{Answer, Work, Workers, survey};
-use super::{INTERRUPT_AGAIN, capabilities};
 use crate::core::{Capabilities, Floor, Job, Outcome, Plan, Report, Strategy, Survey, plan::plan};
 use cgroupfs::memory::Memory;
 use cgroupfs::{Bytes, Limit, Result};
@@ -14,7 +15,7 @@ use std::time::{Duration, Instant};
 /// pass (measured on 6.1: asked for 100 MiB at once, 153 went); in batches only the last one does.
 const RECLAIM_BATCH: Bytes = Bytes::mib(1);
 
-/// What [`reclaim_once`] did.
+/// What a byte-targeted reclaim did.
 #[derive(Debug)]
 pub struct Once {
     /// By which means, and how it went; `None` if nothing was tried.
@@ -28,6 +29,70 @@ const LARGEST_STEP: Bytes = Bytes::mib(32);
 
 /// A job on a group with processes acts on one survey for no longer than this.
 const SLICE: Duration = Duration::from_millis(100);
+
+/// A byte-targeted reclaim under way: slice after slice, each decided on a survey of its own.
+#[derive(Debug)]
+pub(super) struct Slices {
+    size: Bytes,
+    patience: Duration,
+    all: Option<(Strategy, Report)>,
+    stuck: Option<(Duration, Bytes)>,
+    why: Option<&'static str>,
+}
+
+impl Slices {
+    pub(super) const fn new(size: Bytes, patience: Duration) -> Slices {
+        Slices { size, patience, all: None, stuck: None, why: None }
+    }
+
+    /// The next job; `None` if there is nothing to be done. `elapsed` is since the start.
+    pub(super) fn next_job(
+        &mut self,
+        elapsed: Duration,
+        memory: &dyn Memory,
+        look: &Survey,
+        ended: bool,
+    ) -> Result<Option<Job>> {
+        let freed = self.all.map_or(Bytes(0), |(_, report)| report.freed);
+        let left = self.size.saturating_sub(freed);
+        let now_stuck = Floor::of(look, 0).unreclaimable;
+        let growth = self.stuck.replace((elapsed, now_stuck)).map_or(0, |(then, before)| {
+            let grown = now_stuck.saturating_sub(before).0 as f64;
+            (grown / elapsed.saturating_sub(then).as_secs_f64().max(0.001)) as u64
+        });
+        let (job, why) = slice(memory, look, left, growth, ended)?;
+        self.why = why;
+        let deadline = SLICE.min(self.patience.saturating_sub(elapsed));
+        Ok(job.map(|job| Job { deadline, ..job }))
+    }
+
+    /// A job ended; whether there is to be another.
+    pub(super) fn done(&mut self, elapsed: Duration, report: Report) -> bool {
+        let sum = match self.all {
+            None => report,
+            Some((_, before)) => Report {
+                before: before.before,
+                freed: before.freed.saturating_add(report.freed),
+                steps: before.steps + report.steps,
+                cpu: before.cpu + report.cpu,
+                wall: elapsed,
+                ..report
+            },
+        };
+        self.all = Some((report.strategy, sum));
+        match report.outcome {
+            Outcome::Reached => self.why.is_none() && sum.freed < self.size,
+            Outcome::Deadline => elapsed < self.patience,
+            _ => false,
+        }
+    }
+
+    /// What it came to.
+    pub(super) fn end(&self) -> Once {
+        let enough = self.all.is_some_and(|(_, report)| report.freed >= self.size);
+        Once { report: self.all, why: if enough { None } else { self.why } }
+    }
+}
 
 /// Takes `size` bytes from the group, waiting for it, `patience` at most, or until `interrupted` is
 /// readable. `ended` says whether the group has no processes: then nothing can grow in the window of a
@@ -43,44 +108,14 @@ pub fn reclaim_once(
     interrupted: Option<BorrowedFd<'_>>,
 ) -> Result<Once> {
     let start = Instant::now();
-    let mut all: Option<(Strategy, Report)> = None;
-    let mut stuck: Option<(Instant, Bytes)> = None;
+    let mut slices = Slices::new(size, patience);
     loop {
-        let freed = all.map_or(Bytes(0), |(_, report)| report.freed);
-        let left = size.saturating_sub(freed);
         let look = survey(&**memory)?;
-        let now_stuck = Floor::of(&look, 0).unreclaimable;
-        let growth = stuck.replace((Instant::now(), now_stuck)).map_or(0, |(then, before)| {
-            let grown = now_stuck.saturating_sub(before).0 as f64;
-            (grown / then.elapsed().as_secs_f64().max(0.001)) as u64
-        });
-        let (job, why) = slice(&**memory, &look, left, growth, ended())?;
-        let deadline = SLICE.min(patience.saturating_sub(start.elapsed()));
-        let done = match job {
-            Some(job) => run(memory, Job { deadline, ..job }, interrupted),
-            None => None,
-        };
-        let Some(report) = done else { return Ok(Once { report: all, why }) };
-        let sum = match all {
-            None => report,
-            Some((_, before)) => Report {
-                before: before.before,
-                freed: before.freed.saturating_add(report.freed),
-                steps: before.steps + report.steps,
-                cpu: before.cpu + report.cpu,
-                wall: start.elapsed(),
-                ..report
-            },
-        };
-        all = Some((report.strategy, sum));
-        let more = match report.outcome {
-            Outcome::Reached => why.is_none() && sum.freed < size,
-            Outcome::Deadline => start.elapsed() < patience,
-            _ => false,
-        };
-        if !more {
-            let why = if sum.freed >= size { None } else { why };
-            return Ok(Once { report: all, why });
+        let job = slices.next_job(start.elapsed(), &**memory, &look, ended())?;
+        let done = job.and_then(|job| run(memory, job, interrupted));
+        let Some(report) = done else { return Ok(slices.end()) };
+        if !slices.done(start.elapsed(), report) {
+            return Ok(slices.end());
         }
     }
 }

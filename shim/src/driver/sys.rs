@@ -1,5 +1,8 @@
-//! The system calls that need `unsafe`: a signal that interrupts a worker inside a kernel write.
+//! The system calls that need `unsafe`: a signal that interrupts a worker inside a kernel write, and
+//! scheduling.
 
+use nix::errno::Errno;
+use nix::sys::mman::{MlockAllFlags, mlockall};
 use nix::sys::signal::{SigSet, SigmaskHow, pthread_sigmask};
 use std::sync::Once;
 
@@ -79,4 +82,37 @@ fn mask(how: libc::c_int) {
 pub(super) fn interrupt(thread: Thread) {
     // SAFETY: the thread has not been joined (see above), so the handle is valid.
     unsafe { libc::pthread_kill(thread.0, interrupt_signal()) };
+}
+
+/// Blocks every signal for the calling thread.
+pub(super) fn block_signals() {
+    let _ = pthread_sigmask(SigmaskHow::SIG_SETMASK, Some(&SigSet::all()), None);
+}
+
+/// The lowest real-time priority is above every normal thread, and in nobody's way but theirs.
+const PRIORITY: libc::c_int = 1;
+
+/// Makes the calling thread a real-time one (SCHED_FIFO) and locks the memory of the process that is
+/// resident now, or comes to be. Children are not affected.
+///
+/// # Errors
+/// EPERM without CAP_SYS_NICE, or in a cpu cgroup without a real-time share
+/// (`cpu.rt_runtime_us`, CONFIG_RT_GROUP_SCHED). Memory that cannot be locked is no error: it
+/// only may be slow after it was swapped out.
+pub(super) fn become_real_time() -> Result<(), Errno> {
+    lock_memory();
+    may_be_real_time()
+}
+
+fn lock_memory() {
+    let on_fault = MlockAllFlags::from_bits_retain(libc::MCL_ONFAULT);
+    let _ = mlockall(MlockAllFlags::MCL_CURRENT | MlockAllFlags::MCL_FUTURE | on_fault);
+}
+
+/// As [`become_real_time`], without locking memory: to see whether it is allowed.
+pub(super) fn may_be_real_time() -> Result<(), Errno> {
+    let param = libc::sched_param { sched_priority: PRIORITY };
+    let policy = libc::SCHED_FIFO | libc::SCHED_RESET_ON_FORK;
+    // SAFETY: `param` is ours; pid 0 is the calling thread.
+    Errno::result(unsafe { libc::sched_setscheduler(0, policy, &raw const param) }).map(drop)
 }

@@ -278,6 +278,15 @@ fn parse_report(text: &str) -> Result<ReportFile, String> {
     }
 }
 
+/// Each of the parsers above, over one text. A new one belongs in here.
+pub(super) fn parse_values(text: &str) {
+    let _ = (parse_limit(text), parse_bytes(text), parse_watermark(text));
+    let _ = (parse_oom(text), parse_report(text));
+    if let Ok(Share::OfLimit(share)) = parse_share(text) {
+        assert!(share <= 10_000, "{share}");
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -48,6 +48,12 @@ pub fn main() -> ExitCode {
     })
 }
 
+/// Every parser of an option's value, over one text: for the fuzzer.
+#[doc(hidden)]
+pub fn parse_values(text: &str) {
+    cli::parse_values(text);
+}
+
 /// The signal mask that this process was started with, and that a command started by it gets.
 fn inherited_mask() -> SigSet {
     static MASK: OnceLock<SigSet> = OnceLock::new();

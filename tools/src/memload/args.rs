@@ -286,6 +286,23 @@ fn positive_seconds(text: &str) -> Result<Duration, String> {
     }
 }
 
+/// The parsers above over one text, and the words of it as a command line.
+pub(super) fn parse_values(text: &str) {
+    #[derive(clap::Parser)]
+    #[command(name = "memload")]
+    struct Cli {
+        #[command(flatten)]
+        args: Args,
+    }
+    let _ = (seconds(text), positive_seconds(text));
+    let words = ["memload"].into_iter().chain(text.split_whitespace().take(24));
+    if let Ok(cli) = <Cli as clap::Parser>::try_parse_from(words)
+        && let Ok(plan) = Plan::new(&cli.args)
+    {
+        assert!(plan.chunk > 0 && plan.procs > 0);
+    }
+}
+
 #[cfg(test)]
 pub(crate) mod tests {
     use super::*;

@@ -70,6 +70,12 @@ trait Workload {
     fn run(&mut self, run: &mut Run);
 }
 
+/// Every parser of an option's value, over one text; and a whole command line: for the fuzzer.
+#[doc(hidden)]
+pub fn parse_values(text: &str) {
+    args::parse_values(text);
+}
+
 /// Runs a load and prints its report: all of `memload`'s `main`. Exit code 0 with a report, 1 or 2
 /// with a message on standard error.
 ///

@@ -292,6 +292,11 @@ impl Load {
         self.tell(&format!("stream {} {}", rate.0, file.0.display())).unwrap();
     }
 
+    /// Grows in the background by so many bytes a second (0: as fast as it can), up to `most`.
+    pub(crate) fn grow(&mut self, rate: Bytes, most: Bytes) {
+        self.tell(&format!("grow {} {}", rate.0, most.0)).unwrap();
+    }
+
     /// Frees its anonymous memory.
     pub(crate) fn free(&mut self) {
         self.tell("free").unwrap();
@@ -328,6 +333,11 @@ fn load_child() {
             "anon" => {
                 let size = usize::try_from(number()).unwrap();
                 held.push((0..size).map(|i| (i / 64 * 7) as u8).collect());
+                "ok".into()
+            }
+            "grow" => {
+                let (rate, most) = (number(), words.next().unwrap().parse::<u64>().unwrap());
+                std::thread::spawn(move || grow(rate, most));
                 "ok".into()
             }
             "free" => {
@@ -368,6 +378,27 @@ fn load_child() {
     }
 }
 
+/// Fills fresh memory, so many bytes a second (0: as fast as it can), page by page as a program does that
+/// uses what it allocates; rests when it has so much, and keeps it.
+fn grow(rate: u64, most: u64) {
+    let start = Instant::now();
+    let mut held: Vec<Vec<u8>> = Vec::new();
+    let chunk = 256 << 10;
+    for done in (0..most).step_by(chunk) {
+        // Under the mmap threshold it would be the heap: one mapping each, as large programs do.
+        let mut fresh = Vec::<u8>::with_capacity(chunk);
+        fresh.resize(chunk, 7);
+        held.push(fresh);
+        if rate > 0 {
+            let due = Duration::from_secs_f64(done as f64 / rate as f64);
+            std::thread::sleep(due.saturating_sub(start.elapsed()));
+        }
+    }
+    loop {
+        std::thread::park();
+    }
+}
+
 /// Looks at a group's limit all the time, and remembers the lowest.
 pub(crate) struct LowestLimit {
     stop: Arc<AtomicBool>,
@@ -380,11 +411,14 @@ impl LowestLimit {
         let seen = stop.clone();
         let watcher = std::thread::spawn(move || {
             let mut lowest = Limit::Max;
-            while !seen.load(Ordering::SeqCst) {
+            // Once at least, however late this thread comes to run.
+            loop {
                 lowest = lowest.min(memory.limit().unwrap_or(Limit::Max));
+                if seen.load(Ordering::SeqCst) {
+                    return lowest;
+                }
                 std::thread::sleep(Duration::from_micros(20));
             }
-            lowest
         });
         LowestLimit { stop, watcher: Some(watcher) }
     }

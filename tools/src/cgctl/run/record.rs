@@ -186,7 +186,7 @@ impl Recorder {
                 self.mark(MarkKind::Oom, format!("{kills} killed"));
             }
             Happened::Forgotten(_, totals) => self.totals = *totals,
-            Happened::Fd(_) => {}
+            Happened::Fd(_) | Happened::Asked(..) => {}
         }
     }
 

@@ -1,0 +1,177 @@
+//! `/proc/PID/task/TID/stat`: what one task (thread) faults in, and whether it is about to die.
+
+use crate::error::{Error, Op, Result};
+use crate::flat::words;
+use nix::errno::Errno;
+use nix::fcntl::{OFlag, open};
+use nix::sys::stat::Mode;
+use std::os::fd::OwnedFd;
+use std::path::PathBuf;
+
+/// The fields that cgshim needs; numbered as in proc_pid_stat(5).
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct TaskStat {
+    /// (3) The state's letter: `R`, `S`, `D`, `T`, `Z`, ...
+    pub state: u8,
+    /// (10) Minor faults.
+    pub minflt: u64,
+    /// (12) Major faults.
+    pub majflt: u64,
+    /// (14) Time in user mode, in clock ticks.
+    pub utime: u64,
+    /// (15) Time in the kernel, in clock ticks.
+    pub stime: u64,
+    /// (22) When it started, in clock ticks after boot: tells tasks of one id apart.
+    pub starttime: u64,
+    /// (24) Resident set of its process, in pages. Counted in batches of 32 pages a CPU and more.
+    pub rss: u64,
+    /// (31) The task's own pending signals, the first 31 of them.
+    pub signal: u64,
+}
+
+/// SIGKILL in a mask of signals.
+const SIGKILL: u64 = 1 << 8;
+
+impl TaskStat {
+    /// Takes the fields after the name, which may hold anything, `)` and newlines included.
+    pub fn parse(content: &[u8]) -> Option<TaskStat> {
+        let name_end = content.iter().rposition(|byte| *byte == b')')?;
+        let mut fields = words(&content[name_end + 1..]);
+        let state = *fields.next()?.first()?;
+        // The next is field 4; nth() counts from there.
+        let mut at = 4;
+        let mut field = |number: usize| {
+            let value = fields.nth(number - at)?;
+            at = number + 1;
+            std::str::from_utf8(value).ok()?.parse::<u64>().ok()
+        };
+        Some(TaskStat {
+            state,
+            minflt: field(10)?,
+            majflt: field(12)?,
+            utime: field(14)?,
+            stime: field(15)?,
+            starttime: field(22)?,
+            rss: field(24)?,
+            signal: field(31)?,
+        })
+    }
+
+    /// Whether the task is to die as soon as it runs. A fatal signal to the process puts a SIGKILL on
+    /// each of its tasks (`complete_signal()`); a task frozen by the v1 freezer keeps it pending.
+    pub const fn killed(&self) -> bool {
+        self.signal & SIGKILL != 0
+    }
+
+    /// Page faults of both kinds.
+    pub const fn faults(&self) -> u64 {
+        self.minflt + self.majflt
+    }
+}
+
+/// A task's `stat`, open: it goes on meaning this task even if its id is used again.
+#[derive(Debug)]
+pub struct Task {
+    fd: OwnedFd,
+    tid: u32,
+    pid: u32,
+}
+
+impl Task {
+    /// Opens the task `tid`, of whatever process.
+    ///
+    /// # Errors
+    /// `Absent` where there is no such task (any more); `Refused` with the errno otherwise.
+    pub fn open(tid: u32) -> Result<Task> {
+        // Of the task itself: /proc/TID/stat would add up its whole process.
+        let path = PathBuf::from(format!("/proc/{tid}/task/{tid}/stat"));
+        let fd = match open(&path, OFlag::O_RDONLY | OFlag::O_CLOEXEC, Mode::empty()) {
+            Ok(fd) => fd,
+            Err(Errno::ENOENT | Errno::ESRCH) => {
+                return Err(Error::Absent { path, why: "there is no such task (any more)" });
+            }
+            Err(errno) => return Err(Error::refused(Op::Open, path, errno)),
+        };
+        let pid = process_of(tid).unwrap_or(tid);
+        Ok(Task { fd, tid, pid })
+    }
+
+    /// Its id.
+    pub const fn tid(&self) -> u32 {
+        self.tid
+    }
+
+    /// Its process.
+    pub const fn pid(&self) -> u32 {
+        self.pid
+    }
+
+    /// Reads it, without allocating. `None` once the task is gone.
+    pub fn stat(&self) -> Option<TaskStat> {
+        let mut buf = [0; 1024];
+        let n = nix::sys::uio::pread(&self.fd, &mut buf, 0).ok()?;
+        TaskStat::parse(&buf[..n])
+    }
+}
+
+/// The process (`Tgid`) of a task.
+fn process_of(tid: u32) -> Option<u32> {
+    let status = std::fs::read(format!("/proc/{tid}/status")).ok()?;
+    let tgid = crate::flat::get(&status, "Tgid")?;
+    u32::try_from(tgid).ok()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    #[test]
+    fn a_name_full_of_parentheses_does_not_confuse() {
+        let line =
+            b"4242 (a) R (b) S 1 2 3 4 5 6 70 8 90 10 11 12 13 14 20 0 1 0 555 1000 777 99 1 2 \
+                     3 4 5 256 0 0 0 0 0 0 17 1 0 0 0 0 0";
+        let stat = TaskStat::parse(line).unwrap();
+        assert_eq!(
+            stat,
+            TaskStat {
+                state: b'S',
+                minflt: 70,
+                majflt: 90,
+                utime: 11,
+                stime: 12,
+                starttime: 555,
+                rss: 777,
+                signal: 256,
+            }
+        );
+        assert!(stat.killed());
+    }
+
+    #[test]
+    fn our_own_faults_are_counted() {
+        let me = Task::open(nix::unistd::gettid().as_raw() as u32).unwrap();
+        assert_eq!(me.pid(), std::process::id());
+        let before = me.stat().unwrap();
+        let filled = vec![1u8; 4 << 20];
+        assert!(std::hint::black_box(&filled).iter().all(|byte| *byte == 1));
+        let after = me.stat().unwrap();
+        assert!(after.faults() > before.faults() && !after.killed());
+        assert_eq!(after.starttime, before.starttime);
+    }
+
+    #[test]
+    fn a_task_that_is_gone_stays_gone() {
+        let tid = std::thread::spawn(|| nix::unistd::gettid().as_raw() as u32);
+        let tid = tid.join().unwrap();
+        // Its id may be in use again only after the whole range was.
+        assert!(Task::open(tid).is_err_and(|error| error.is_absent()));
+    }
+
+    proptest! {
+        #[test]
+        fn any_content_parses_or_not_but_never_panics(content: Vec<u8>) {
+            let _ = TaskStat::parse(&content);
+        }
+    }
+}

@@ -1,0 +1,202 @@
+//! Who grew: what a group's usage rose by, shared out among its tasks.
+//!
+//! The kernel knows which task charges a page. From outside there are each task's page faults (exact,
+//! but a fault on a page that somebody else was charged for counts as well), its process's resident set
+//! (which shows huge pages, but is counted in batches), and the group's usage (which has everything,
+//! what is written to tmpfs included). Faults say who; usage bounds how much in all.
+
+use super::curve::HUGE;
+use std::collections::BTreeMap;
+
+/// By so many pages the sum over tasks may be ahead of the group's usage, or behind: usage moves in
+/// batches of 64 pages a CPU.
+const FUZZ: i64 = 256;
+
+/// How one task changed since it was last looked at.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Change {
+    /// The task (thread) and its process.
+    pub task: u32,
+    /// Tasks of one process share its resident set.
+    pub process: u32,
+    /// Its page faults, minor and major.
+    pub faults: u64,
+    /// Pages by which its process's resident set grew; negative if it shrank.
+    pub resident: i64,
+    /// CPU time in the kernel, in whatever unit: who writes without faulting.
+    pub kernel_time: u64,
+}
+
+/// By how much a task grew.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Grown {
+    /// The task.
+    pub task: u32,
+    /// Pages charged.
+    pub pages: u64,
+    /// Pages charged at once: the kernel's batch, or [`HUGE`].
+    pub unit: u64,
+}
+
+/// Shares growth out; keeps count of what was shared so far.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct Attribution {
+    /// Pages shared out beyond what usage grew by; negative: growth that nobody is known for.
+    ahead: i64,
+}
+
+/// What was shared out.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Shares {
+    /// To whom.
+    pub grown: Vec<Grown>,
+    /// Pages that none of the tasks is known for: somebody else grows.
+    pub unexplained: u64,
+}
+
+impl Attribution {
+    /// Shares out a growth of the group's usage by `usage` pages.
+    pub fn share(&mut self, changes: &[Change], usage: u64, batch: u64) -> Shares {
+        let mut grown = by_faults(changes, batch);
+        let sum: u64 = grown.iter().map(|grown| grown.pages).sum();
+        self.ahead = self.ahead.saturating_add_unsigned(sum).saturating_sub_unsigned(usage);
+        let mut unexplained = 0;
+        if self.ahead > FUZZ {
+            // Faults that charged nothing: all are scaled down.
+            let kept = sum.saturating_sub(self.ahead.abs_diff(FUZZ));
+            for grown in &mut grown {
+                grown.pages =
+                    (u128::from(grown.pages) * u128::from(kept) / u128::from(sum.max(1))) as u64;
+            }
+            self.ahead = FUZZ;
+        } else if self.ahead < -FUZZ {
+            unexplained = self.ahead.abs_diff(-FUZZ);
+            self.ahead = -FUZZ;
+        }
+        if unexplained > 0 {
+            unexplained = by_kernel_time(changes, unexplained, batch, &mut grown);
+        }
+        grown.retain(|grown| grown.pages > 0);
+        Shares { grown, unexplained }
+    }
+}
+
+fn by_faults(changes: &[Change], batch: u64) -> Vec<Grown> {
+    // Faults and resident set of each process.
+    let mut processes: BTreeMap<u32, (u64, i64)> = BTreeMap::new();
+    for change in changes {
+        let process = processes.entry(change.process).or_default();
+        process.0 += change.faults;
+        process.1 = process.1.max(change.resident);
+    }
+    let share = |change: &Change| {
+        let (faults, resident) = processes[&change.process];
+        let resident = u64::try_from(resident).unwrap_or(0);
+        let huge = faults > 0 && resident >= HUGE && resident >= faults.saturating_mul(4);
+        let (pages, unit) = match huge {
+            true => (
+                (u128::from(resident) * u128::from(change.faults) / u128::from(faults)) as u64,
+                HUGE,
+            ),
+            false => (change.faults, batch),
+        };
+        Grown { task: change.task, pages, unit }
+    };
+    changes.iter().map(share).collect()
+}
+
+/// Shares what faults do not explain among those who were in the kernel; how much is left over.
+fn by_kernel_time(changes: &[Change], pages: u64, batch: u64, grown: &mut [Grown]) -> u64 {
+    let time: u64 = changes.iter().map(|change| change.kernel_time).sum();
+    if time == 0 {
+        return pages;
+    }
+    for (change, grown) in changes.iter().zip(grown) {
+        let share = (u128::from(pages) * u128::from(change.kernel_time) / u128::from(time)) as u64;
+        if share > 0 && grown.pages < share {
+            grown.unit = batch;
+        }
+        grown.pages += share;
+    }
+    0
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    fn faults(task: u32, faults: u64) -> Change {
+        Change { task, process: task, faults, ..Change::default() }
+    }
+
+    #[test]
+    fn each_task_is_known_for_its_own_faults() {
+        let shares = Attribution::default().share(&[faults(1, 64), faults(2, 128)], 192, 64);
+        assert_eq!(
+            shares.grown,
+            [Grown { task: 1, pages: 64, unit: 64 }, Grown { task: 2, pages: 128, unit: 64 }]
+        );
+        assert_eq!(shares.unexplained, 0);
+    }
+
+    #[test]
+    fn huge_pages_are_seen_in_the_resident_set() {
+        let change = Change { resident: 2048, ..faults(1, 4) };
+        let shares = Attribution::default().share(&[change], 2048, 64);
+        assert_eq!(shares.grown, [Grown { task: 1, pages: 2048, unit: HUGE }]);
+    }
+
+    #[test]
+    fn threads_share_their_resident_set_by_their_faults() {
+        let change =
+            |task, faults| Change { task, process: 1, faults, resident: 4096, kernel_time: 0 };
+        let shares = Attribution::default().share(&[change(1, 6), change(2, 2)], 4096, 64);
+        let pages: Vec<u64> = shares.grown.iter().map(|grown| grown.pages).collect();
+        assert_eq!(pages, [3072, 1024]);
+    }
+
+    #[test]
+    fn faults_that_charge_nothing_are_not_paid_for() {
+        // A task that maps files which are in the cache already.
+        let mut attribution = Attribution::default();
+        let paid: u64 = (0..100)
+            .flat_map(|_| attribution.share(&[faults(1, 1000)], 10, 64).grown)
+            .map(|grown| grown.pages)
+            .sum();
+        assert!(paid <= 100 * 10 + FUZZ as u64, "{paid}");
+    }
+
+    #[test]
+    fn writing_without_faults_is_put_down_to_who_was_in_the_kernel() {
+        let change = Change { kernel_time: 5, ..faults(1, 0) };
+        let shares = Attribution::default().share(&[change, faults(2, 10)], 5000, 64);
+        assert_eq!(shares.unexplained, 0);
+        assert!(shares.grown[0].task == 1 && shares.grown[0].pages > 4000, "{shares:?}");
+    }
+
+    #[test]
+    fn growth_of_somebody_else_is_reported() {
+        let shares = Attribution::default().share(&[faults(1, 64)], 5000, 64);
+        assert_eq!(shares.grown.len(), 1);
+        assert_eq!(shares.unexplained, 5000 - 64 - FUZZ as u64);
+    }
+
+    proptest! {
+        #[test]
+        fn tasks_never_pay_for_more_than_the_group_grew_by(
+            rounds in prop::collection::vec((0u64..10_000, 0u64..10_000, -100i64..10_000, 0u64..3, 0u64..10_000), 1..50),
+        ) {
+            let mut attribution = Attribution::default();
+            let (mut paid, mut usage) = (0u64, 0u64);
+            for (a, b, resident, kernel_time, grew) in rounds {
+                let changes = [Change { resident, kernel_time, ..faults(1, a) }, faults(2, b)];
+                let shares = attribution.share(&changes, grew, 64);
+                paid += shares.grown.iter().map(|grown| grown.pages).sum::<u64>() + shares.unexplained;
+                usage += grew;
+                prop_assert!(paid <= usage + FUZZ as u64);
+                prop_assert!(paid + 2 * FUZZ as u64 >= usage.saturating_sub(FUZZ as u64));
+            }
+        }
+    }
+}

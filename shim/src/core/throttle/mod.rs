@@ -1,0 +1,254 @@
+//! `memory.high` where the kernel has none: who is to be frozen for how long.
+//!
+//! Tasks that grow while usage is above high owe time on the kernel's own [`Curve`]. They are frozen
+//! together, in pulses as long as the largest debt and of 2 s at most; what is left of a debt is
+//! carried. Between two pulses is a window in which they may grow by one charge each: that is what the
+//! kernel grants between two sleeps.
+//!
+//! ```text
+//!          │◀── window ──▶│◀────── pulse ──────▶│◀─ window ─▶│
+//!  thawed  ┌──────────────┐                     ┌────────────┐
+//!  frozen ─┘   +1 charge  └─────────────────────┘  +1 charge └───
+//!                         ▲ look: who grew, what it costs at this overage
+//! ```
+//!
+//! Everything here is a pure function of what was seen and when. [`WayOut`] ends throttling that
+//! achieves nothing.
+
+mod curve;
+mod debt;
+mod growth;
+mod way_out;
+
+pub use curve::{Curve, HUGE, IGNORED, LONGEST};
+pub use growth::{Attribution, Change, Grown, Shares};
+pub use way_out::{APPROACH, BUDGET, Cause, Guard, Then, WayOut};
+
+use crate::core::event::Now;
+use cgroupfs::units::page_size;
+use cgroupfs::{Bytes, Limit};
+use debt::Debts;
+use std::time::Duration;
+
+/// A window is over after so long even if nobody grew by a whole charge.
+pub const WINDOW: Duration = Duration::from_millis(20);
+
+/// The leak of a freeze is averaged over about so many.
+const LEAKS: f64 = 8.0;
+
+/// A group that has a high, with what it uses.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Level {
+    /// Usage now.
+    pub usage: Bytes,
+    /// `memory.high`, emulated.
+    pub high: Bytes,
+}
+
+/// What was done so far.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct ThrottleTotals {
+    /// Pulses that froze.
+    pub pulses: u64,
+    /// Time tasks were held frozen.
+    pub frozen: Duration,
+    /// Longest pulse.
+    pub longest: Duration,
+    /// Times the way out ended throttling.
+    pub released: u64,
+    /// Pulses that did not reach FROZEN in time (a task waits for a disk, say): thawed again.
+    pub unfrozen: u64,
+    /// Pulses cut short because a task had been killed.
+    pub killed: u64,
+}
+
+/// The throttle of one container.
+#[derive(Debug, Clone)]
+pub struct Throttle {
+    curve: Curve,
+    high: Bytes,
+    debts: Debts,
+    guard: Guard,
+    /// What a charge costs at the last overage seen.
+    sleep: Duration,
+    growers: u64,
+    unit: u64,
+    /// What usage still grows by, about, once a freeze has been decided on.
+    leak: f64,
+    totals: ThrottleTotals,
+}
+
+impl Throttle {
+    /// A throttle above `high`.
+    pub fn new(curve: Curve, high: Bytes, way_out: WayOut) -> Throttle {
+        Throttle {
+            curve,
+            high,
+            debts: Debts::default(),
+            guard: Guard::new(way_out),
+            sleep: Duration::ZERO,
+            growers: 1,
+            unit: curve.batch(),
+            leak: 0.0,
+            totals: ThrottleTotals::default(),
+        }
+    }
+
+    /// The declared high.
+    pub const fn high(&self) -> Bytes {
+        self.high
+    }
+
+    /// The curve.
+    pub const fn curve(&self) -> Curve {
+        self.curve
+    }
+
+    /// What was done so far.
+    pub const fn totals(&self) -> ThrottleTotals {
+        self.totals
+    }
+
+    /// The high to throttle above now ([`Guard::effective`]).
+    pub fn effective_high(&mut self, now: Now, usage: Bytes) -> Limit {
+        self.guard.effective(now, usage, self.high)
+    }
+
+    /// Whether throttling is suspended, or eased, after a release.
+    pub const fn is_released(&self) -> bool {
+        self.guard.is_released()
+    }
+
+    /// The usage up to which nothing is owed, whoever grows: no look is needed below.
+    pub fn free_until(&self, high: Bytes) -> Bytes {
+        high.saturating_add(Bytes((high.0 as f64 * self.curve.free_until(HUGE)) as u64))
+    }
+
+    /// The overage that counts: the largest among the container's own and its emulated ancestors'. What
+    /// could be reclaimed at once counts for none: page cache is reclaimed, not slept on.
+    pub fn overage(&mut self, now: Now, levels: &[Level], reclaimable: Bytes) -> f64 {
+        let own = levels.first().map(|level| level.usage).unwrap_or_default();
+        let effective = self.effective_high(now, own);
+        let above = |(n, level): (usize, &Level)| {
+            let high = match (n, effective) {
+                (0, Limit::Max) => return 0.0,
+                (0, Limit::Bytes(high)) => high,
+                _ => level.high,
+            };
+            Curve::overage(level.usage.saturating_sub(reclaimable), high)
+        };
+        levels.iter().enumerate().map(above).fold(0.0, f64::max)
+    }
+
+    /// A window is over: these tasks grew by so much in it. How long they are to be frozen for now;
+    /// zero: not at all.
+    pub fn window(
+        &mut self,
+        now: Now,
+        levels: &[Level],
+        reclaimable: Bytes,
+        grown: &[Grown],
+    ) -> Duration {
+        if self.overage(now, levels, reclaimable) <= 0.0 {
+            self.debts.clear();
+            self.sleep = Duration::ZERO;
+            return Duration::ZERO;
+        }
+        // Each charge is slept for at the usage it led to, not at that which all of them led to: half way,
+        // on the average.
+        let unit = grown.iter().map(|grown| grown.unit).max().unwrap_or(0);
+        let pages: u64 = grown.iter().map(|grown| grown.pages).fold(0, u64::saturating_add);
+        let later = Bytes((pages.saturating_sub(unit) / 2).saturating_mul(page_size()));
+        let f = self.overage(now, levels, reclaimable.saturating_add(later));
+        for grown in grown {
+            self.debts.owe(grown.task, self.curve.penalty(f, grown.pages, grown.unit));
+        }
+        self.growers =
+            grown.iter().filter(|grown| grown.pages >= grown.unit / 8).count().max(1) as u64;
+        self.unit = grown.iter().map(|grown| grown.unit).max().unwrap_or(self.curve.batch());
+        self.sleep = self.curve.sleep(f, self.unit);
+        self.due()
+    }
+
+    fn due(&self) -> Duration {
+        let due = self.debts.largest().min(LONGEST);
+        // Too short to be slept: carried.
+        if due <= IGNORED { Duration::ZERO } else { due }
+    }
+
+    /// A pulse is over that held tasks frozen for `time`, with usage at this now. `Some` when the budget
+    /// of the way out is spent.
+    pub fn pulsed(&mut self, now: Now, time: Duration, usage: Bytes) -> Option<Then> {
+        self.totals.pulses += 1;
+        self.totals.frozen += time;
+        self.totals.longest = self.totals.longest.max(time);
+        self.debts.frozen(time, self.sleep);
+        let then = self.guard.throttled(now, time, usage, self.high)?;
+        if then != Then::Notify {
+            self.totals.released += 1;
+            self.debts.clear();
+        }
+        Some(then)
+    }
+
+    /// A pulse never reached FROZEN.
+    pub fn not_frozen(&mut self) {
+        self.totals.unfrozen += 1;
+    }
+
+    /// A pulse was cut short for a task that had been killed.
+    pub fn cut_short(&mut self) {
+        self.totals.killed += 1;
+    }
+
+    /// Tasks that are gone or grow no more owe nothing.
+    pub fn keep(&mut self, alive: impl FnMut(u32) -> bool) {
+        self.debts.keep(alive);
+    }
+
+    /// The terms of the window after a pulse of this length: what the group's usage may grow by before it
+    /// is frozen again, and the debt that is left. One charge for each task that grew in the last window,
+    /// less what leaks until a freeze holds; nothing while debt is left: tasks are thawed then only because
+    /// a pulse has to end.
+    pub fn after(&self, pulse: Duration) -> (Bytes, Duration) {
+        let carried = self.debts.largest().saturating_sub(pulse);
+        if carried > IGNORED {
+            return (Bytes(0), carried);
+        }
+        let granted = Bytes(self.growers * self.unit * page_size());
+        let quota = granted.saturating_sub(Bytes(self.leak as u64)).max(Bytes(page_size()));
+        (quota, Duration::ZERO)
+    }
+
+    /// A freeze that was decided on held only after usage had grown by so much more.
+    pub fn leaked(&mut self, bytes: Bytes) {
+        self.leak += (bytes.0 as f64 - self.leak) / LEAKS;
+    }
+
+    /// What freezing would be due if all growers had grown alike, for whoever cannot wait for a look at
+    /// each of them: a group of so many growers, that charge `unit` pages at once, grew by `grown`.
+    pub fn estimate(curve: Curve, level: Level, grown: Bytes, growers: u64, unit: u64) -> Duration {
+        let f = Curve::overage(level.usage, level.high);
+        let pages = grown.0 / page_size() / growers.max(1);
+        let due = curve.penalty(f, pages, unit).min(LONGEST);
+        if due <= IGNORED { Duration::ZERO } else { due }
+    }
+
+    /// Throttled time without progress so far.
+    pub const fn stalled(&self) -> Duration {
+        self.guard.spent()
+    }
+
+    /// What a charge costs now.
+    pub const fn charge_costs(&self) -> Duration {
+        self.sleep
+    }
+
+    /// Who grew last: how many, and by how many pages at once.
+    pub const fn growers(&self) -> (u64, u64) {
+        (self.growers, self.unit)
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,351 @@
+//! Containers that come and go: registered, found, released, vanished.
+
+use super::Daemon;
+use super::discovery::Found;
+use super::history::event;
+use super::registry::{Container, Moment, Source};
+use super::verify::{Verified, oom_score_adj};
+use crate::api::message::{EventLine, Register, Release, Request, View};
+use crate::core::terms::{KEYS, effective};
+use crate::core::{Notice, State, Wishes, qos};
+use crate::driver::{Happened, Key, Policy};
+use cgroupfs::files::ControlDir;
+use std::collections::BTreeMap;
+
+/// What annotations of ours begin with.
+const PREFIX: &str = "io.cgshim.";
+
+impl Daemon {
+    /// Takes a container in; its generation. Twice the same is once.
+    pub(super) fn register(&mut self, asked: &Register, source: Source) -> Result<u64, String> {
+        let Verified { group, path } = self.host.verify(asked)?;
+        if let Some(there) = self.registry.get(&asked.id) {
+            if there.inode == group.inode() && there.pid == Some(asked.pid) {
+                return Ok(there.generation);
+            }
+            if there.inode != group.inode()
+                && self.host.still_there(&there.directory, there.inode)
+                && there.source != Source::Discovery
+            {
+                return Err(format!(
+                    "container {} is registered already, in {} (pid {}); this one is in {path} (pid {}): \
+                     release it first",
+                    asked.id,
+                    there.path,
+                    there.pid.map_or("unknown".into(), |pid| pid.to_string()),
+                    asked.pid,
+                ));
+            }
+            self.end(&asked.id, "replaced", "another container has its id now");
+        }
+        // One found by discovery, which had no better name for it.
+        let other = self.registry.iter().find(|other| other.inode == group.inode());
+        if let Some(other) = other.map(|other| other.id.clone()) {
+            self.end(&other, "replaced", "registered by its runtime");
+        }
+        let (annotations, mut refused) = annotations(&asked.annotations);
+        refused.retain(|key| key != "strict");
+        let from_runtime = qos::from_runtime(&path, asked.oom_score_adj, self.capacity);
+        let about = About {
+            id: asked.id.clone(),
+            pid: Some(asked.pid),
+            source,
+            runtime: asked.runtime.clone(),
+            from_runtime,
+            annotations,
+            refused,
+        };
+        self.admit(Verified { group, path }, about)
+    }
+
+    /// Lets a container go. One that is not there is no failure: the hook of a container that nobody
+    /// registered, or one that vanished before its hook ran.
+    pub(super) fn release(&mut self, asked: &Release) -> Result<u64, String> {
+        let Some(there) = self.registry.get(&asked.id) else { return Ok(0) };
+        let generation = there.generation;
+        let another = asked.pid.is_some() && asked.pid != there.pid;
+        let elsewhere = asked.cgroup.as_ref().is_some_and(|path| *path != there.path);
+        if another || elsewhere {
+            return Err(format!("container {} is another one by now, in {}", asked.id, there.path));
+        }
+        self.end(&asked.id, "released", "released");
+        Ok(generation)
+    }
+
+    /// Requests that hooks left while nobody was there.
+    pub(super) fn take_spool(&mut self) {
+        let mut requests = Vec::new();
+        self.spool_more = self.spool.take(&mut requests);
+        for request in requests {
+            match request {
+                Request::Register(register) => {
+                    if let Err(why) = self.register(&register, Source::Spool) {
+                        let id: String = register.id.escape_default().take(80).collect();
+                        log::warn!("spooled container {id} is dropped: {why}");
+                    }
+                }
+                Request::Release(release) => {
+                    if let Err(why) = self.release(&release) {
+                        log::warn!("spooled release: {why}");
+                    }
+                }
+                _ => {}
+            }
+        }
+    }
+
+    /// Groups that the patterns name.
+    pub(super) fn discover(&mut self) {
+        let found = self.discovery.take(&self.host);
+        self.adopt_found(found);
+    }
+
+    /// All of them again, if the patterns have changed.
+    pub(super) fn discover_anew(&mut self) {
+        match self.discovery.set(&self.host, &self.config.discovery) {
+            Ok(found) => self.adopt_found(found),
+            Err(error) => log::warn!("discovery: {error}"),
+        }
+    }
+
+    fn adopt_found(&mut self, found: Vec<Found>) {
+        for Found { path, pid } in found {
+            if self.registry.at_or_above(&path).is_some() {
+                continue;
+            }
+            let opened = match self.host.open(&path) {
+                Ok(opened) => opened,
+                // Gone again.
+                Err(_) => continue,
+            };
+            let name = path.rsplit('/').next().unwrap_or(&path);
+            let id = match self.registry.get(name) {
+                None if crate::api::message::check_id(name).is_ok() => name.to_owned(),
+                _ => path.trim_start_matches('/').replace('/', ":"),
+            };
+            if self.registry.get(&id).is_some() {
+                continue;
+            }
+            let adj = pid.and_then(oom_score_adj);
+            let about = About {
+                id,
+                pid,
+                source: Source::Discovery,
+                runtime: None,
+                from_runtime: qos::from_runtime(&path, adj, self.capacity),
+                annotations: Wishes::default(),
+                refused: Vec::new(),
+            };
+            if let Err(why) = self.admit(opened, about) {
+                log::warn!("{path} was found, and is not enforced: {why}");
+            }
+        }
+    }
+
+    fn admit(&mut self, verified: Verified, about: About) -> Result<u64, String> {
+        if self.registry.len() >= self.config.most_containers {
+            return Err(format!(
+                "{} containers are enforced already: raise max_containers in the configuration",
+                self.registry.len()
+            ));
+        }
+        let Verified { group, path } = verified;
+        let memory = crate::driver::open_memory(&group).map_err(|error| error.to_string())?;
+        let limit = memory.limit().map_err(|error| error.to_string())?;
+        drop(memory);
+        let operator = self.config.wishes(&path, about.from_runtime, limit);
+        let (terms, refused) = effective(operator, about.annotations, self.config.rights, limit);
+        let policy = Policy { watermarks: terms.watermark, high: terms.high };
+        let (directory, inode) = (group.path().to_path_buf(), group.inode());
+        let key = self.engine.register(group, policy).map_err(|error| error.to_string())?;
+        let mut all_refused = about.refused.clone();
+        all_refused.extend(refused.into_iter().map(str::to_owned));
+        let generation = self.registry.next_generation();
+        let container = Container {
+            id: about.id.clone(),
+            generation,
+            key,
+            directory,
+            path,
+            inode,
+            pid: about.pid,
+            source: about.source,
+            runtime: about.runtime,
+            from_runtime: about.from_runtime,
+            annotations: about.annotations,
+            set: Wishes::default(),
+            terms,
+            refused: all_refused.clone(),
+            since_ms: super::unix_ms(),
+            oom_kills: 0,
+        };
+        let class = container.terms.class.as_str();
+        let mut message = format!("{} by {}, {class}", container.path, container.source.as_str());
+        if !all_refused.is_empty() {
+            let keys = all_refused.join(", ");
+            message +=
+                &format!("; annotations refused: {keys} (looser than the operator's, or wrong)");
+            log::warn!("container {}: annotations refused: {keys}", container.id);
+        }
+        let told = of(&container, "registered", message);
+        self.registry.add(container);
+        self.tell(told);
+        Ok(generation)
+    }
+
+    /// Ends enforcement of a container: its declared limit stands.
+    pub(super) fn end(&mut self, id: &str, why: &str, message: &str) {
+        let Some(container) = self.registry.get(id) else { return };
+        let key = container.key;
+        // Kills that no event told of yet.
+        self.engine.recount(key);
+        let Some(view) = self.view(id) else { return };
+        let Some(container) = self.registry.remove(id) else { return };
+        self.engine.release(key);
+        self.bury(&container, view, why, message);
+    }
+
+    fn bury(&mut self, container: &Container, view: View, why: &str, message: &str) {
+        let ended = View {
+            ended_ms: Some(super::unix_ms()),
+            state: State::Ended.as_str().into(),
+            usage_bytes: None,
+            ..view
+        };
+        self.registry.bury(self.engine.now(), ended);
+        self.tell(of(container, why, message));
+    }
+
+    /// What the engine says of a container.
+    pub(super) fn of_container(&mut self, happened: Happened) {
+        match happened {
+            Happened::Notice(key, _, notice) => self.noticed(key, notice),
+            Happened::OomKill(key, _, kills, usage) => {
+                let Some(container) = self.registry.of_key(key) else { return };
+                container.oom_kills += kills;
+                let detail = serde_json::json!({ "kills": kills, "usage_bytes": usage.0 });
+                let message = format!("{kills} killed at {usage}");
+                log::warn!("container {}: out of memory, {message}", container.id);
+                let told = EventLine { detail, ..of(container, "oom_kill", message) };
+                self.tell(told);
+            }
+            Happened::Forgotten(key, totals) => {
+                // Of one that was released nobody asks any more.
+                let Some(container) = self.registry.of_key(key) else { return };
+                let id = container.id.clone();
+                let view = container.view(&Moment {
+                    state: State::Ended,
+                    usage: None,
+                    limit: cgroupfs::Limit::Max,
+                    marks: None,
+                    totals,
+                });
+                if let Some(container) = self.registry.remove(&id) {
+                    log::info!("container {id} is gone: {}", container.path);
+                    self.bury(&container, view, "vanished", "its group was removed");
+                }
+            }
+            Happened::Fd(_) | Happened::Usage(..) | Happened::Round(..) | Happened::Asked(..) => {}
+        }
+    }
+
+    fn noticed(&mut self, key: Key, notice: Notice) {
+        let Some(container) = self.registry.of_key(key) else { return };
+        let (name, message) = match notice {
+            Notice::Adopted(from, to) => {
+                ("limit_adopted", format!("somebody set the limit from {from} to {to}: adopted"))
+            }
+            Notice::StandingAside(why) => ("standing_aside", why.as_str().to_owned()),
+            Notice::Resumed => ("resumed", "back at work".to_owned()),
+            Notice::Futile(pause) => {
+                ("futile", format!("next to nothing was freed; trying again in {pause:.1?}"))
+            }
+            Notice::Refused(errno, pause) => (
+                "refused",
+                format!("{}; trying again in {pause:.1?}", nix::errno::Errno::from_raw(errno)),
+            ),
+        };
+        let told = of(container, name, message);
+        let id = container.id.clone();
+        if name == "limit_adopted" {
+            log::info!("container {id}: {}", told.message);
+            // Shares are of the limit.
+            self.new_terms(&id);
+        }
+        self.tell(told);
+    }
+
+    /// The terms of a container from what is known now.
+    pub(super) fn new_terms(&mut self, id: &str) {
+        let Some(container) = self.registry.get_mut(id) else { return };
+        let key = container.key;
+        let Some(limit) = self.engine.declared(key) else { return };
+        let operator = self.config.wishes(&container.path, container.from_runtime, limit);
+        let operator = container.set.over(operator);
+        let (terms, refused) =
+            effective(operator, container.annotations, self.config.rights, limit);
+        container.refused.retain(|key| !KEYS.contains(&key.as_str()));
+        container.refused.extend(refused.into_iter().map(str::to_owned));
+        if terms != container.terms {
+            container.terms = terms;
+            self.engine.set_policy(key, Policy { watermarks: terms.watermark, high: terms.high });
+        }
+    }
+
+    pub(super) fn new_terms_for_all(&mut self) {
+        for id in self.registry.ids() {
+            self.new_terms(&id);
+        }
+    }
+
+    /// A container as everybody sees it.
+    pub(super) fn view(&self, id: &str) -> Option<View> {
+        let container = self.registry.get(id)?;
+        let key = container.key;
+        Some(container.view(&Moment {
+            state: self.engine.state(key),
+            usage: self.engine.memory(key).and_then(|memory| memory.usage().ok()),
+            limit: self.engine.declared(key).unwrap_or(cgroupfs::Limit::Max),
+            marks: self.engine.watermarks(key),
+            totals: self.engine.totals(key).unwrap_or_default(),
+        }))
+    }
+
+    /// Remembers an event, and tells whoever follows.
+    pub(super) fn tell(&mut self, event: EventLine) {
+        let now = self.now();
+        let line = self.history.add(now, &event);
+        self.server.publish(&line, &mut self.incoming);
+    }
+}
+
+/// What is known of a container that comes.
+struct About {
+    id: String,
+    pid: Option<i32>,
+    source: Source,
+    runtime: Option<String>,
+    from_runtime: Wishes,
+    annotations: Wishes,
+    refused: Vec<String>,
+}
+
+fn of(container: &Container, name: &str, message: impl Into<String>) -> EventLine {
+    EventLine {
+        id: Some(container.id.clone()),
+        generation: Some(container.generation),
+        ..event(name, message)
+    }
+}
+
+/// Those of ours, and the keys of those that do not parse.
+fn annotations(all: &BTreeMap<String, String>) -> (Wishes, Vec<String>) {
+    let (mut wishes, mut wrong) = (Wishes::default(), Vec::new());
+    for (name, value) in all {
+        let Some(key) = name.strip_prefix(PREFIX) else { continue };
+        if wishes.set(key, value).is_err() && wrong.len() < KEYS.len() {
+            wrong.push(key.escape_default().take(40).collect());
+        }
+    }
+    (wishes, wrong)
+}

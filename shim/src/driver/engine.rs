@@ -1,0 +1,378 @@
+//! The event loop: waiting, timers, and the core's actions handed to who performs them.
+
+use super::asked::Asked;
+use super::flight::{Flight, INTERRUPT_AGAIN};
+use super::watch::RECOUNT_EVERY;
+use super::worker::{Answer, Work, Workers};
+use super::{Happened, Key, Policy, capabilities, open_memory};
+use crate::core::{Action, Container, Event, Now, State, Totals, Watermarks};
+use cgroupfs::events::{ModifiedSet, Notification, Watch};
+use cgroupfs::memory::{Counters, Memory, ReclaimFile, Version};
+use cgroupfs::{Bytes, Cgroup, Error, Limit, Result};
+use nix::errno::Errno;
+use nix::sys::epoll::{Epoll, EpollCreateFlags, EpollEvent, EpollFlags, EpollTimeout};
+use std::collections::HashMap;
+use std::os::fd::{AsFd, BorrowedFd};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+/// A container, and what is held open for it.
+pub(super) struct Enforced {
+    pub(super) group: Arc<Cgroup>,
+    pub(super) memory: Arc<dyn Memory>,
+    pub(super) core: Container,
+    pub(super) threshold: Option<(Bytes, Notification)>,
+    pub(super) oom: Option<Notification>,
+    pub(super) modified: Option<Watch>,
+    pub(super) timer: Option<Now>,
+    /// After an OOM event: when to count again, and until when.
+    pub(super) recount: Option<(Now, Now)>,
+    pub(super) flight: Option<Flight>,
+    /// Reclaim that a person asked for.
+    pub(super) asked: Option<Asked>,
+    /// A step that could not be undone: the file, our value in it, and when to try again.
+    pub(super) unrestored: Option<(ReclaimFile, Bytes, Now)>,
+    pub(super) counters: Counters,
+}
+
+/// The event loop.
+pub struct Engine {
+    pub(super) epoll: Epoll,
+    pub(super) start: Instant,
+    pub(super) workers: Workers,
+    /// The control files that are watched for writes, by container.
+    pub(super) modified: ModifiedSet,
+    pub(super) containers: HashMap<u64, Enforced>,
+    pub(super) next_key: u64,
+    pub(super) happened: Vec<Happened>,
+    /// Answers taken by [`Engine::quiesce`], to be handled by the next turn; whether of
+    /// [`Engine::reclaim`].
+    pub(super) later: Vec<(u64, Answer, bool)>,
+}
+
+/// What an epoll token stands for; in its upper byte, the key or the caller's number in the rest.
+#[derive(Clone, Copy, PartialEq)]
+pub(super) enum Source {
+    Workers = 1,
+    Caller = 2,
+    Threshold = 3,
+    Oom = 4,
+    Modified = 5,
+}
+
+const SOURCE_SHIFT: u32 = 56;
+
+pub(super) fn token(source: Source, number: u64) -> u64 {
+    (source as u64) << SOURCE_SHIFT | (number & ((1 << SOURCE_SHIFT) - 1))
+}
+
+fn kernel(errno: Errno) -> Error {
+    Error::refused(cgroupfs::Op::Watch, "the event loop", errno)
+}
+
+impl Engine {
+    /// An engine with at most `workers` reclaim threads. None is started before there is work.
+    pub fn new(workers: usize) -> Result<Engine> {
+        let epoll = Epoll::new(EpollCreateFlags::EPOLL_CLOEXEC).map_err(kernel)?;
+        let workers = Workers::new(workers, 4096).map_err(kernel)?;
+        epoll
+            .add(workers.wake_fd(), EpollEvent::new(EpollFlags::EPOLLIN, token(Source::Workers, 0)))
+            .map_err(kernel)?;
+        let modified = ModifiedSet::new()?;
+        epoll
+            .add(modified.as_fd(), EpollEvent::new(EpollFlags::EPOLLIN, token(Source::Modified, 0)))
+            .map_err(kernel)?;
+        Ok(Engine {
+            epoll,
+            start: Instant::now(),
+            workers,
+            modified,
+            containers: HashMap::new(),
+            next_key: 0,
+            happened: Vec::new(),
+            later: Vec::new(),
+        })
+    }
+
+    /// The time that events carry.
+    pub fn now(&self) -> Now {
+        self.start.elapsed()
+    }
+
+    /// Wakes the loop when `fd` is readable, as [`Happened::Fd`] with `number`.
+    pub fn watch(&self, fd: BorrowedFd<'_>, number: u64) -> Result<()> {
+        self.epoll
+            .add(fd, EpollEvent::new(EpollFlags::EPOLLIN, token(Source::Caller, number)))
+            .map_err(kernel)
+    }
+
+    /// Starts to enforce `policy` on `group`. What its limit is now is the declared limit.
+    pub fn register(&mut self, group: Arc<Cgroup>, policy: Policy) -> Result<Key> {
+        let memory = open_memory(&group)?;
+        let key = self.next_key;
+        self.next_key += 1;
+        let core = Container::new(
+            policy.watermarks,
+            memory.limit()?,
+            policy.high,
+            capabilities(&*memory),
+            group.inode() ^ key << 32,
+        );
+        let counters = memory.counters()?;
+        // Without these events counters are still read at every round and at the end.
+        let (oom, file) = match memory.version() {
+            Version::V1 => (Notification::oom(&group).ok(), "memory.limit_in_bytes"),
+            Version::V2 => (None, "memory.events"),
+        };
+        if let Some(oom) = &oom {
+            self.listen(oom.as_fd(), Source::Oom, key)?;
+        }
+        let usage = memory.usage()?;
+        let modified = match self.modified.watch(&group, file, key) {
+            Ok(watch) => Some(watch),
+            Err(error) if error.is_vanished() => return Err(error),
+            Err(error) => {
+                log::warn!("{error}; changes by others are seen at the next round only");
+                None
+            }
+        };
+        self.containers.insert(
+            key,
+            Enforced {
+                group,
+                memory,
+                core,
+                threshold: None,
+                oom,
+                modified,
+                timer: None,
+                recount: None,
+                flight: None,
+                asked: None,
+                unrestored: None,
+                counters,
+            },
+        );
+        self.deliver(key, Event::Usage(usage));
+        Ok(Key(key))
+    }
+
+    /// Ends enforcement: cancels what is in flight, sees that the declared limit stands.
+    /// [`Happened::Forgotten`] says when it is done, which may be at once.
+    pub fn release(&mut self, key: Key) {
+        let now = self.now();
+        if let Some(enforced) = self.containers.get_mut(&key.0)
+            && let Some(asked) = &mut enforced.asked
+        {
+            asked.release_after = true;
+            if let Some(flight) = &mut enforced.flight {
+                flight.ticket.stop.cancel();
+                flight.ticket.interrupt();
+                flight.interrupt_at = Some(now + INTERRUPT_AGAIN);
+            }
+            return self.go_on_asked(key.0);
+        }
+        self.deliver(key.0, Event::Release);
+    }
+
+    /// Holds a container to other terms from now on.
+    pub fn set_policy(&mut self, key: Key, policy: Policy) {
+        self.deliver(key.0, Event::Terms(policy.watermarks, policy.high));
+    }
+
+    /// Whether nothing is enforced any more.
+    pub fn is_empty(&self) -> bool {
+        self.containers.is_empty()
+    }
+
+    /// What is going on with a container.
+    pub fn state(&self, key: Key) -> State {
+        self.containers.get(&key.0).map_or(State::Ended, |enforced| enforced.core.state())
+    }
+
+    /// A container's memory controller.
+    pub fn memory(&self, key: Key) -> Option<&Arc<dyn Memory>> {
+        Some(&self.containers.get(&key.0)?.memory)
+    }
+
+    /// The watermarks in force for a container.
+    pub fn watermarks(&self, key: Key) -> Option<Watermarks> {
+        self.containers.get(&key.0)?.core.watermarks()
+    }
+
+    /// What was done for a container.
+    pub fn totals(&self, key: Key) -> Option<Totals> {
+        Some(self.containers.get(&key.0)?.core.totals())
+    }
+
+    /// The declared limit of a container, as adopted last.
+    pub fn declared(&self, key: Key) -> Option<Limit> {
+        Some(self.containers.get(&key.0)?.core.declared())
+    }
+
+    /// Waits for events, `patience` at most (`None`: as long as it takes), and handles them. What is of
+    /// interest to the caller is appended to `happened`.
+    pub fn turn(&mut self, patience: Option<Duration>, happened: &mut Vec<Happened>) -> Result<()> {
+        let mut events = [EpollEvent::empty(); 64];
+        let ready = match self.epoll.wait(&mut events, self.timeout(patience)) {
+            Ok(n) => n,
+            Err(Errno::EINTR) => 0,
+            Err(errno) => return Err(kernel(errno)),
+        };
+        for event in &events[..ready] {
+            let number = event.data() & ((1 << SOURCE_SHIFT) - 1);
+            match event.data() >> SOURCE_SHIFT {
+                n if n == Source::Caller as u64 => self.happened.push(Happened::Fd(number)),
+                n if n == Source::Workers as u64 => self.answers(),
+                n if n == Source::Threshold as u64 => self.crossed(number),
+                n if n == Source::Oom as u64 => self.oom(number),
+                _ => self.modifications(None),
+            }
+        }
+        self.timers();
+        happened.append(&mut self.happened);
+        Ok(())
+    }
+
+    pub(super) fn listen(&self, fd: BorrowedFd<'_>, source: Source, key: u64) -> Result<()> {
+        self.epoll.add(fd, EpollEvent::new(EpollFlags::EPOLLIN, token(source, key))).map_err(kernel)
+    }
+
+    pub(super) fn timeout(&self, patience: Option<Duration>) -> EpollTimeout {
+        let now = self.now();
+        let next = self
+            .containers
+            .values()
+            .flat_map(|enforced| {
+                [
+                    enforced.timer,
+                    enforced.recount.map(|(at, _)| at),
+                    enforced.unrestored.map(|(_, _, at)| at),
+                    enforced.flight.as_ref().and_then(|flight| flight.interrupt_at),
+                ]
+            })
+            .flatten()
+            .min()
+            .map(|at| at.saturating_sub(now));
+        match next.into_iter().chain(patience).min() {
+            None => EpollTimeout::NONE,
+            // Rounded up: epoll counts in milliseconds, and waking early would spin.
+            Some(wait) => u32::try_from(wait.as_micros().div_ceil(1000))
+                .ok()
+                .and_then(|ms| EpollTimeout::try_from(ms).ok())
+                .unwrap_or(EpollTimeout::MAX),
+        }
+    }
+
+    pub(super) fn timers(&mut self) {
+        let now = self.now();
+        let due: Vec<u64> = self
+            .containers
+            .iter()
+            .filter(|(_, enforced)| enforced.timer.is_some_and(|at| at <= now))
+            .map(|(key, _)| *key)
+            .collect();
+        for key in due {
+            if let Some(enforced) = self.containers.get_mut(&key) {
+                enforced.timer = None;
+                // No event tells of a new limit where only memory.events is watched.
+                if enforced.memory.version() == Version::V2
+                    && let Ok(limit) = enforced.memory.limit()
+                    && limit != enforced.core.declared()
+                {
+                    self.deliver(key, Event::LimitChanged(limit));
+                }
+            }
+            self.look(key, Event::Usage);
+        }
+        let mut recount = Vec::new();
+        for (key, enforced) in &mut self.containers {
+            if let Some((at, until)) = enforced.recount
+                && at <= now
+            {
+                recount.push(*key);
+                enforced.recount = (now < until).then_some((now + RECOUNT_EVERY, until));
+            }
+            if let Some(flight) = &mut enforced.flight
+                && flight.interrupt_at.is_some_and(|at| at <= now)
+            {
+                flight.ticket.stop.expire();
+                flight.ticket.interrupt();
+                flight.interrupt_at = Some(now + INTERRUPT_AGAIN);
+            }
+        }
+        for key in recount {
+            self.count(key);
+        }
+        let unrestored: Vec<u64> = self
+            .containers
+            .iter()
+            .filter(|(_, enforced)| enforced.unrestored.is_some_and(|(_, _, at)| at <= now))
+            .map(|(key, _)| *key)
+            .collect();
+        for key in unrestored {
+            self.restore(key);
+        }
+    }
+
+    pub(super) fn failed(&mut self, key: u64, error: &Error) {
+        if error.is_vanished() {
+            self.deliver(key, Event::Vanished);
+        } else {
+            log::warn!("{error}");
+        }
+    }
+
+    pub(super) fn deliver(&mut self, key: u64, event: Event) {
+        let now = self.now();
+        if let Event::Usage(usage) | Event::Crossed(usage) | Event::LimitHit(usage) = event {
+            self.happened.push(Happened::Usage(Key(key), now, usage));
+        }
+        let mut actions = Vec::new();
+        if let Some(enforced) = self.containers.get_mut(&key) {
+            log::trace!("{now:?} {event:?}");
+            enforced.core.handle(now, event, &mut actions);
+            log::trace!("{actions:?}");
+        }
+        for action in actions {
+            self.perform(key, action);
+        }
+    }
+
+    pub(super) fn perform(&mut self, key: u64, action: Action) {
+        let now = self.now();
+        let Some(enforced) = self.containers.get_mut(&key) else { return };
+        match action {
+            Action::Arm(threshold) => self.arm(key, threshold),
+            Action::Timer(at) => enforced.timer = at.map(|at| on_the_grid(now, at)),
+            Action::Survey => self.start(key, Work::Survey, None),
+            Action::Reclaim(job) => self.start(key, Work::Reclaim(job), Some(job)),
+            Action::Cancel => {
+                if let Some(flight) = &mut enforced.flight {
+                    flight.ticket.stop.cancel();
+                    flight.ticket.interrupt();
+                    flight.interrupt_at = Some(now + INTERRUPT_AGAIN);
+                }
+            }
+            Action::Restore(_) => self.restore(key),
+            Action::Tell(notice) => self.happened.push(Happened::Notice(Key(key), now, notice)),
+            Action::Forget => {
+                if let Some(mut gone) = self.containers.remove(&key) {
+                    self.asked_of_the_gone(key, gone.asked.take());
+                    if let Some(watch) = &gone.modified {
+                        self.modified.forget(watch);
+                    }
+                    self.happened.push(Happened::Forgotten(Key(key), gone.core.totals()));
+                }
+            }
+        }
+    }
+}
+
+/// Looks that are a second apart, as those at idle groups are, happen at whole seconds: thousands of them
+/// are one wake-up. Earlier than asked for, never later.
+fn on_the_grid(now: Now, at: Now) -> Now {
+    let whole = Duration::from_secs(at.as_secs());
+    let idle = at.saturating_sub(now) >= crate::core::pace::LONGEST * 3 / 4;
+    if idle && whole > now { whole } else { at }
+}

@@ -1,0 +1,216 @@
+//! Which tasks grow: all of a container's are looked at now and then, those that grow are moved into the
+//! group that is frozen, and looked at in every pulse.
+
+use crate::core::throttle::Change;
+use cgroupfs::files::ControlDir;
+use cgroupfs::freezer::{self, Freezer, FreezerGroup, Kind};
+use cgroupfs::procfs::{Task, TaskStat};
+use cgroupfs::{Cgroup, Result};
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+/// A task that faulted in so many pages between two scans grows.
+const GROWS: u64 = 16;
+
+/// Where growth is not explained by faults, a task that was in the kernel for so many clock ticks
+/// between two scans is taken for who writes.
+const WRITES: u64 = 1;
+
+/// A task that was thawed so often without growing is given back.
+const IDLE_WINDOWS: u32 = 50;
+
+/// Tasks that are looked at in one scan, at most.
+const MOST: usize = 8192;
+
+/// Groups beneath the container's that are looked into, at most so deep.
+const DEEPEST: usize = 16;
+
+/// A task that was moved.
+struct Grower {
+    task: Task,
+    last: TaskStat,
+    idle: u32,
+}
+
+/// The growers of one container.
+pub(super) struct Growers {
+    memory: Arc<Cgroup>,
+    home: PathBuf,
+    freezer: Freezer,
+    moved: BTreeMap<u32, Grower>,
+    /// What the others had faulted in at the last scan, and when they started.
+    seen: BTreeMap<u32, TaskStat>,
+    last_scan: Option<Instant>,
+    scan_took: Duration,
+    /// Tasks of other freezer groups: not ours to move.
+    strangers: usize,
+}
+
+impl Growers {
+    /// Of the container with this memory group, whose freezer group is at `home`.
+    pub(super) fn new(memory: Arc<Cgroup>, home: PathBuf, freezer: Freezer) -> Growers {
+        Growers {
+            memory,
+            home,
+            freezer,
+            moved: BTreeMap::new(),
+            seen: BTreeMap::new(),
+            last_scan: None,
+            scan_took: Duration::ZERO,
+            strangers: 0,
+        }
+    }
+
+    /// How many there are.
+    pub(super) fn len(&self) -> usize {
+        self.moved.len()
+    }
+
+    /// Tasks that grow but are in a freezer group of their own.
+    pub(super) fn strangers(&self) -> usize {
+        self.strangers
+    }
+
+    pub(super) fn is_grower(&self, tid: u32) -> bool {
+        self.moved.contains_key(&tid)
+    }
+
+    /// Whether enough time has passed since the last scan: never more than 1/20 of it is spent on them.
+    pub(super) fn may_scan(&self, pause: Duration) -> bool {
+        self.last_scan.is_none_or(|at| at.elapsed() >= pause.max(self.scan_took * 20))
+    }
+
+    /// Looks at all tasks of the container, and moves those into `group` that grew since the last scan;
+    /// with `unexplained`, those too that were in the kernel for long. How many were moved.
+    pub(super) fn scan(&mut self, group: &FreezerGroup, unexplained: bool) -> Result<usize> {
+        let start = Instant::now();
+        let mut tids = Vec::new();
+        list(&self.memory, 0, &mut tids)?;
+        let mut seen = BTreeMap::new();
+        let mut growing = Vec::new();
+        for tid in tids {
+            if self.moved.contains_key(&tid) {
+                continue;
+            }
+            let Ok(task) = Task::open(tid) else { continue };
+            let Some(stat) = task.stat() else { continue };
+            if let Some(before) = self.seen.get(&tid)
+                && before.starttime == stat.starttime
+            {
+                let faulted = stat.faults().saturating_sub(before.faults()) >= GROWS;
+                let writes = unexplained && stat.stime.saturating_sub(before.stime) >= WRITES;
+                if (faulted || writes) && stat.state != b'Z' {
+                    growing.push((task, stat));
+                    continue;
+                }
+            }
+            seen.insert(tid, stat);
+        }
+        self.seen = seen;
+        let mut moved = 0;
+        self.strangers = 0;
+        for (task, stat) in growing {
+            let tid = task.tid();
+            if !self.freezer.path_of(tid).is_ok_and(|path| path == self.home) {
+                self.strangers += 1;
+                continue;
+            }
+            if group.take(tid)? {
+                moved += 1;
+                self.moved.insert(tid, Grower { task, last: stat, idle: 0 });
+            }
+        }
+        // Children and threads of those that were moved are in the group from their birth.
+        self.adopt(group)?;
+        self.scan_took = start.elapsed();
+        self.last_scan = Some(Instant::now());
+        Ok(moved)
+    }
+
+    /// Takes note of tasks in the group that nobody moved there.
+    fn adopt(&mut self, group: &FreezerGroup) -> Result<()> {
+        for tid in group.tasks()? {
+            if !self.moved.contains_key(&tid)
+                && let Ok(task) = Task::open(tid)
+                && let Some(last) = task.stat()
+            {
+                self.seen.remove(&tid);
+                self.moved.insert(tid, Grower { task, last, idle: 0 });
+            }
+        }
+        Ok(())
+    }
+
+    /// What each of them did since the last look. Those that are gone are forgotten.
+    pub(super) fn look(&mut self) -> Vec<Change> {
+        let mut changes = Vec::with_capacity(self.moved.len());
+        self.moved.retain(|tid, grower| {
+            let Some(stat) = grower.task.stat() else { return false };
+            let before = std::mem::replace(&mut grower.last, stat);
+            let faults = stat.faults().saturating_sub(before.faults());
+            let kernel_time = stat.stime.saturating_sub(before.stime);
+            let resident = i64::try_from(stat.rss).unwrap_or(i64::MAX)
+                - i64::try_from(before.rss).unwrap_or(i64::MAX);
+            grower.idle = if faults > 0 || kernel_time > 0 { 0 } else { grower.idle + 1 };
+            changes.push(Change {
+                task: *tid,
+                process: grower.task.pid(),
+                faults,
+                resident,
+                kernel_time,
+            });
+            true
+        });
+        changes
+    }
+
+    /// Gives those back that have not grown for a while, and may run again; how many.
+    pub(super) fn give_back_idle(&mut self, group: &FreezerGroup) -> Result<usize> {
+        // With the unified freezer a move takes the whole process: the others may still grow.
+        if group.kind() == Kind::Unified {
+            return Ok(0);
+        }
+        let idle: Vec<u32> = self
+            .moved
+            .iter()
+            .filter(|(_, grower)| grower.idle >= IDLE_WINDOWS)
+            .map(|(tid, _)| *tid)
+            .collect();
+        for tid in &idle {
+            group.give_back(*tid)?;
+            if let Some(grower) = self.moved.remove(tid) {
+                self.seen.insert(*tid, grower.last);
+            }
+        }
+        Ok(idle.len())
+    }
+
+    /// Whether one of them has been killed, and cannot die because it is frozen.
+    pub(super) fn killed(&self) -> bool {
+        self.moved.values().any(|grower| grower.task.stat().is_some_and(|stat| stat.killed()))
+    }
+
+    /// The process among them that has most memory, as the kernel would choose.
+    pub(super) fn largest(&self) -> Option<u32> {
+        let alive = self.moved.values().filter(|grower| grower.task.stat().is_some());
+        alive.max_by_key(|grower| grower.last.rss).map(|grower| grower.task.pid())
+    }
+}
+
+/// The tasks of a group and of those beneath it.
+fn list(group: &Arc<Cgroup>, depth: usize, tids: &mut Vec<u32>) -> Result<()> {
+    let file = if group.has("tasks") { "tasks" } else { "cgroup.procs" };
+    tids.extend(freezer::tasks(group, file)?);
+    tids.truncate(MOST);
+    if depth < DEEPEST && tids.len() < MOST {
+        for name in group.children()? {
+            // Gone meanwhile is fine.
+            if let Ok(child) = group.child(&name) {
+                let _ = list(&Arc::new(child), depth + 1, tids);
+            }
+        }
+    }
+    Ok(())
+}

@@ -1,0 +1,237 @@
+//! `memory.high` on cgroup v1: growth above it costs frozen time, on the kernel's own curve.
+//!
+//! A [`Throttler`] is a thread that sleeps on usage thresholds of one container. Near high it looks who
+//! grows and moves those tasks into a child freezer group of ours; above high it has them frozen by turns:
+//!
+//! | who | what | priority |
+//! |---|---|---|
+//! | `pulser.rs` | thaws, times the window, freezes | real-time |
+//! | `manager.rs` | who grew, what is owed ([`crate::core::throttle`]), killed tasks, the way out | normal |
+//! | `growers.rs` | which tasks those are | in the manager's thread |
+//!
+//! The container's own freezer state is never written, and while its runtime has it paused nothing is
+//! done. On every way out, a panic included, the growers are thawed and moved back, and the group is
+//! removed.
+
+mod growers;
+mod manager;
+mod pulser;
+
+use crate::core::throttle::{Cause, Curve, Then, ThrottleTotals, WayOut};
+use crate::driver::sys;
+use cgroupfs::files::ControlDir;
+use cgroupfs::freezer::Freezer;
+use cgroupfs::memory::Memory;
+use cgroupfs::{Bytes, Cgroup, Error, Op, Result};
+use crossbeam_channel::{Receiver, bounded};
+use manager::Manager;
+use nix::errno::Errno;
+use nix::sys::eventfd::{EfdFlags, EventFd};
+use nix::time::{ClockId, clock_getres};
+use std::os::fd::{AsFd, BorrowedFd};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
+
+/// Where a freeze is recorded before it is done, so that a guardian can undo it.
+pub trait FreezeJournal: Send + Sync {
+    /// Tasks are about to be frozen, for so long at most.
+    fn begin(&self, longest: Duration);
+    /// They are thawed.
+    fn end(&self);
+    /// Where the group is that will be frozen: its directory, and the inode.
+    fn place(&self, _path: &std::path::Path, _inode: u64) {}
+}
+
+/// No record is kept.
+#[derive(Debug, Clone, Copy)]
+pub struct Unrecorded;
+
+impl FreezeJournal for Unrecorded {
+    fn begin(&self, _longest: Duration) {}
+    fn end(&self) {}
+}
+
+/// What a container is to be throttled by.
+#[derive(Clone)]
+pub struct ThrottleConfig {
+    /// Its memory group.
+    pub group: Arc<Cgroup>,
+    /// Growth above this is throttled.
+    pub high: Bytes,
+    /// How throttling ends that achieves nothing.
+    pub way_out: WayOut,
+    /// Ancestors with an emulated high of their own: the largest overage counts.
+    pub ancestors: Vec<(Arc<dyn Memory>, Bytes)>,
+    /// Somebody reclaims page cache above high: a little of it is not slept on.
+    pub reclaims: bool,
+    /// Where freezes are recorded.
+    pub journal: Arc<dyn FreezeJournal>,
+}
+
+impl ThrottleConfig {
+    /// With the default way out, and no record.
+    pub fn new(group: Arc<Cgroup>, high: Bytes) -> ThrottleConfig {
+        ThrottleConfig {
+            group,
+            high,
+            way_out: WayOut::default(),
+            ancestors: Vec::new(),
+            reclaims: false,
+            journal: Arc::new(Unrecorded),
+        }
+    }
+}
+
+/// What a throttle tells.
+#[derive(Debug, Clone)]
+pub enum ThrottleEvent {
+    /// Tasks were frozen from then on, for so long.
+    Pulse(Instant, Duration),
+    /// Throttling lifted, or more: so much frozen time brought nothing, for this cause.
+    WayOut(Then, Cause, Duration),
+    /// Throttling at the declared high again, after a release.
+    Resumed,
+    /// Real-time priority is refused: growth above high leaks (see the documentation).
+    NotRealTime(Errno),
+    /// Somebody in the container grows who is in a freezer group of its own: not ours to freeze.
+    Strangers(usize),
+    /// It does not work here, for now: tried again later.
+    Failed(Error),
+}
+
+/// What the manager's thread is told.
+struct Control {
+    stop: AtomicBool,
+    /// Nothing is to be frozen for now; and whether that holds.
+    hold: AtomicBool,
+    held: AtomicBool,
+    kick: EventFd,
+    totals: Mutex<ThrottleTotals>,
+}
+
+/// The throttle of one container.
+pub struct Throttler {
+    control: Arc<Control>,
+    events: Receiver<ThrottleEvent>,
+    wake: Arc<EventFd>,
+    thread: Option<JoinHandle<()>>,
+}
+
+/// Events that nobody takes are dropped beyond this.
+const EVENTS: usize = 4096;
+
+impl Throttler {
+    /// Starts to throttle. Until usage comes near high this is a thread that sleeps.
+    ///
+    /// # Errors
+    /// [`Error::NoController`] where there is no freezer; [`Error::Refused`] without threads or
+    /// descriptors; what opening the memory group gives.
+    pub fn start(config: ThrottleConfig) -> Result<Throttler> {
+        let freezer = Freezer::find()?;
+        let memory = super::open_memory(&config.group)?;
+        let at = config.group.path().to_path_buf();
+        let no = |errno| Error::refused(Op::Watch, &at, errno);
+        let event = || EventFd::from_flags(EfdFlags::EFD_CLOEXEC | EfdFlags::EFD_NONBLOCK);
+        let control = Arc::new(Control {
+            stop: AtomicBool::new(false),
+            hold: AtomicBool::new(false),
+            held: AtomicBool::new(false),
+            kick: event().map_err(no)?,
+            totals: Mutex::default(),
+        });
+        let wake = Arc::new(event().map_err(no)?);
+        let (tell, events) = bounded(EVENTS);
+        let manager =
+            Manager::new(config, memory, freezer, curve(), control.clone(), tell, wake.clone());
+        let thread = std::thread::Builder::new()
+            .name("cgshim-throttle".into())
+            .stack_size(256 << 10)
+            .spawn(move || {
+                sys::block_signals();
+                manager.run();
+            })
+            .map_err(|_| no(Errno::EAGAIN))?;
+        Ok(Throttler { control, events, wake, thread: Some(thread) })
+    }
+
+    /// Readable when there are events.
+    pub fn wake_fd(&self) -> BorrowedFd<'_> {
+        self.wake.as_fd()
+    }
+
+    /// The events since the last call.
+    pub fn events(&self) -> Vec<ThrottleEvent> {
+        let _ = self.wake.read();
+        self.events.try_iter().collect()
+    }
+
+    /// What was done so far.
+    pub fn totals(&self) -> ThrottleTotals {
+        *self.control.totals.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Thaws, and freezes nothing until [`Throttler::resume`]: for a process that is about to be stopped.
+    /// Waits until that holds, `patience` at most; whether it does.
+    pub fn hold(&self, patience: Duration) -> bool {
+        let start = Instant::now();
+        self.control.hold.store(true, Ordering::SeqCst);
+        let _ = self.control.kick.write(1);
+        loop {
+            let ended = self.thread.as_ref().is_none_or(JoinHandle::is_finished);
+            if ended || self.control.held.load(Ordering::SeqCst) {
+                return true;
+            }
+            if start.elapsed() > patience {
+                return false;
+            }
+            std::thread::sleep(Duration::from_micros(200));
+        }
+    }
+
+    /// Goes on after [`Throttler::hold`].
+    pub fn resume(&self) {
+        self.control.hold.store(false, Ordering::SeqCst);
+        let _ = self.control.kick.write(1);
+    }
+
+    /// Ends: everybody is thawed and back in the container's own group when it returns.
+    pub fn stop(mut self) -> ThrottleTotals {
+        self.end();
+        self.totals()
+    }
+
+    fn end(&mut self) {
+        self.control.stop.store(true, Ordering::SeqCst);
+        let _ = self.control.kick.write(1);
+        if let Some(thread) = self.thread.take() {
+            let _ = thread.join();
+        }
+    }
+}
+
+impl Drop for Throttler {
+    fn drop(&mut self) {
+        self.end();
+    }
+}
+
+/// The curve of the kernel in use.
+pub fn curve() -> Curve {
+    let release = nix::sys::utsname::uname()
+        .map(|name| name.release().to_string_lossy().into_owned())
+        .unwrap_or_default();
+    // The coarse clock ticks in jiffies.
+    let jiffy = clock_getres(ClockId::CLOCK_MONOTONIC_COARSE)
+        .map_or(Duration::from_millis(4), Duration::from);
+    Curve::new(Curve::batch_of(&release), jiffy)
+}
+
+/// Whether a thread of ours may have real-time priority here.
+///
+/// # Errors
+/// The errno of the refusal.
+pub fn real_time() -> std::result::Result<(), Errno> {
+    std::thread::spawn(sys::may_be_real_time).join().unwrap_or(Err(Errno::EAGAIN))
+}
