@@ -5,8 +5,11 @@
 //! block (`worker.rs`, `reclaim.rs`).
 
 mod asked;
+mod attention;
 mod engine;
+mod fault;
 mod flight;
+mod journaled;
 mod once;
 mod reclaim;
 mod sys;

@@ -118,6 +118,9 @@ impl Engine {
                     .saturating_sub(enforced.counters.oom_kill.unwrap_or(0));
                 enforced.counters = counters;
                 if kills > 0 {
+                    if let Some(journaled) = &enforced.journaled {
+                        journaled.killed(counters.oom_kill.unwrap_or(0), kills);
+                    }
                     let usage = enforced.memory.usage().unwrap_or_default();
                     self.happened.push(Happened::OomKill(Key(key), now, kills, usage));
                 }
