@@ -23,7 +23,7 @@ mod world;
 
 pub use feature::{Feature, Features};
 pub use outcome::{Outcome, Stop, run};
-pub use world::{Filled, Group, Kind, Overlap, Task, Watch, Watched, World};
+pub use world::{Crossing, Filled, Group, Kind, Overlap, Task, Watch, Watched, World};
 
 /// One fact about the kernel.
 #[derive(Debug, Clone, Copy)]

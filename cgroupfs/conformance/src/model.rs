@@ -1,6 +1,6 @@
 //! The world of the model kernel: virtual time, tasks that charge when they are waited for.
 
-use crate::{Filled, Group, Kind, Overlap, Stop, Task, Watch, Watched, World};
+use crate::{Crossing, Filled, Group, Kind, Overlap, Stop, Task, Watch, Watched, World};
 use cgroupfs::files::ControlDir;
 use cgroupfs::memory::{Memory, MemoryV1, MemoryV2, Version};
 use cgroupfs::{Bytes, Error, Op};
@@ -23,6 +23,7 @@ pub fn presets() -> Vec<(&'static str, Config)> {
         ("model-v1-6.18", Config::v1_6_18()),
         ("model-v1-6.1", Config::v1_6_1()),
         ("model-v1-5.10", Config::v1_5_10()),
+        ("model-v2-6.12", Config::v2_6_12()),
         ("model-v2-6.1", Config::v2_6_1()),
         ("model-v2-5.10", Config::v2_5_10()),
     ]
@@ -319,6 +320,31 @@ impl World for ModelWorld {
         group.write(file, from)?;
         self.host.lock().signal_after(0);
         group.write(file, to)
+    }
+
+    fn write_during(
+        &mut self,
+        group: &Group,
+        file: &'static str,
+        first: &str,
+        below: Bytes,
+        second: &str,
+    ) -> Crossing {
+        let pages = below.0 / self.config.page_size;
+        let (id, value) = (self.groups[group.key], second.to_owned());
+        let came = Arc::new(std::sync::Mutex::new(None));
+        let answer = came.clone();
+        self.host.on_pass(move |state, _, _| {
+            let mut answer = answer.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+            if answer.is_none() && state.charged(id).1 <= pages {
+                *answer = Some(state.write(Actor(1), id, file, value.as_bytes()));
+            }
+            PassVerdict::GoOn
+        });
+        let first = group.write(file, first);
+        self.host.on_pass(|_, _, _| PassVerdict::GoOn);
+        let came = *came.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+        Crossing { overlapped: came.is_some(), first, second: came.unwrap_or(Ok(())) }
     }
 
     fn remove_during(

@@ -79,6 +79,17 @@ pub struct Overlap {
     pub left: Bytes,
 }
 
+/// What came of a second write to a file while a first one was under way.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Crossing {
+    /// The first write was still under way when the second came back.
+    pub overlapped: bool,
+    /// What the first answered.
+    pub first: Result<(), Errno>,
+    /// What the second answered.
+    pub second: Result<(), Errno>,
+}
+
 /// A kernel: groups, tasks that charge them, time, events. Fresh for each claim.
 pub trait World {
     /// CPUs: the counting fuzz is per CPU.
@@ -144,6 +155,16 @@ pub trait World {
         from: &str,
         to: &str,
     ) -> Result<(), Errno>;
+    /// Writes a file through another descriptor while a write to it is under way: when usage is at or
+    /// below `below`. Waits for both.
+    fn write_during(
+        &mut self,
+        group: &Group,
+        file: &'static str,
+        first: &str,
+        below: Bytes,
+        second: &str,
+    ) -> Crossing;
     /// Removes a group while a write to one of its files is under way: from when usage is at or below
     /// `below`. Waits for both.
     fn remove_during(

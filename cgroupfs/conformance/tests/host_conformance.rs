@@ -40,7 +40,9 @@ fn main() -> ExitCode {
         }
     };
     let (kept, column) = (Table::kept(), column(version.as_str()));
-    if !kept.knows(&column) {
+    // A host may have any kernel; the lanes that are a bare kernel are ours.
+    let compared = kept.knows(&column) || column.starts_with(version.as_str());
+    if !compared {
         println!("TABLE.md has no column {column}: outcomes are not compared");
     }
     let (mut passed, mut failed) = (0, Vec::new());
@@ -58,7 +60,7 @@ fn main() -> ExitCode {
         if outcome == Outcome::Lacks(Feature::Swap.name()) {
             skip(claim.name, "no swap is on");
         }
-        let drift = kept.drift(&column, &claim, &outcome).filter(|_| kept.knows(&column));
+        let drift = kept.drift(&column, &claim, &outcome).filter(|_| compared);
         match (&outcome, drift) {
             (Outcome::Fails(what), _) => failed.push(format!("{}: {what}", claim.name)),
             (_, Some(drift)) => failed.push(format!("{}: {drift}", claim.name)),

@@ -3,6 +3,7 @@
 
 use crate::group::GroupId;
 use crate::host::State;
+use crate::mutation::Mutation;
 use crate::reclaim::PASS;
 use crate::task::TaskState;
 use nix::errno::Errno;
@@ -38,7 +39,8 @@ impl State {
         if self.consume_stock(id, cpu, pages) {
             return Ok(());
         }
-        let mut batch = pages.max(self.config.batch);
+        let ahead = if self.broken(Mutation::StocksAreLarge) { 4096 } else { self.config.batch };
+        let mut batch = pages.max(ahead);
         let mut retries = self.config.retries;
         let mut drained = false;
         loop {
@@ -52,7 +54,10 @@ impl State {
             }
             self.event(over.group, |events| events.max += 1);
             self.direct_reclaims += 1;
-            let freed = self.reclaim_pass(over.group, pages, over.may_swap);
+            let freed = match self.broken(Mutation::KillsBeforeReclaim) {
+                true => 0,
+                false => self.reclaim_pass(over.group, pages, over.may_swap),
+            };
             if self.margin(over.group) >= pages {
                 continue;
             }
@@ -72,8 +77,14 @@ impl State {
             if v1 && self.config.syscalls_enomem && via != Via::Fault {
                 return Err(errno_of(via));
             }
-            if v1 && self.group(over.group).oom_kill_disable {
-                if via != Via::Fault {
+            let disabled = self.group(over.group).oom_kill_disable;
+            if v1 && disabled && !self.broken(Mutation::DisabledKillerKills) {
+                let waits = match via {
+                    Via::Fault => !self.broken(Mutation::DisabledFaultsFail),
+                    Via::Syscall => self.broken(Mutation::DisabledSyscallsWait),
+                    Via::Copy => self.broken(Mutation::DisabledCopiesWait),
+                };
+                if !waits {
                     return Err(errno_of(via));
                 }
                 self.oom_block(task, over.group);
@@ -121,12 +132,17 @@ impl State {
             let mut freed = 0;
             for id in self.chain(id) {
                 if self.group(id).memory.usage > self.group(id).high {
-                    self.event(id, |events| events.high += 1);
+                    if !self.broken(Mutation::HighIsNotCounted) {
+                        self.event(id, |events| events.high += 1);
+                    }
                     freed += self.reclaim_pass(id, want, true);
                 }
             }
             let sleep = self.penalty(id, charged);
-            if !self.config.high_sleeps || sleep <= Duration::from_millis(10) {
+            let at_once = self.broken(Mutation::HighSleepsAtOnce);
+            let sleep = if at_once { sleep + Duration::from_secs(1) } else { sleep };
+            let sleeps = self.config.high_sleeps && !self.broken(Mutation::HighNeverSleeps);
+            if !sleeps || sleep <= Duration::from_millis(10) {
                 return;
             }
             if freed == 0 && fruitless == 0 {

@@ -1,5 +1,6 @@
 //! What a host is like: its hardware, and how its kernel differs from others.
 
+use crate::mutation::Mutation;
 use cgroupfs::memory::Version;
 use std::time::Duration;
 
@@ -24,6 +25,9 @@ pub struct Config {
     pub swapaccount: bool,
     /// Whether `memory.reclaim` exists (v2 from 5.19; some vendors' v1).
     pub memory_reclaim: bool,
+    /// Whether one pass of a `memory.reclaim` write is all that was asked for (6.1), not 32 pages or a
+    /// quarter of it: then no signal ends the write early.
+    pub reclaim_in_one_pass: bool,
     /// Whether `memory.peak` exists (v2 from 6.1).
     pub memory_peak: bool,
     /// v2: whether a task over `memory.high` sleeps (not in 4.19).
@@ -55,6 +59,8 @@ pub struct Config {
     pub freeze_latency: Duration,
     /// For what is left to chance: which CPU a task runs on.
     pub seed: u64,
+    /// The one rule that this kernel breaks, to see who notices.
+    pub mutation: Option<Mutation>,
 }
 
 impl Config {
@@ -70,6 +76,7 @@ impl Config {
             use_hierarchy_fixed: true,
             swapaccount: true,
             memory_reclaim: false,
+            reclaim_in_one_pass: false,
             memory_peak: false,
             high_sleeps: true,
             swappiness_max: 200,
@@ -85,6 +92,7 @@ impl Config {
             pass_limit: 100_000,
             freeze_latency: Duration::ZERO,
             seed: 1,
+            mutation: None,
         }
     }
 
@@ -125,9 +133,15 @@ impl Config {
         Config {
             version: Version::V2,
             memory_reclaim: true,
+            reclaim_in_one_pass: true,
             memory_peak: true,
             ..Config::v1_6_18()
         }
+    }
+
+    /// 6.12 and later with the v2 hierarchy.
+    pub fn v2_6_12() -> Config {
+        Config { reclaim_in_one_pass: false, ..Config::v2_6_1() }
     }
 
     pub(crate) fn v1(&self) -> bool {

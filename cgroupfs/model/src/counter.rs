@@ -2,6 +2,7 @@
 
 use crate::group::GroupId;
 use crate::host::State;
+use crate::mutation::Mutation;
 
 /// Which counter had no room.
 #[derive(Debug, Clone, Copy)]
@@ -15,7 +16,12 @@ pub(crate) struct Over {
 impl State {
     /// Where this group's charges go on to: nowhere if the parent has `use_hierarchy` 0.
     pub(crate) fn counter_parent(&self, id: GroupId) -> Option<GroupId> {
-        self.group(id).parent.filter(|parent| self.group(*parent).use_hierarchy)
+        if self.broken(Mutation::ChildrenDoNotCount) {
+            return None;
+        }
+        let flat = |parent: &GroupId| !self.group(*parent).use_hierarchy;
+        let parent = self.group(id).parent?;
+        (!flat(&parent) || self.broken(Mutation::FlatIsHierarchical)).then_some(parent)
     }
 
     /// The group and the ancestors that its charges count into.
@@ -31,20 +37,28 @@ impl State {
     /// does. `failcnt` rises where there was no room; from 6.18 memsw keeps none.
     pub(crate) fn charge_counters(&mut self, id: GroupId, pages: u64) -> Result<(), Over> {
         let chain = self.chain(id);
-        if self.memsw_counted() {
+        let memory_first = self.broken(Mutation::TightMemswCountsFailures);
+        if self.memsw_counted() && !memory_first {
             for group in &chain {
                 let counts = self.config.memsw_failcnt;
                 let memsw = &mut self.group_mut(*group).memsw;
                 if memsw.usage + pages > memsw.limit {
                     memsw.failcnt += u64::from(counts);
-                    return Err(Over { group: *group, may_swap: false });
+                    let may_swap = self.broken(Mutation::TightMemswSwaps);
+                    return Err(Over { group: *group, may_swap });
                 }
             }
         }
         for group in &chain {
-            let memory = &mut self.group_mut(*group).memory;
-            if memory.usage + pages > memory.limit {
-                memory.failcnt += 1;
+            let memory = self.group(*group).memory;
+            if memory.usage + pages > memory.limit && !self.broken(Mutation::ChargesIgnoreTheLimit)
+            {
+                let counts = match self.broken(Mutation::FailuresAreCountedAtTheCharger) {
+                    true => id,
+                    false => *group,
+                };
+                let counted = !self.broken(Mutation::FailuresAreNotCounted);
+                self.group_mut(counts).memory.failcnt += u64::from(counted);
                 return Err(Over { group: *group, may_swap: true });
             }
         }
@@ -68,6 +82,7 @@ impl State {
 
     /// Takes pages off the memory counters, and off memsw unless they went to swap.
     pub(crate) fn uncharge(&mut self, id: GroupId, pages: u64, swapped: bool) {
+        let swapped = swapped && !self.broken(Mutation::SwappingLowersMemsw);
         let memsw = self.memsw_counted() && !swapped;
         for group in self.chain(id) {
             let group = self.group_mut(group);
@@ -104,7 +119,8 @@ impl State {
             let group = self.group_mut(group);
             group.swap.usage -= pages;
             if memsw {
-                group.memsw.usage -= pages;
+                // Saturating for the kernel that took it off when the page was swapped out.
+                group.memsw.usage = group.memsw.usage.saturating_sub(pages);
             }
         }
     }
@@ -113,7 +129,7 @@ impl State {
     /// (`mem_cgroup_get_nr_swap_pages`).
     pub(crate) fn swap_room(&self, id: GroupId) -> u64 {
         let free = self.config.swap.saturating_sub(self.swap_used);
-        if self.config.v1() {
+        if self.config.v1() || self.broken(Mutation::SwapMaxIsIgnored) {
             return free;
         }
         let own = self.chain(id).into_iter().map(|group| {
@@ -121,6 +137,12 @@ impl State {
             swap.limit.saturating_sub(swap.usage)
         });
         own.fold(free, u64::min)
+    }
+
+    /// The highest usage so far.
+    pub(crate) fn peak(&self, id: GroupId) -> u64 {
+        let memory = self.group(id).memory;
+        if self.broken(Mutation::PeakFollowsUsage) { memory.usage } else { memory.peak }
     }
 
     /// `consume_stock`: whether the CPU holds enough that was charged ahead.

@@ -2,6 +2,7 @@
 
 use crate::group::GroupId;
 use crate::host::State;
+use crate::mutation::Mutation;
 use crate::parse;
 use nix::errno::Errno;
 
@@ -116,7 +117,12 @@ impl State {
             _ => return Err(Errno::EINVAL),
         };
         self.group_mut(id).registrations.push(Registration { eventfd, watched });
-        if watched == Watched::Oom && self.group(id).under_oom {
+        let past = matches!(watched, Watched::Threshold { above: true, .. });
+        if past && self.broken(Mutation::ThresholdTellsAtRegistration) {
+            self.signal(eventfd);
+        }
+        let tells = !self.broken(Mutation::UnderOomIsNotTold);
+        if watched == Watched::Oom && tells && self.group(id).under_oom {
             self.signal(eventfd);
         }
         Ok(())
@@ -125,22 +131,28 @@ impl State {
     /// Pages came or went on a CPU; every 128 the thresholds up to the root are looked at
     /// (`memcg_check_events`). Kernel memory does not come here.
     pub(crate) fn page_event(&mut self, id: GroupId, cpu: usize, pages: u64) {
+        let seldom = self.broken(Mutation::ThresholdsAreSeldomLookedAt);
+        let target = if seldom { 64 * EVENTS_TARGET } else { EVENTS_TARGET };
         let events = &mut self.group_mut(id).page_events[cpu];
         *events += pages;
-        if *events < EVENTS_TARGET {
+        if *events < target {
             return;
         }
-        *events %= EVENTS_TARGET;
+        *events %= target;
+        let up_only = self.broken(Mutation::ThresholdTellsUpOnly);
+        let always = self.broken(Mutation::ThresholdTellsAlways);
         for id in self.chain(id) {
             let mut told = Vec::new();
             let group = self.group_mut(id);
             let usage = group.memory.usage;
             for registration in &mut group.registrations {
                 if let Watched::Threshold { pages, above } = &mut registration.watched
-                    && *above != (usage >= *pages)
+                    && (*above != (usage >= *pages) || always)
                 {
-                    *above = !*above;
-                    told.push(registration.eventfd);
+                    *above = usage >= *pages;
+                    if *above || !up_only {
+                        told.push(registration.eventfd);
+                    }
                 }
             }
             for eventfd in told {

@@ -3,6 +3,7 @@
 use crate::faults::{Actor, KILLED, Verdict, Write};
 use crate::group::{GroupId, Hierarchy};
 use crate::host::{Host, State};
+use crate::mutation::Mutation;
 use crate::{parse, v1, v2};
 use cgroupfs::error::{Error, Op};
 use cgroupfs::files::{Access, ControlDir, ControlFile};
@@ -59,7 +60,7 @@ impl ControlDir for ModelDir {
     }
 
     fn is_gone(&self) -> bool {
-        self.host.lock().group(self.group).removed
+        self.host.lock().vanished(self.group)
     }
 }
 
@@ -76,9 +77,12 @@ impl ControlFile for ModelFile {
         if self.access == Access::Write {
             return Err(Errno::EBADF);
         }
-        let state = self.host.lock();
+        let mut state = self.host.lock();
         if state.killed.contains(&self.actor) {
             return Err(KILLED);
+        }
+        if state.broken(Mutation::ReadsAreTold) {
+            state.file_modified(self.group, self.name);
         }
         let content = state.read(self.group, self.name)?;
         let length = content.len().min(buf.len());
@@ -97,7 +101,7 @@ impl ControlFile for ModelFile {
 impl State {
     /// The file of that name, if the group has it now.
     pub(crate) fn find(&self, id: GroupId, file: &str) -> Option<&'static str> {
-        if self.group(id).removed {
+        if self.vanished(id) {
             return None;
         }
         let names = match (self.group(id).hierarchy, self.config.v1()) {
@@ -116,7 +120,7 @@ impl State {
     /// A file's content. ENODEV of a removed group, ENOENT where there is no such file, EINVAL where it
     /// has no read side.
     pub fn read(&self, id: GroupId, file: &str) -> Result<String, Errno> {
-        if self.group(id).removed {
+        if self.vanished(id) {
             return Err(Errno::ENODEV);
         }
         let name = self.find(id, file).ok_or(Errno::ENOENT)?;
@@ -146,7 +150,7 @@ impl State {
                 return Err(KILLED);
             }
         }
-        if self.group(id).removed {
+        if self.vanished(id) {
             return Err(Errno::ENODEV);
         }
         let name = self.find(id, file).ok_or(Errno::ENOENT)?;
@@ -158,7 +162,7 @@ impl State {
             false => self.write_v2(id, name, text),
         };
         self.group_mut(id).active -= 1;
-        if result.is_ok() {
+        if result.is_ok() && !self.broken(Mutation::WritesAreNotTold) {
             self.file_modified(id, name);
         }
         if verdict == Verdict::KillAfter {
@@ -179,6 +183,11 @@ impl State {
         content
     }
 
+    /// Whether a group's files are gone.
+    pub(crate) fn vanished(&self, id: GroupId) -> bool {
+        self.group(id).removed && !self.broken(Mutation::RemovedFilesAnswer)
+    }
+
     /// Moves a task into the group. Charges stay where they are.
     pub(crate) fn attach(&mut self, id: GroupId, value: &str) -> Result<(), Errno> {
         let pid = u32::try_from(parse::integer(value)?).map_err(|_| Errno::ESRCH)?;
@@ -187,7 +196,13 @@ impl State {
             return Err(Errno::ESRCH);
         }
         match self.group(id).hierarchy {
-            Hierarchy::Memory => self.tasks[index].memory = id,
+            Hierarchy::Memory => {
+                if self.broken(Mutation::MovesTakeCharges) {
+                    self.exit_task(index);
+                    self.tasks[index].state = crate::TaskState::Running;
+                }
+                self.tasks[index].memory = id;
+            }
             Hierarchy::Freezer => self.tasks[index].freezer = id,
         }
         self.deliver_kills();

@@ -2,6 +2,7 @@
 
 use crate::group::GroupId;
 use crate::host::State;
+use crate::mutation::Mutation;
 use crate::task::TaskState;
 use nix::errno::Errno;
 
@@ -16,7 +17,15 @@ impl State {
         let task = &self.tasks[task];
         let home = if self.config.v1() { task.freezer } else { task.memory };
         let due = |id| self.group(id).frozen_at.is_some_and(|at| at <= self.now);
-        !matches!(task.state, TaskState::OomBlocked(_)) && self.ancestors(home).any(due)
+        let reach = if self.broken(Mutation::FreezingStaysInTheGroup) { 1 } else { usize::MAX };
+        let waits = matches!(task.state, TaskState::OomBlocked(_));
+        (!waits || self.broken(Mutation::WaiterFreezes))
+            && self.ancestors(home).take(reach).any(due)
+    }
+
+    /// Whether a task charges nothing because it is frozen.
+    pub(crate) fn stands_still(&self, task: usize) -> bool {
+        self.frozen(task) && !self.broken(Mutation::FrozenTasksRun)
     }
 
     fn ancestors(&self, id: GroupId) -> impl Iterator<Item = GroupId> + '_ {
@@ -25,7 +34,9 @@ impl State {
 
     /// `freezer_read`: FREEZING until every task of the subtree stands still.
     pub(crate) fn freezer_state(&self, id: GroupId) -> &'static str {
-        if !self.freezing(id) {
+        let shows = self.broken(Mutation::FreezingShowsAbove);
+        let below = shows && self.subtree(id).iter().any(|id| self.group(*id).frozen_at.is_some());
+        if !self.freezing(id) && !below {
             return "THAWED";
         }
         let groups = self.subtree(id);

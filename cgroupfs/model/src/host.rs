@@ -4,6 +4,7 @@ use crate::config::Config;
 use crate::faults::{Actor, PassHook, PassVerdict, Verdict, Write, WriteHook};
 use crate::files::ModelDir;
 use crate::group::{Group, GroupId, Hierarchy};
+use crate::mutation::Mutation;
 use crate::task::{Load, Task, TaskId, TaskState, TaskView};
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -198,7 +199,11 @@ impl State {
         if self.tasks[index].dead() {
             return;
         }
-        if self.config.v1() && self.frozen(index) {
+        let waits = match self.config.v1() {
+            true => !self.broken(Mutation::FrozenTaskDies),
+            false => self.broken(Mutation::FrozenV2TaskLives),
+        };
+        if waits && self.frozen(index) {
             self.tasks[index].pending_kill = true;
         } else {
             self.exit_task(index);
@@ -215,7 +220,7 @@ impl State {
     /// How a task fares.
     pub fn task(&self, task: TaskId) -> Option<TaskView> {
         let index = self.index(task)?;
-        let frozen = self.frozen(index);
+        let frozen = self.stands_still(index);
         let task = self.tasks.get(index)?;
         Some(TaskView {
             frozen,

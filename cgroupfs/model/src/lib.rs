@@ -6,7 +6,8 @@
 //!
 //! Coarse, but honest: pages are counted, not kept; the LRU is a few classes; what a rule of the
 //! kernel's decides (which errno, what stays unchanged, who is killed, who blocks) is kept, and each
-//! rule is a test that reads as a claim. Where model and kernel disagree, the model is wrong.
+//! rule is a claim of the conformance suite (`cgroupfs/conformance`), which runs over real kernels, too.
+//! Where model and kernel disagree, the model is wrong. [`Mutation`] breaks one rule on purpose.
 
 mod charge;
 mod config;
@@ -18,6 +19,7 @@ mod freezer;
 mod group;
 mod host;
 mod lru;
+mod mutation;
 mod oom;
 mod parse;
 mod reclaim;
@@ -34,4 +36,5 @@ pub use faults::{Actor, KILLED, PassVerdict, Verdict, Write};
 pub use files::ModelDir;
 pub use group::{GroupId, Hierarchy};
 pub use host::{Host, State};
+pub use mutation::Mutation;
 pub use task::{Kind, Load, TaskId, TaskState, TaskView};

@@ -4,6 +4,7 @@
 use crate::events::Watched;
 use crate::group::GroupId;
 use crate::host::State;
+use crate::mutation::Mutation;
 use crate::task::TaskState;
 
 impl State {
@@ -27,6 +28,7 @@ impl State {
             std::iter::successors(Some(home), |id| self.group(*id).parent.filter(|_| *id != over))
                 .collect();
         let whole = up.into_iter().rfind(|id| self.group(*id).oom_group);
+        let whole = whole.filter(|_| !self.broken(Mutation::OomGroupIsIgnored));
         let victims: Vec<usize> = match whole.filter(|_| !self.config.v1()) {
             None => vec![victim],
             Some(whole) => {
@@ -40,8 +42,14 @@ impl State {
         };
         for victim in victims {
             let home = self.tasks[victim].memory;
-            self.group_mut(home).oom_kill += 1;
-            self.event(home, |events| events.oom_kill += 1);
+            let counts = match self.broken(Mutation::KillsAreCountedAtTheLimit) {
+                true => over,
+                false => home,
+            };
+            if !self.broken(Mutation::KillsAreNotCounted) {
+                self.group_mut(counts).oom_kill += 1;
+                self.event(counts, |events| events.oom_kill += 1);
+            }
             self.oom_kills += 1;
             self.tasks[victim].oom_killed = true;
             // The reaper takes its memory even if it is frozen or blocked.
@@ -53,15 +61,28 @@ impl State {
     /// Counts a `memory.events` event here and up to the root.
     pub(crate) fn event(&mut self, id: GroupId, count: fn(&mut crate::group::MemoryEvents)) {
         count(&mut self.group_mut(id).events_local);
-        for id in self.chain(id) {
+        let mut chain = self.chain(id);
+        if self.broken(Mutation::EventsStayLocal) {
+            chain.truncate(1);
+        }
+        for id in chain {
             count(&mut self.group_mut(id).events);
-            self.file_modified(id, "memory.events");
+            if !self.broken(Mutation::KillsAreNotTold) {
+                self.file_modified(id, "memory.events");
+            }
         }
     }
 
     /// Signals the OOM eventfds of `over` and all below it: empty siblings' too.
     pub(crate) fn oom_notify(&mut self, over: GroupId) {
-        for id in self.subtree(over) {
+        let mut groups = self.subtree(over);
+        if self.broken(Mutation::KillsAreNotTold) {
+            groups.clear();
+        }
+        if self.broken(Mutation::OomSparesDescendants) {
+            groups.truncate(1);
+        }
+        for id in groups {
             let told: Vec<_> = self
                 .group(id)
                 .registrations

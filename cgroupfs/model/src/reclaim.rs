@@ -3,6 +3,7 @@
 use crate::faults::PassVerdict;
 use crate::group::GroupId;
 use crate::host::State;
+use crate::mutation::Mutation;
 
 /// `SWAP_CLUSTER_MAX`: pages a pass.
 pub(crate) const PASS: u64 = 32;
@@ -16,7 +17,12 @@ impl State {
             .subtree(root)
             .into_iter()
             .filter(|id| *id == root || self.chain(*id).contains(&root))
+            .filter(|id| *id == root || !self.broken(Mutation::ChildrenAreNotReclaimed))
+            .filter(|id| !self.group(*id).removed || !self.broken(Mutation::DyingAreNotReclaimed))
             .collect();
+        if groups.is_empty() {
+            return 0;
+        }
         self.cursor = self.cursor.wrapping_add(1);
         let start = self.cursor % groups.len();
         groups.rotate_left(start);
@@ -43,10 +49,13 @@ impl State {
         let group = self.group(id);
         let usage = group.memory.usage;
         if usage > 0 && usage <= group.min {
-            return true;
+            return !self.broken(Mutation::MinGivesWay);
         }
-        if usage == 0 || usage > group.low {
+        if usage == 0 || usage > group.low || self.broken(Mutation::LowIsIgnored) {
             return false;
+        }
+        if self.broken(Mutation::LowNeverGivesWay) {
+            return true;
         }
         if low_gives_way {
             self.group_mut(id).events_local.low += 1;
@@ -60,7 +69,11 @@ impl State {
     /// `shrink_lruvec` of one group: page cache that was read once first; anonymous memory in proportion
     /// to swappiness once that is short; 0 never scans it (`get_scan_count`).
     fn shrink(&mut self, id: GroupId, want: u64, may_swap: bool) -> u64 {
-        let swappiness = if self.config.v1() { self.group(id).swappiness } else { 60 };
+        let swappiness = match self.config.v1() {
+            true if self.broken(Mutation::SwappinessZeroSwaps) => 60,
+            true => self.group(id).swappiness,
+            false => 60,
+        };
         let room = if may_swap && swappiness > 0 { self.swap_room(id) } else { 0 };
         let group = self.group_mut(id);
         let share = if group.lru.inactive_file >= want {

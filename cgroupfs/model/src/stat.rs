@@ -3,6 +3,7 @@
 use crate::group::{Counts, GroupId};
 use crate::host::State;
 use crate::lru::Lru;
+use crate::mutation::Mutation;
 
 #[derive(Default)]
 struct Sum {
@@ -27,6 +28,13 @@ impl State {
             to.mlocked += from.mlocked;
             to.swapped_anon += from.swapped_anon;
             to.swapped_shmem += from.swapped_shmem;
+            if self.broken(Mutation::DirtyIsNotShown) {
+                to.inactive_file +=
+                    std::mem::take(&mut to.dirty) + std::mem::take(&mut to.writeback);
+            }
+            if self.broken(Mutation::LockedIsEvictable) {
+                to.inactive_anon += std::mem::take(&mut to.mlocked);
+            }
             sum.kernel += group.kernel;
             let (to, from) = (&mut sum.counts, &group.counts);
             to.pgfault += from.pgfault;
@@ -77,9 +85,10 @@ impl State {
         }
         line("pgfault", sum.counts.pgfault);
         line("pgmajfault", sum.counts.pgmajfault);
-        line("inactive_anon", (lru.inactive_anon + lru.shmem) * page);
+        let misplaced = if self.broken(Mutation::ShmemIsOnFileLists) { lru.shmem } else { 0 };
+        line("inactive_anon", (lru.inactive_anon + lru.shmem - misplaced) * page);
         line("active_anon", lru.active_anon * page);
-        line("inactive_file", (lru.inactive_file + lru.dirty + lru.writeback) * page);
+        line("inactive_file", (lru.inactive_file + lru.dirty + lru.writeback + misplaced) * page);
         line("active_file", lru.active_file * page);
         line("unevictable", lru.mlocked * page);
     }

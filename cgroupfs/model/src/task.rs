@@ -4,6 +4,7 @@ use crate::charge::{Denied, Via};
 use crate::group::GroupId;
 use crate::host::State;
 use crate::lru::take;
+use crate::mutation::Mutation;
 use std::collections::BTreeMap;
 use std::time::Duration;
 
@@ -156,7 +157,7 @@ impl State {
     /// Lets a task go on by up to `pages`, if it can run.
     pub(crate) fn run_task(&mut self, task: usize, pages: u64) {
         for _ in 0..pages {
-            if self.tasks[task].state != TaskState::Running || self.frozen(task) {
+            if self.tasks[task].state != TaskState::Running || self.stands_still(task) {
                 return;
             }
             let load = self.tasks[task].load;
@@ -207,7 +208,7 @@ impl State {
             Kind::Shmem => group.lru.shmem += 1,
             Kind::Kernel => group.kernel += 1,
         }
-        if kind != Kind::Kernel {
+        if kind != Kind::Kernel || self.broken(Mutation::KernelMemoryIsAPageEvent) {
             let cpu = self.cpu_of(task);
             self.page_event(id, cpu, 1);
         }

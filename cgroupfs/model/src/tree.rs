@@ -3,6 +3,7 @@
 use crate::group::{Counter, Counts, Group, GroupId, Hierarchy, MemoryEvents};
 use crate::host::State;
 use crate::lru::Lru;
+use crate::mutation::Mutation;
 use crate::parse::no_limit;
 use nix::errno::Errno;
 use std::path::PathBuf;
@@ -32,12 +33,13 @@ impl State {
         let (path, use_hierarchy, swappiness, oom_kill_disable) = match parent {
             None => (base, self.config.use_hierarchy, 60, false),
             Some(parent) => {
+                let copied = !self.broken(Mutation::FlagIsNotCopied);
                 let parent = self.group(parent);
                 (
                     parent.path.join(name),
                     parent.use_hierarchy,
                     parent.swappiness,
-                    parent.oom_kill_disable,
+                    parent.oom_kill_disable && copied,
                 )
             }
         };
@@ -117,7 +119,9 @@ impl State {
             return Err(Errno::ENOENT);
         }
         let living = group.children.iter().any(|child| !self.group(*child).removed);
-        if group.parent.is_none() || group.active > 0 || living || self.populated(id, false) {
+        let active = group.active > 0 && !self.broken(Mutation::RmdirIgnoresWrites);
+        let tasks = self.populated(id, false) && !self.broken(Mutation::RmdirIgnoresTasks);
+        if group.parent.is_none() || active || living || tasks {
             return Err(Errno::EBUSY);
         }
         self.drain_stock(id);
@@ -138,7 +142,14 @@ impl State {
                 }
             }
         }
-        let waiting: Vec<_> = self.group_mut(id).registrations.drain(..).collect();
+        if self.broken(Mutation::RemovalTakesCache) {
+            let cache = std::mem::take(&mut self.group_mut(id).lru.inactive_file);
+            self.uncharge(id, cache, false);
+        }
+        let mut waiting: Vec<_> = self.group_mut(id).registrations.drain(..).collect();
+        if self.broken(Mutation::RemovalIsNotTold) {
+            waiting.clear();
+        }
         for registration in waiting {
             self.signal(registration.eventfd);
         }

@@ -2,6 +2,7 @@
 
 use crate::group::GroupId;
 use crate::host::State;
+use crate::mutation::Mutation;
 use crate::parse::{integer, pages};
 use crate::reclaim::PASS;
 use nix::errno::Errno;
@@ -47,7 +48,7 @@ impl State {
         match name {
             "memory.usage_in_bytes" => bytes(group.memory.usage),
             "memory.limit_in_bytes" => bytes(group.memory.limit),
-            "memory.max_usage_in_bytes" => bytes(group.memory.peak),
+            "memory.max_usage_in_bytes" => bytes(self.peak(id)),
             "memory.failcnt" => number(group.memory.failcnt),
             "memory.memsw.usage_in_bytes" => bytes(group.memsw.usage),
             "memory.memsw.limit_in_bytes" => bytes(group.memsw.limit),
@@ -82,7 +83,7 @@ impl State {
                 if root {
                     return Err(Errno::EINVAL);
                 }
-                let limit = pages(value, "-1", self.config.page_size)?;
+                let limit = self.limit_v1(value)?;
                 self.resize(id, limit, name == "memory.memsw.limit_in_bytes")
             }
             "memory.max_usage_in_bytes" => {
@@ -96,7 +97,9 @@ impl State {
                 Ok(())
             }
             "memory.failcnt" => {
-                self.group_mut(id).memory.failcnt = 0;
+                if !self.broken(Mutation::FailcntIsNotReset) {
+                    self.group_mut(id).memory.failcnt = 0;
+                }
                 Ok(())
             }
             "memory.memsw.failcnt" => {
@@ -108,7 +111,9 @@ impl State {
             "memory.oom_control" => match (root, value) {
                 (false, "0") => {
                     self.group_mut(id).oom_kill_disable = false;
-                    self.oom_recover(id);
+                    if !self.broken(Mutation::ArmingDoesNotWake) {
+                        self.oom_recover(id);
+                    }
                     Ok(())
                 }
                 (false, "1") => {
@@ -146,14 +151,28 @@ impl State {
         let groups = u32::try_from(self.subtree(id).len()).unwrap_or(u32::MAX);
         let mut left = self.config.bounded_resize.map(|retries| retries.saturating_mul(groups));
         let mut lowest = counter_usage(self, id, memsw);
+        let found = self.group(id).memory.limit;
         loop {
-            if self.between_passes(id, pass) {
+            if self.between_passes(id, pass) && !self.resize_ignores_signals(id, limit) {
+                if self.broken(Mutation::InterruptedLimitWriteStays) {
+                    self.group_mut(id).memory.limit = limit;
+                }
                 return Err(Errno::EINTR);
+            }
+            let heeds = self.broken(Mutation::ShrinkHeedsTheRaise);
+            if heeds && self.group(id).memory.limit > found {
+                return Ok(());
             }
             let group = self.group(id);
             let wrong = match memsw {
-                true => group.memory.limit > limit,
-                false => self.config.swapaccount && limit > group.memsw.limit,
+                true => {
+                    group.memory.limit > limit && !self.broken(Mutation::MemswBelowLimitIsTaken)
+                }
+                false => {
+                    self.config.swapaccount
+                        && limit > group.memsw.limit
+                        && !self.broken(Mutation::LimitAboveMemswIsTaken)
+                }
             };
             if wrong {
                 return Err(Errno::EINVAL);
@@ -163,7 +182,11 @@ impl State {
             if counter.usage <= limit {
                 let raised = limit > counter.limit;
                 counter.limit = limit;
-                if raised {
+                let wakes = match raised {
+                    true => !self.broken(Mutation::RaiseDoesNotWake),
+                    false => self.broken(Mutation::EqualLimitWakes),
+                };
+                if wakes {
                     self.oom_recover(id);
                 }
                 // What the group does before its writer gets to run again.
@@ -176,10 +199,10 @@ impl State {
                 continue;
             }
             pass += 1;
-            let progress = self.reclaim_pass(id, PASS, !memsw) > 0;
+            let progress = self.resize_pass(id, memsw) > 0;
             match &mut left {
                 None if progress => {}
-                None => return Err(Errno::EBUSY),
+                None => return self.resize_is_busy(id, limit),
                 // el7: the retries last as long as usage goes down from one pass to the next.
                 Some(left) => {
                     let usage = counter_usage(self, id, memsw);
@@ -207,18 +230,67 @@ impl State {
             return Err(Errno::EBUSY);
         }
         self.drain_all_stock(id);
+        let may_swap = !self.broken(Mutation::ForceEmptyHonoursMemsw)
+            || self.group(id).memsw.limit > self.group(id).memory.limit;
         let mut retries = self.config.retries;
         let mut pass = 0;
         while retries > 0 && self.group(id).memory.usage > 0 {
-            if self.between_passes(id, pass) {
+            if self.between_passes(id, pass) && !self.broken(Mutation::ForceEmptyIgnoresSignals) {
                 return Err(Errno::EINTR);
             }
             pass += 1;
-            if self.reclaim_pass(id, PASS, true) == 0 {
+            if self.reclaim_pass(id, PASS, may_swap) == 0 {
                 retries -= 1;
             }
         }
-        Ok(())
+        if self.broken(Mutation::ForceEmptyTakesTheLimit) {
+            self.group_mut(id).memory.limit = 0;
+        }
+        match retries == 0 && self.broken(Mutation::ForceEmptyIsBusy) {
+            true => Err(Errno::EBUSY),
+            false => Ok(()),
+        }
+    }
+
+    /// A v1 limit as it is written, in pages.
+    fn limit_v1(&self, value: &str) -> Result<u64, Errno> {
+        if self.broken(Mutation::MinusOneIsRefused) && value == "-1" {
+            return Err(Errno::EINVAL);
+        }
+        let size = self.config.page_size;
+        let odd = value.parse::<u64>().is_ok_and(|bytes| bytes % size != 0);
+        match pages(value, "-1", size) {
+            Err(_) if self.broken(Mutation::JunkIsZero) => Ok(0),
+            Ok(pages) if odd && self.broken(Mutation::LimitsAreRoundedUp) => Ok(pages + 1),
+            other => other,
+        }
+    }
+
+    fn resize_ignores_signals(&self, id: GroupId, limit: u64) -> bool {
+        self.broken(Mutation::LimitWriteIgnoresSignals)
+            || self.broken(Mutation::RaiseIgnoresSignals) && limit >= self.group(id).memory.limit
+    }
+
+    /// A pass of a limit write: the number of pages freed.
+    fn resize_pass(&mut self, id: GroupId, memsw: bool) -> u64 {
+        if self.broken(Mutation::LimitWriteReclaimsNothing) {
+            return 0;
+        }
+        let want = if self.broken(Mutation::LimitWriteOvershoots) { PASS * 1024 } else { PASS };
+        let may_swap = match memsw {
+            true => self.broken(Mutation::MemswWriteSwaps),
+            false => !self.broken(Mutation::LimitWriteNeverSwaps),
+        };
+        self.reclaim_pass(id, want, may_swap)
+    }
+
+    /// Nothing could be reclaimed: EBUSY, and the limit is as it was.
+    fn resize_is_busy(&mut self, id: GroupId, limit: u64) -> Result<(), Errno> {
+        let ignores = self.broken(Mutation::LimitWriteIgnoresAnon);
+        if ignores || self.broken(Mutation::FailedLimitWriteStays) {
+            self.group_mut(id).memory.limit = limit;
+        }
+        if ignores { Ok(()) } else { Err(Errno::EBUSY) }
     }
 
     /// `mem_cgroup_hierarchy_write` of 5.10: EINVAL under a parent that has it, EBUSY with children.

@@ -2,6 +2,7 @@
 
 use crate::group::{GroupId, MemoryEvents};
 use crate::host::State;
+use crate::mutation::Mutation;
 use crate::parse::{no_limit, pages};
 use crate::reclaim::PASS;
 use nix::errno::Errno;
@@ -56,12 +57,15 @@ impl State {
         };
         match name {
             "memory.current" => bytes(group.memory.usage),
-            "memory.peak" => bytes(group.memory.peak),
+            "memory.peak" => bytes(self.peak(id)),
             "memory.min" => limit(group.min),
             "memory.low" => limit(group.low),
             "memory.high" => limit(group.high),
             "memory.max" => limit(group.memory.limit),
             "memory.events" => Ok(events(&group.events)),
+            "memory.events.local" if self.broken(Mutation::LocalEventsCountAll) => {
+                Ok(events(&group.events))
+            }
             "memory.events.local" => Ok(events(&group.events_local)),
             "memory.stat" => Ok(self.stat_v2(id)),
             "memory.oom.group" => Ok(format!("{}\n", u8::from(group.oom_group))),
@@ -110,7 +114,7 @@ impl State {
             }
             "memory.max" => {
                 let pages = size(value)?;
-                self.set_max(id, pages);
+                return self.set_max(id, pages);
             }
             "memory.swap.max" => {
                 let pages = size(value)?;
@@ -123,7 +127,10 @@ impl State {
                 if !flag(value)? {
                     return Err(Errno::ERANGE);
                 }
-                let groups = self.subtree(id);
+                let groups = match self.broken(Mutation::KillStaysInTheGroup) {
+                    true => vec![id],
+                    false => self.subtree(id),
+                };
                 for task in 0..self.tasks.len() {
                     if groups.contains(&self.tasks[task].memory) && !self.tasks[task].dead() {
                         self.exit_task(task);
@@ -148,6 +155,9 @@ impl State {
     /// ends it; that is no error.
     fn set_high(&mut self, id: GroupId, high: u64) {
         self.group_mut(id).high = high;
+        if self.broken(Mutation::HighWriteReclaimsNothing) {
+            return;
+        }
         let mut drained = false;
         let mut retries = self.config.retries;
         let mut pass = 0;
@@ -168,18 +178,24 @@ impl State {
                 retries -= 1;
             }
         }
+        if self.broken(Mutation::HighWriteKills) && self.group(id).memory.usage > high {
+            self.out_of_memory(id);
+        }
         self.run_beside(id);
     }
 
     /// `memory_max_write`: stored first, then reclaim, then OOM kills until it fits or nobody is left.
-    fn set_max(&mut self, id: GroupId, max: u64) {
+    fn set_max(&mut self, id: GroupId, max: u64) -> Result<(), Errno> {
+        if self.broken(Mutation::MaxIsBusy) && self.group(id).memory.usage > max {
+            return Err(Errno::EBUSY);
+        }
         self.group_mut(id).memory.limit = max;
         let mut drained = false;
         let mut retries = self.config.retries;
         let mut pass = 0;
         while self.group(id).memory.usage > max {
             if self.between_passes(id, pass) {
-                return;
+                return Ok(());
             }
             if !drained {
                 self.drain_all_stock(id);
@@ -193,26 +209,30 @@ impl State {
                 }
                 continue;
             }
-            if !self.out_of_memory(id) {
+            if self.broken(Mutation::MaxKillsNobody) || !self.out_of_memory(id) {
                 break;
             }
         }
         self.run_beside(id);
+        Ok(())
     }
 
     /// `memory_reclaim`: so many bytes in passes; EAGAIN if short, EINTR after partial progress.
     pub(crate) fn reclaim_bytes(&mut self, id: GroupId, value: &str) -> Result<(), Errno> {
-        let want = pages(value, "", self.config.page_size)?;
+        let more = if self.broken(Mutation::ReclaimTakesMore) { 4 } else { 1 };
+        let want = pages(value, "", self.config.page_size)? * more;
         let mut freed = 0;
         let mut retries = self.config.retries;
         let mut pass = 0;
         let mut drained = false;
         while freed < want {
-            if self.between_passes(id, pass) {
+            if self.between_passes(id, pass) && !self.broken(Mutation::ReclaimIgnoresSignals) {
                 return Err(Errno::EINTR);
             }
             pass += 1;
-            let got = self.reclaim_pass(id, PASS.min(want - freed), true);
+            let left = want - freed;
+            let pass_size = if self.config.reclaim_in_one_pass { left } else { PASS.min(left) };
+            let got = self.reclaim_pass(id, pass_size, true);
             freed += got;
             if got == 0 {
                 if !drained {
@@ -220,7 +240,10 @@ impl State {
                     drained = true;
                 }
                 if retries == 0 {
-                    return Err(Errno::EAGAIN);
+                    return match self.broken(Mutation::ShortReclaimIsFine) {
+                        true => Ok(()),
+                        false => Err(Errno::EAGAIN),
+                    };
                 }
                 retries -= 1;
             }
@@ -241,7 +264,8 @@ impl State {
             if on && !given {
                 return Err(Errno::ENOENT);
             }
-            if on && !root && self.populated(id, false) {
+            let lax = self.broken(Mutation::SubtreeControlIgnoresTasks);
+            if on && !root && !lax && self.populated(id, false) {
                 return Err(Errno::EBUSY);
             }
             let in_use =

@@ -1,13 +1,12 @@
-//! Claims about removal, dying groups, the freezer, faults, and the typed readers over the model.
+//! Ids, freezing that takes time, injected faults, the typed readers over the model. The rest is in the
+//! conformance suite.
 
 mod common;
 
 use cgroupfs::files::ControlDir;
 use cgroupfs::memory::{Memory, MemoryV1, MemoryV2, ReclaimFile};
 use cgroupfs::{Bytes, Error, Limit};
-use cgroupfs_model::{
-    Actor, Config, Hierarchy, KILLED, Kind, Load, PassVerdict, TaskState, Verdict,
-};
+use cgroupfs_model::{Actor, Config, Hierarchy, KILLED, Kind, Load, Verdict};
 use common::{bed, mib};
 use nix::errno::Errno;
 use std::sync::Arc;
@@ -15,56 +14,6 @@ use std::time::Duration;
 
 fn v1() -> Config {
     Config { swap: 0, ..Config::v1_6_18() }
-}
-
-#[test]
-fn rmdir_of_a_group_with_tasks_or_children_is_ebusy() {
-    let bed = bed(v1());
-    let child = bed.host.lock().mkdir(bed.group, "b").unwrap();
-    assert_eq!(bed.host.lock().rmdir(bed.group), Err(Errno::EBUSY));
-    bed.host.lock().rmdir(child).unwrap();
-    assert_eq!(bed.host.lock().rmdir(bed.group), Err(Errno::EBUSY));
-    bed.host.lock().kill(bed.task);
-    bed.host.lock().rmdir(bed.group).unwrap();
-    assert_eq!(bed.host.lock().dying(), 0);
-}
-
-#[test]
-fn rmdir_does_not_get_past_a_write_in_flight() {
-    let bed = bed(v1());
-    bed.charge(Kind::File, mib(10));
-    bed.host.lock().kill(bed.task);
-    let group = bed.group;
-    bed.host.on_pass(move |state, _, _| {
-        assert_eq!(state.rmdir(group), Err(Errno::EBUSY));
-        PassVerdict::GoOn
-    });
-    bed.write("memory.force_empty", 0).unwrap();
-    bed.host.lock().rmdir(group).unwrap();
-}
-
-#[test]
-fn page_cache_pins_a_removed_group_until_the_parent_is_emptied() {
-    let bed = bed(v1());
-    let child = bed.host.lock().mkdir(bed.group, "b").unwrap();
-    bed.write_to(child, "cgroup.procs", 1).unwrap();
-    bed.charge(Kind::File, mib(10));
-    bed.host.lock().kill(bed.task);
-    bed.host.lock().rmdir(child).unwrap();
-    assert_eq!(bed.host.lock().dying(), 1);
-    assert_eq!(bed.size("memory.usage_in_bytes"), mib(10));
-    bed.write("memory.force_empty", 0).unwrap();
-    assert_eq!(bed.host.lock().dying(), 0);
-}
-
-#[test]
-fn a_group_emptied_before_rmdir_does_not_die_slowly() {
-    let bed = bed(v1());
-    bed.charge(Kind::File, mib(10));
-    bed.host.lock().kill(bed.task);
-    bed.write("memory.force_empty", 0).unwrap();
-    bed.host.lock().rmdir(bed.group).unwrap();
-    assert_eq!(bed.host.lock().dying(), 0);
 }
 
 #[test]
@@ -83,17 +32,6 @@ fn dying_groups_hold_ids_until_mkdir_fails_host_wide() {
 }
 
 #[test]
-fn a_removed_groups_open_files_answer_enodev_and_its_directory_has_vanished() {
-    let bed = bed(v1());
-    let memory = MemoryV1::open(bed.host.dir(bed.group)).unwrap();
-    bed.host.lock().kill(bed.task);
-    bed.host.lock().rmdir(bed.group).unwrap();
-    assert!(memory.usage().unwrap_err().is_vanished());
-    assert!(memory.set_limit(Limit::Max).unwrap_err().is_vanished());
-    assert!(MemoryV1::open(bed.host.dir(bed.group)).is_err_and(|error| error.is_vanished()));
-}
-
-#[test]
 fn a_new_group_of_the_same_name_is_another() {
     let bed = bed(v1());
     bed.host.lock().kill(bed.task);
@@ -101,36 +39,6 @@ fn a_new_group_of_the_same_name_is_another() {
     let again = bed.host.lock().mkdir(bed.host.root(Hierarchy::Memory), "a").unwrap();
     assert_ne!(again, bed.group);
     assert!(bed.host.dir(bed.group).is_gone() && !bed.host.dir(again).is_gone());
-}
-
-#[test]
-fn oom_eventfds_are_signalled_at_removal() {
-    let bed = bed(v1());
-    let mut state = bed.host.lock();
-    let eventfd = state.eventfd();
-    let fd = state.control_fd(bed.group, "memory.oom_control");
-    let line = format!("{} {fd}", eventfd.0);
-    state.write(Actor(0), bed.group, "cgroup.event_control", line.as_bytes()).unwrap();
-    state.kill(bed.task);
-    state.rmdir(bed.group).unwrap();
-    assert_eq!(state.take_signals(eventfd), 1);
-}
-
-#[test]
-fn a_frozen_v1_task_does_not_die_of_sigkill_until_thawed() {
-    let bed = bed(v1());
-    let root = bed.host.root(Hierarchy::Freezer);
-    let outer = bed.host.lock().mkdir(root, "a").unwrap();
-    let inner = bed.host.lock().mkdir(outer, "cgshim").unwrap();
-    bed.write_to(inner, "cgroup.procs", 1).unwrap();
-    bed.write_to(inner, "freezer.state", "FROZEN").unwrap();
-    assert_eq!(bed.read_of(inner, "freezer.state"), "FROZEN");
-    assert_eq!(bed.read_of(outer, "freezer.state"), "THAWED");
-    bed.host.lock().kill(bed.task);
-    let view = bed.host.lock().task(bed.task).unwrap();
-    assert!(view.pending_kill && view.state == TaskState::Running);
-    bed.write_to(inner, "freezer.state", "THAWED").unwrap();
-    assert_eq!(bed.host.lock().task(bed.task).unwrap().state, TaskState::Dead);
 }
 
 #[test]
@@ -150,19 +58,6 @@ fn a_frozen_parent_freezes_its_children_and_frozen_tasks_charge_nothing() {
     assert!(leaked > 0 && leaked < mib(1));
     bed.host.advance(Duration::from_secs(1));
     assert_eq!(bed.host.lock().charged(bed.group).0, leaked);
-}
-
-#[test]
-fn a_task_that_waits_for_memory_does_not_get_to_frozen() {
-    let bed = bed(v1());
-    let root = bed.host.root(Hierarchy::Freezer);
-    let freezer = bed.host.lock().mkdir(root, "a").unwrap();
-    bed.write_to(freezer, "cgroup.procs", 1).unwrap();
-    bed.limit(16).unwrap();
-    bed.write("memory.oom_control", 1).unwrap();
-    bed.charge(Kind::Anon, mib(20));
-    bed.write_to(freezer, "freezer.state", "FROZEN").unwrap();
-    assert_eq!(bed.read_of(freezer, "freezer.state"), "FREEZING");
 }
 
 #[test]

@@ -1,6 +1,7 @@
 //! The freezers: v1 `freezer.state`, v2 `cgroup.freeze`.
 
-use super::{SOON, Stop, World, dies, group, limit, mib, until, user, without_swap};
+use super::oom_disabled::{held, waiter};
+use super::{SOON, Stop, World, dies, group, mib, until, user};
 use crate::world::{read, write};
 use crate::{Filled, Kind, Task};
 use cgroupfs::files::ControlDir;
@@ -10,6 +11,7 @@ use std::time::Duration;
 claims!("freezer";
     a_frozen_v1_task_does_not_die_of_sigkill_until_it_is_thawed [V1, Freezer],
     a_frozen_task_charges_nothing_until_it_is_thawed [V1, Freezer],
+    a_task_in_the_midst_of_page_faults_gets_to_frozen [V1, Freezer],
     a_frozen_group_freezes_those_below_and_not_the_one_above [V1, Freezer],
     a_task_that_waits_for_memory_does_not_get_to_frozen [V1, Freezer],
     a_frozen_v2_task_charges_nothing_and_can_be_killed [V2],
@@ -68,6 +70,22 @@ fn a_frozen_task_charges_nothing_until_it_is_thawed(world: &mut dyn World) -> Re
     Ok(())
 }
 
+fn a_task_in_the_midst_of_page_faults_gets_to_frozen(world: &mut dyn World) -> Result<(), Stop> {
+    let group = group(world)?;
+    let freezer = world.make_freezer(None, "f")?;
+    let task = world.spawn(&group)?;
+    enter(world, &freezer, task)?;
+    world.start(task, Kind::Anon, mib(96))?;
+    freeze(world, &freezer)?;
+    let before = group.memory.usage()?;
+    let came = world.finish(task, Duration::from_millis(60));
+    let grown = group.memory.usage()?.saturating_sub(before);
+    world.kill(task);
+    thaw(&freezer)?;
+    holds!(came == Filled::NotYet && grown < mib(1), "frozen: {came:?}, grown by {grown}");
+    Ok(())
+}
+
 fn a_frozen_group_freezes_those_below_and_not_the_one_above(
     world: &mut dyn World,
 ) -> Result<(), Stop> {
@@ -90,16 +108,10 @@ fn a_frozen_group_freezes_those_below_and_not_the_one_above(
 }
 
 fn a_task_that_waits_for_memory_does_not_get_to_frozen(world: &mut dyn World) -> Result<(), Stop> {
-    let group = group(world)?;
-    without_swap(&group)?;
-    group.memory.set_limit(limit(8))?;
-    answers!(group.write("memory.oom_control", "1"), Ok(()), "memory.oom_control");
+    let group = held(world)?;
     let freezer = world.make_freezer(None, "f")?;
-    let task = world.spawn(&group)?;
+    let task = waiter(world, &group)?;
     enter(world, &freezer, task)?;
-    world.start(task, Kind::Anon, mib(12))?;
-    let came = world.finish(task, Duration::from_millis(300));
-    holds!(came == Filled::NotYet, "12 MiB under 8 with the killer disabled: {came:?}");
     answers!(write(&freezer, STATE, "FROZEN"), Ok(()), STATE);
     let frozen =
         until(world, Duration::from_millis(200), |_| Ok(read(&freezer, STATE)? == "FROZEN"))?;

@@ -17,11 +17,13 @@ fn a_write_of_memory_high_reclaims_in_the_writer_and_kills_nobody(
 ) -> Result<(), Stop> {
     let group = group(world)?;
     without_swap(&group)?;
-    let task = user(world, &group, Kind::File, mib(24))?;
-    answers!(group.write("memory.high", "8M"), Ok(()), "memory.high");
+    let task = user(world, &group, Kind::Anon, mib(6))?;
+    super::filled(world, task, Kind::File, mib(20))?;
+    answers!(group.write("memory.high", "10M"), Ok(()), "memory.high");
     let usage = group.memory.usage()?;
-    holds!(usage <= mib(9), "usage is {usage} after memory.high of 8 MiB");
-    answers!(group.write("memory.high", "0"), Ok(()), "memory.high of 0");
+    holds!(usage <= mib(11), "usage is {usage} after memory.high of 10 MiB");
+    answers!(group.write("memory.high", "2M"), Ok(()), "memory.high below anon");
+    holds!(group.memory.usage()? >= mib(5), "usage is {}", group.memory.usage()?);
     holds!(world.alive(task), "the task was killed");
     Ok(())
 }

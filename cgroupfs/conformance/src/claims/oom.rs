@@ -6,11 +6,12 @@ use super::{
 };
 use crate::{Filled, Kind, Watched};
 use cgroupfs::memory::Version;
+use std::time::Duration;
 
 claims!("out of memory";
     the_killer_takes_a_task_at_the_limit_and_oom_kill_counts_it [],
     a_system_call_that_finds_no_room_is_killed_too [],
-    a_kill_is_told_to_the_oom_eventfd [V1],
+    a_kill_is_told_to_the_oom_eventfd_and_counted_soon_after [V1],
     oom_kill_rises_in_the_victims_own_group_only [V1, Hierarchy],
     the_ancestor_whose_limit_was_hit_is_the_one_whose_failcnt_rose [V1, Hierarchy],
     an_empty_sibling_is_told_of_an_oom_of_the_parent [V1, Hierarchy],
@@ -45,16 +46,21 @@ fn a_system_call_that_finds_no_room_is_killed_too(world: &mut dyn World) -> Resu
     Ok(())
 }
 
-fn a_kill_is_told_to_the_oom_eventfd(world: &mut dyn World) -> Result<(), Stop> {
+fn a_kill_is_told_to_the_oom_eventfd_and_counted_soon_after(
+    world: &mut dyn World,
+) -> Result<(), Stop> {
     let group = group(world)?;
     without_swap(&group)?;
     group.memory.set_limit(limit(8))?;
     let watch = world.watch(&group, Watched::Oom)?;
     let task = user(world, &group, Kind::Anon, mib(4))?;
     holds!(!world.told(watch, A_WHILE), "told before anything happened");
-    let came = fill(world, task, Kind::Anon, mib(16))?;
-    holds!(came == Filled::Died, "20 MiB of anon under a limit of 8: {came:?}");
+    world.start(task, Kind::Anon, mib(16))?;
     holds!(world.told(watch, SOON), "the kill was not told of");
+    let counted = until(world, Duration::from_millis(500), |_| Ok(oom_kills(&group)? == 1))?;
+    holds!(counted, "half a second later oom_kill is {}", oom_kills(&group)?);
+    let came = world.finish(task, SOON);
+    holds!(came == Filled::Died, "20 MiB of anon under a limit of 8: {came:?}");
     Ok(())
 }
 

@@ -66,12 +66,15 @@ fn at_memsw_equal_to_limit_the_kernel_kills_and_does_not_swap(
     answers!(group.write("memory.limit_in_bytes", "8M"), Ok(()), "the limit");
     answers!(group.write("memory.memsw.limit_in_bytes", "8M"), Ok(()), "memsw equal to it");
     holds!(!group.memory.swap_rules()?.swaps_at_limit, "{:?}", group.memory.swap_rules()?);
-    let task = user(world, &group, Kind::Anon, mib(5))?;
+    let task = user(world, &group, Kind::Anon, mib(2))?;
     filled(world, task, Kind::File, mib(8))?;
     let swapped = group.memory.swap_usage()?.unwrap_or_default();
     holds!(swapped <= mib(1), "{swapped} was swapped");
-    let came = fill(world, task, Kind::Anon, mib(8))?;
-    holds!(came == Filled::Died, "13 MiB of anon under 8 MiB: {came:?}");
+    let grower = world.spawn(&group)?;
+    let came = fill(world, grower, Kind::Anon, mib(12))?;
+    holds!(came == Filled::Died, "14 MiB of anon under 8 MiB: {came:?}");
+    let swapped = group.memory.swap_usage()?.unwrap_or_default();
+    holds!(world.alive(task) && swapped <= mib(1), "{swapped} was swapped before the kill");
     Ok(())
 }
 

@@ -23,9 +23,8 @@ pub fn be_a_task() {
     if std::env::var_os(ENVIRONMENT).is_none() {
         return;
     }
-    let mut task = Holding::default();
-    // What the first answer needs is there before the limit is tight.
-    task.buffer = vec![1; CHUNK];
+    // What an answer needs is there before a limit is tight.
+    let mut task = Holding { buffer: vec![1; CHUNK], ..Holding::default() };
     let _ = write!(std::io::sink(), "{}", answer(Filled::Refused(Bytes(1), Errno::ENOMEM)));
     let mut output = std::io::stdout();
     for order in std::io::stdin().lines() {

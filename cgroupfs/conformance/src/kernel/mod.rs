@@ -12,7 +12,7 @@ mod tasks;
 pub use load::be_a_task;
 pub use scratch::Scratch;
 
-use crate::{Filled, Group, Kind, Overlap, Stop, Task, Watch, Watched, World};
+use crate::{Crossing, Filled, Group, Kind, Overlap, Stop, Task, Watch, Watched, World};
 use cgroupfs::events::{Modified, Notification};
 use cgroupfs::files::{Access, ControlDir};
 use cgroupfs::memory::{Memory, MemoryV1, MemoryV2, Version};
@@ -298,31 +298,44 @@ impl World for KernelWorld<'_> {
     ) -> Result<(), Errno> {
         sys::install_handler();
         let opened = group.dir.open(file, Access::Write).map_err(|_| Errno::ENOENT)?;
-        let end = Instant::now() + Duration::from_secs(3);
-        let (writer, over) = (pthread_self(), AtomicBool::new(false));
-        std::thread::scope(|scope| {
-            scope.spawn(|| {
-                while !over.load(Ordering::SeqCst) {
-                    let _ = pthread_kill(writer, sys::INTERRUPT);
-                    for _ in 0..200 {
-                        std::hint::spin_loop();
-                    }
-                }
-            });
-            let answer = loop {
-                match opened.write(from.as_bytes()) {
-                    Err(Errno::EINTR) => continue,
-                    Err(errno) => break Err(errno),
-                    Ok(()) => {}
-                }
-                match opened.write(to.as_bytes()) {
-                    Ok(()) if Instant::now() < end => {}
-                    answer => break answer,
-                }
+        // Blanks that the kernel strips before it looks for a signal: the longer that takes, the more
+        // signals come in time.
+        let to = format!("{to:>3900}");
+        let end = Instant::now() + Duration::from_secs(10);
+        let _signals = sys::Signals::every(Duration::from_micros(61))?;
+        loop {
+            match opened.write(from.as_bytes()) {
+                Err(Errno::EINTR) => continue,
+                Err(errno) => break Err(errno),
+                Ok(()) => {}
+            }
+            match opened.write(to.as_bytes()) {
+                Ok(()) if Instant::now() < end => {}
+                answer => break answer,
+            }
+        }
+    }
+
+    fn write_during(
+        &mut self,
+        group: &Group,
+        file: &'static str,
+        first: &str,
+        below: Bytes,
+        second: &str,
+    ) -> Crossing {
+        let other = group.dir.open(file, Access::Write);
+        let (first, (overlapped, second)) = meanwhile(group, file, first, |_, done| {
+            while !done.load(Ordering::SeqCst)
+                && group.memory.usage().is_ok_and(|usage| usage > below)
+            {}
+            let answer = match &other {
+                Ok(other) => other.write(second.as_bytes()),
+                Err(error) => Err(error.errno().unwrap_or(Errno::ENOENT)),
             };
-            over.store(true, Ordering::SeqCst);
-            answer
-        })
+            (!done.load(Ordering::SeqCst), answer)
+        });
+        Crossing { overlapped, first, second }
     }
 
     fn remove_during(
