@@ -271,7 +271,7 @@ pub fn open_beneath(dir: BorrowedFd<'_>, relative: &Path) -> std::result::Result
 }
 
 /// Whether this kernel (and the seccomp filter we may be under) has `openat2`.
-pub(crate) fn has_openat2() -> bool {
+pub fn has_openat2() -> bool {
     let how = OpenHow::new().flags(DIRECTORY);
     openat2(nix::fcntl::AT_FDCWD, ".", how).is_ok()
 }

@@ -37,6 +37,8 @@ pub(crate) enum Command {
     Caps(CapsArgs),
     /// Take so many bytes from a cgroup, and no more
     Reclaim(ReclaimArgs),
+    /// Record a cgroup's control files, to send to somebody or to test with
+    Record(RecordArgs),
     /// Show what the engine does: bundled loads with it off and on, side by side, in under a minute
     Demo(DemoArgs),
     /// The loads of the demo
@@ -157,6 +159,29 @@ pub(crate) struct ReclaimArgs {
     /// Give up after so many seconds
     #[arg(long, value_name = "SECONDS", default_value_t = 10.0)]
     pub(crate) timeout: f64,
+    /// One JSON object
+    #[arg(long)]
+    pub(crate) json: bool,
+}
+
+#[derive(Debug, Args)]
+#[command(after_help = "\
+Examples:
+  cgctl record run-4711                       into recording-KERNEL-v1 or -v2
+  cgctl record /docker/3f2a -o odd-kernel && tar czf odd-kernel.tar.gz odd-kernel
+
+For kernels that are not like others: the recording shows what a kernel has, and the tests can run over
+it. In it: the kernel's release, names and modes of the group's files, the content of memory.* and
+cgroup.* (or the errno), how many processes, threads and child groups there are, and of /proc: cgroups,
+cgroup mounts, swaps, meminfo, zoneinfo, pressure. Not in it: process ids, names and command lines, other
+mounts, other controllers' values, the group's own name. Everything is text: look before you send it.")]
+pub(crate) struct RecordArgs {
+    /// The cgroup: a directory name, a path in the hierarchy, or an absolute path
+    #[arg(value_name = "ID|PATH")]
+    pub(crate) group: String,
+    /// Make this directory [default: recording-KERNEL-HIERARCHY]
+    #[arg(long, short, value_name = "DIR")]
+    pub(crate) output: Option<PathBuf>,
     /// One JSON object
     #[arg(long)]
     pub(crate) json: bool,

@@ -7,6 +7,7 @@ mod demo;
 mod error;
 mod find;
 mod reclaim;
+mod record;
 mod run;
 mod stat;
 
@@ -39,6 +40,7 @@ pub fn main() -> ExitCode {
         cli::Command::Stat(args) => stat::main(&args),
         cli::Command::Caps(args) => caps::main(&args),
         cli::Command::Reclaim(args) => reclaim::main(&args),
+        cli::Command::Record(args) => record::main(&args),
         cli::Command::Demo(args) => demo::main(&args),
         cli::Command::Memload(args) => Ok(crate::memload::run(&args)),
     };
