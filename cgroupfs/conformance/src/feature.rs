@@ -84,9 +84,7 @@ impl Features {
             Feature::V1 => v1,
             Feature::V2 => !v1,
             Feature::Swap => world.swap_is_on(),
-            Feature::SwapAccounting => {
-                has("memory.memsw.limit_in_bytes") || has("memory.swap.max")
-            }
+            Feature::SwapAccounting => has("memory.memsw.limit_in_bytes") || has("memory.swap.max"),
             Feature::Hierarchy => !flat || group.write("memory.use_hierarchy", "1").is_ok(),
             Feature::Flat => flat,
             Feature::Freezer => world.has_freezer(),

@@ -9,8 +9,8 @@ use cgroupfs_model::{
     Via,
 };
 use nix::errno::Errno;
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 /// Pages that a task fills in a millisecond: memory speed.
@@ -174,8 +174,7 @@ impl World for ModelWorld {
         let above = parent.and_then(|parent| {
             self.freezers.iter().find(|(path, _)| path == parent.path()).map(|(_, id)| *id)
         });
-        let made =
-            self.mkdir(above.unwrap_or_else(|| self.host.root(Hierarchy::Freezer)), name)?;
+        let made = self.mkdir(above.unwrap_or_else(|| self.host.root(Hierarchy::Freezer)), name)?;
         let dir = self.host.dir(made);
         self.freezers.push((dir.path().to_path_buf(), made));
         Ok(dir)
@@ -274,8 +273,7 @@ impl World for ModelWorld {
             }
         };
         drop(state);
-        registered
-            .map_err(|errno| Error::refused(Op::Watch, group.dir.path(), errno))?;
+        registered.map_err(|errno| Error::refused(Op::Watch, group.dir.path(), errno))?;
         self.watches.push(eventfd);
         Ok(Watch(self.watches.len() - 1))
     }
@@ -335,7 +333,8 @@ impl World for ModelWorld {
         let (asked, through) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicBool::new(false)));
         let (ask, pass) = (asked.clone(), through.clone());
         let above = group.dir.path().parent().map(std::path::Path::to_path_buf);
-        let parent = self.groups.iter().find(|id| Some(self.host.dir(**id).path().to_path_buf()) == above);
+        let parent =
+            self.groups.iter().find(|id| Some(self.host.dir(**id).path().to_path_buf()) == above);
         let parent = parent.copied().unwrap_or(self.groups[0]);
         let left = Arc::new(std::sync::atomic::AtomicU64::new(0));
         let seen = left.clone();

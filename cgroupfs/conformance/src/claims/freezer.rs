@@ -89,9 +89,7 @@ fn a_frozen_group_freezes_those_below_and_not_the_one_above(
     Ok(())
 }
 
-fn a_task_that_waits_for_memory_does_not_get_to_frozen(
-    world: &mut dyn World,
-) -> Result<(), Stop> {
+fn a_task_that_waits_for_memory_does_not_get_to_frozen(world: &mut dyn World) -> Result<(), Stop> {
     let group = group(world)?;
     without_swap(&group)?;
     group.memory.set_limit(limit(8))?;
@@ -103,9 +101,8 @@ fn a_task_that_waits_for_memory_does_not_get_to_frozen(
     let came = world.finish(task, Duration::from_millis(300));
     holds!(came == Filled::NotYet, "12 MiB under 8 with the killer disabled: {came:?}");
     answers!(write(&freezer, STATE, "FROZEN"), Ok(()), STATE);
-    let frozen = until(world, Duration::from_millis(200), |_| {
-        Ok(read(&freezer, STATE)? == "FROZEN")
-    })?;
+    let frozen =
+        until(world, Duration::from_millis(200), |_| Ok(read(&freezer, STATE)? == "FROZEN"))?;
     let state = read(&freezer, STATE)?;
     thaw(&freezer)?;
     holds!(!frozen && state == "FREEZING", "it is {state}");

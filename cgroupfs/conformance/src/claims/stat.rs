@@ -21,10 +21,7 @@ fn about(what: &str, seen: Option<Bytes>, size: Bytes) -> Result<(), Stop> {
 }
 
 /// The statistics of some kernels are flushed every two seconds only (5.15, 6.1).
-fn settled(
-    world: &mut dyn World,
-    mut look: impl FnMut() -> Result<(), Stop>,
-) -> Result<(), Stop> {
+fn settled(world: &mut dyn World, mut look: impl FnMut() -> Result<(), Stop>) -> Result<(), Stop> {
     let end = world.now() + Duration::from_secs(4);
     loop {
         match look() {

@@ -81,7 +81,10 @@ fn swap_max_bounds_what_reclaim_may_swap(world: &mut dyn World) -> Result<(), St
     user(world, &group, Kind::Anon, mib(12))?;
     answers!(group.write("memory.reclaim", "10M"), Err(Errno::EAGAIN), "reclaim of 10 of 12 MiB");
     let swapped = group.memory.swap_usage()?.unwrap_or_default();
-    holds!(swapped <= mib(4) && swapped >= mib(2), "{swapped} was swapped under a maximum of 4 MiB");
+    holds!(
+        swapped <= mib(4) && swapped >= mib(2),
+        "{swapped} was swapped under a maximum of 4 MiB"
+    );
     Ok(())
 }
 

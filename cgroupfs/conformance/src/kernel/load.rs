@@ -30,9 +30,9 @@ pub fn be_a_task() {
     let mut output = std::io::stdout();
     for order in std::io::stdin().lines() {
         let Ok(order) = order else { break };
-        let came = task.perform(&order).unwrap_or_else(|(done, errno)| {
-            Filled::Refused(Bytes(done as u64), errno)
-        });
+        let came = task
+            .perform(&order)
+            .unwrap_or_else(|(done, errno)| Filled::Refused(Bytes(done as u64), errno));
         if writeln!(output, "{}", answer(came)).and_then(|()| output.flush()).is_err() {
             break;
         }
