@@ -238,22 +238,22 @@ impl Drop for Host {
     fn drop(&mut self) {
         // Runtimes make the path in every hierarchy, and remove its last part alone.
         let own = self.cgroup("x");
-        let names = own.trim_start_matches('/').split('/');
-        let names: Vec<&str> = names.collect();
+        let of_tests = own.split('/').nth(1).unwrap();
         for hierarchy in fs::read_dir("/sys/fs/cgroup").into_iter().flatten().flatten() {
-            let memory = self.ground.hierarchy.mount_point.starts_with(hierarchy.path());
-            let of_tests = hierarchy.path().join(names[0]);
-            if memory || !of_tests.is_dir() {
-                continue;
+            if !self.ground.hierarchy.mount_point.starts_with(hierarchy.path()) {
+                remove_groups(&hierarchy.path().join(of_tests));
             }
-            let own = of_tests.join(names[1]);
-            for below in fs::read_dir(&own).into_iter().flatten().flatten() {
-                let _ = fs::remove_dir(below.path());
-            }
-            let _ = fs::remove_dir(own);
-            let _ = fs::remove_dir(of_tests);
         }
     }
+}
+
+fn remove_groups(dir: &Path) {
+    for below in fs::read_dir(dir).into_iter().flatten().flatten() {
+        if below.file_type().is_ok_and(|kind| kind.is_dir()) {
+            remove_groups(&below.path());
+        }
+    }
+    let _ = fs::remove_dir(dir);
 }
 
 fn fifo(path: &Path) -> File {
