@@ -41,6 +41,10 @@ pub(crate) enum Command {
     Record(RecordArgs),
     /// Show what the engine does: bundled loads with it off and on, side by side, in under a minute
     Demo(DemoArgs),
+    /// The OCI hook in bundles
+    Hook(HookArgs),
+    /// Have a container runtime call the hook
+    Install(InstallArgs),
     /// The loads of the demo
     #[command(hide = true, after_help = crate::memload::EXAMPLES)]
     Memload(crate::memload::Args),
@@ -219,6 +223,80 @@ pub(crate) struct DemoArgs {
     /// Make the cgroups under this one [default: our own cgroup; on v2 the nearest above it that can]
     #[arg(long, value_name = "PATH")]
     pub(crate) parent: Option<PathBuf>,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct HookArgs {
+    #[command(subcommand)]
+    pub(crate) command: HookCommand,
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum HookCommand {
+    /// Have a bundle's container call the hook: cgshimd enforces on it from its start
+    Inject(InjectArgs),
+}
+
+#[derive(Debug, Args)]
+#[command(after_help = "\
+Examples:
+  cgctl hook inject /run/bundle && runc run -b /run/bundle web
+
+Edits config.json in place, by a rename: two entries under \"hooks\", and not another byte. A second time
+changes nothing. Exit code 1 if the file cannot be edited; it is then as it was.")]
+pub(crate) struct InjectArgs {
+    /// The bundle: its directory, or its config.json
+    #[arg(value_name = "BUNDLE")]
+    pub(crate) bundle: PathBuf,
+    /// The hook program [default: where it is installed, or beside cgctl]
+    #[arg(long, value_name = "PATH")]
+    pub(crate) hook: Option<PathBuf>,
+    /// cgshimd's run directory, where it is not the default
+    #[arg(long, value_name = "DIR")]
+    pub(crate) run_dir: Option<PathBuf>,
+    /// One JSON object
+    #[arg(long)]
+    pub(crate) json: bool,
+}
+
+#[derive(Debug, Args)]
+#[command(after_help = "\
+Examples:
+  cgctl install podman --dry-run      what would change, as a diff
+  cgctl install podman
+  cgctl install podman --undo         exactly as it was
+
+podman and crio get the hook; containerd and docker get cgshim-runtime as a runtime named cgshim, and
+use it where they are told to; runc has nothing to configure. A file that is edited is kept beside
+itself (.cgshim-before). What cannot be understood is named, with its line, and left alone: exit code 1.")]
+pub(crate) struct InstallArgs {
+    /// Which runtime, or caller of runtimes
+    #[arg(value_enum)]
+    pub(crate) runtime: InstallRuntime,
+    /// Show what would change, and change nothing
+    #[arg(long)]
+    pub(crate) dry_run: bool,
+    /// Take it back
+    #[arg(long)]
+    pub(crate) undo: bool,
+    /// Work on a system below this directory
+    #[arg(long, value_name = "DIR", default_value = "/")]
+    pub(crate) root: PathBuf,
+    /// Where the hook is installed
+    #[arg(long, value_name = "PATH", default_value = cgshim::oci::inject::HOOK_PATH)]
+    pub(crate) hook: PathBuf,
+    /// Where the wrapper is installed
+    #[arg(long, value_name = "PATH", default_value = "/usr/bin/cgshim-runtime")]
+    pub(crate) wrapper: PathBuf,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(crate) enum InstallRuntime {
+    Runc,
+    Containerd,
+    Podman,
+    Crio,
+    Docker,
 }
 
 /// A size, or a share of the limit.

@@ -6,6 +6,8 @@ mod cli;
 mod demo;
 mod error;
 mod find;
+mod hook;
+mod install;
 mod reclaim;
 mod record;
 mod run;
@@ -41,6 +43,8 @@ pub fn main() -> ExitCode {
         cli::Command::Caps(args) => caps::main(&args),
         cli::Command::Reclaim(args) => reclaim::main(&args),
         cli::Command::Record(args) => record::main(&args),
+        cli::Command::Hook(args) => hook::main(&args),
+        cli::Command::Install(args) => install::main(&args),
         cli::Command::Demo(args) => demo::main(&args),
         cli::Command::Memload(args) => Ok(crate::memload::run(&args)),
     };
