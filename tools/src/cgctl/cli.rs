@@ -23,6 +23,9 @@ Examples:
 Logging: CGSHIM_LOG=info (error, warn, info, debug)."
 )]
 pub(crate) struct Cli {
+    /// Where the daemon's socket is [default: CGSHIM_RUN_DIR, or /run/cgshim]
+    #[arg(long, global = true, value_name = "DIR")]
+    pub(crate) run_dir: Option<PathBuf>,
     #[command(subcommand)]
     pub(crate) command: Command,
 }
@@ -33,6 +36,14 @@ pub(crate) enum Command {
     Run(Box<RunArgs>),
     /// Show a cgroup's memory: usage, limits, what could be reclaimed, counters
     Stat(StatArgs),
+    /// Show the containers that the daemon enforces
+    Ps(PsArgs),
+    /// Change a container's terms
+    Set(SetArgs),
+    /// Let containers go: their declared limits stand, nothing is done for them any more
+    Release(ReleaseArgs),
+    /// Show what has happened, and what happens
+    Events(EventsArgs),
     /// Show what this kernel offers, feature by feature: native, vendor, emulated or absent, and why
     Caps(CapsArgs),
     /// Take so many bytes from a cgroup, and no more
@@ -124,7 +135,8 @@ Examples:
   cgctl stat run-4711             a cgroup by its directory name
   cgctl stat /docker/3f2a --json  by its path in the hierarchy")]
 pub(crate) struct StatArgs {
-    /// Cgroups: directory names, paths in the hierarchy, or absolute paths [default: our own]
+    /// Containers by id, or the beginning of it; cgroups by directory name, path in the hierarchy, or
+    /// absolute path [default: our own]
     #[arg(value_name = "ID|PATH")]
     pub(crate) groups: Vec<String>,
     /// One JSON object a line
@@ -133,6 +145,64 @@ pub(crate) struct StatArgs {
     /// No header line
     #[arg(long)]
     pub(crate) no_headers: bool,
+}
+
+#[derive(Debug, Args)]
+#[command(after_help = "\
+Examples:
+  cgctl ps
+  cgctl ps --all --json           those that have ended too, as long as they are remembered")]
+pub(crate) struct PsArgs {
+    /// Those that have ended too
+    #[arg(long, short)]
+    pub(crate) all: bool,
+    /// One JSON object
+    #[arg(long)]
+    pub(crate) json: bool,
+    /// No header line
+    #[arg(long)]
+    pub(crate) no_headers: bool,
+}
+
+#[derive(Debug, Args)]
+#[command(after_help = "\
+Examples:
+  cgctl set 3f2a high=80% watermark=90%:80%
+  cgctl set web throttle=off oom=group
+
+Keys: high (512M, 80%, request+90%, max), watermark (92%:86%, default, off), request (a size), class
+(guaranteed, burstable, besteffort), throttle (on, off), oom (kill, group, hold=30s). Above what the
+configuration and the container's annotations say, until the daemon ends.")]
+pub(crate) struct SetArgs {
+    /// The container, or the beginning of its id
+    #[arg(value_name = "ID")]
+    pub(crate) id: String,
+    /// What is to change
+    #[arg(value_name = "KEY=VALUE", required = true)]
+    pub(crate) terms: Vec<String>,
+    /// One JSON object
+    #[arg(long)]
+    pub(crate) json: bool,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct ReleaseArgs {
+    /// The container, or the beginning of its id
+    #[arg(value_name = "ID")]
+    pub(crate) id: Option<String>,
+    /// All of them
+    #[arg(long)]
+    pub(crate) all: bool,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct EventsArgs {
+    /// And what happens from now on, until Ctrl-C
+    #[arg(long, short)]
+    pub(crate) follow: bool,
+    /// One JSON object a line
+    #[arg(long)]
+    pub(crate) json: bool,
 }
 
 #[derive(Debug, Args)]
@@ -154,7 +224,8 @@ Examples:
 Never lowers a limit under what cannot be reclaimed plus a margin for growth; the declared limit is
 back when it ends. Exit code 1 if less than asked could be freed.")]
 pub(crate) struct ReclaimArgs {
-    /// The cgroup: a directory name, a path in the hierarchy, or an absolute path
+    /// A container by id, or the beginning of it; a cgroup by directory name, path in the hierarchy, or
+    /// absolute path
     #[arg(value_name = "ID|PATH")]
     pub(crate) group: String,
     /// How much: bytes, or with K, M, G
