@@ -5,3 +5,4 @@ pub mod core;
 pub mod daemon;
 pub mod driver;
 pub mod oci;
+pub mod oom;
