@@ -18,6 +18,7 @@ mod reload;
 mod requests;
 mod spool;
 mod verify;
+mod witness;
 
 use crate::api::message::Feature;
 use crate::api::server::{Incoming, ServeError, Server};
@@ -159,9 +160,10 @@ impl Daemon {
         mask.thread_block().map_err(errno("block signals"))?;
         let flags = SfdFlags::SFD_CLOEXEC | SfdFlags::SFD_NONBLOCK;
         let signals = SignalFd::with_flags(&mask, flags).map_err(errno("take signals"))?;
-        let features = privileges::settle();
+        let mut features = privileges::settle();
         let host = Host::find()?;
-        let engine = Engine::new(config.workers)?;
+        let mut engine = Engine::new(config.workers)?;
+        features.extend(witness::start(&mut engine, &options.run_dir));
         let spool = Spool::open(&options.run_dir).map_err(|why| StartError::RunDir {
             path: options.run_dir.join(crate::api::SPOOL),
             why,

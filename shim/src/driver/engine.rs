@@ -2,6 +2,7 @@
 
 use super::asked::Asked;
 use super::flight::{Flight, INTERRUPT_AGAIN};
+use super::oom::{Deeds, OomWatch};
 use super::watch::RECOUNT_EVERY;
 use super::worker::{Answer, Work, Workers};
 use super::{Happened, Key, Policy, capabilities, open_memory};
@@ -33,6 +34,8 @@ pub(super) struct Enforced {
     /// A step that could not be undone: the file, our value in it, and when to try again.
     pub(super) unrestored: Option<(ReclaimFile, Bytes, Now)>,
     pub(super) counters: Counters,
+    /// What was done to it, for records of its OOMs; `Some` if the OOM watch has it.
+    pub(super) deeds: Option<Arc<Deeds>>,
 }
 
 /// The event loop.
@@ -45,6 +48,7 @@ pub struct Engine {
     pub(super) containers: HashMap<u64, Enforced>,
     pub(super) next_key: u64,
     pub(super) happened: Vec<Happened>,
+    pub(super) oom_watch: Option<OomWatch>,
     /// Answers taken by [`Engine::quiesce`], to be handled by the next turn; whether of
     /// [`Engine::reclaim`].
     pub(super) later: Vec<(u64, Answer, bool)>,
@@ -58,6 +62,7 @@ pub(super) enum Source {
     Threshold = 3,
     Oom = 4,
     Modified = 5,
+    OomWatch = 6,
 }
 
 const SOURCE_SHIFT: u32 = 56;
@@ -90,6 +95,7 @@ impl Engine {
             containers: HashMap::new(),
             next_key: 0,
             happened: Vec::new(),
+            oom_watch: None,
             later: Vec::new(),
         })
     }
@@ -151,6 +157,7 @@ impl Engine {
                 asked: None,
                 unrestored: None,
                 counters,
+                deeds: None,
             },
         );
         self.deliver(key, Event::Usage(usage));
@@ -226,6 +233,7 @@ impl Engine {
                 n if n == Source::Workers as u64 => self.answers(),
                 n if n == Source::Threshold as u64 => self.crossed(number),
                 n if n == Source::Oom as u64 => self.oom(number),
+                n if n == Source::OomWatch as u64 => self.told_of_ooms(),
                 _ => self.modifications(None),
             }
         }
@@ -331,6 +339,10 @@ impl Engine {
         let mut actions = Vec::new();
         if let Some(enforced) = self.containers.get_mut(&key) {
             log::trace!("{now:?} {event:?}");
+            if let (Some(deeds), Event::LimitChanged(limit)) = (&enforced.deeds, &event) {
+                deeds.declare(*limit);
+                deeds.note("limit_adopted", limit.bytes().map(|bytes| bytes.0), false);
+            }
             enforced.core.handle(now, event, &mut actions);
             log::trace!("{actions:?}");
         }
@@ -357,6 +369,7 @@ impl Engine {
             Action::Restore(_) => self.restore(key),
             Action::Tell(notice) => self.happened.push(Happened::Notice(Key(key), now, notice)),
             Action::Forget => {
+                self.finish_ooms(Key(key));
                 if let Some(mut gone) = self.containers.remove(&key) {
                     self.asked_of_the_gone(key, gone.asked.take());
                     if let Some(watch) = &gone.modified {
