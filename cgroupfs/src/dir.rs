@@ -184,8 +184,15 @@ impl ControlDir for Cgroup {
     }
 }
 
-/// A control file of the kernel's.
-struct KernelFile(OwnedFd);
+/// A control file of the kernel's, open.
+#[derive(Debug)]
+pub struct KernelFile(OwnedFd);
+
+impl From<OwnedFd> for KernelFile {
+    fn from(fd: OwnedFd) -> KernelFile {
+        KernelFile(fd)
+    }
+}
 
 impl ControlFile for KernelFile {
     fn read(&self, buf: &mut [u8]) -> std::result::Result<usize, Errno> {
@@ -203,6 +210,10 @@ impl ControlFile for KernelFile {
     fn write(&self, value: &[u8]) -> std::result::Result<(), Errno> {
         // At offset 0: kernfs ignores the offset of v1 files, but appending is not what is meant.
         nix::sys::uio::pwrite(&self.0, value, 0).map(|_| ())
+    }
+
+    fn fd(&self) -> Option<BorrowedFd<'_>> {
+        Some(self.0.as_fd())
     }
 }
 
@@ -240,7 +251,9 @@ pub fn check_name(name: &str) -> Result<()> {
     Ok(())
 }
 
-fn open_beneath(dir: BorrowedFd<'_>, relative: &Path) -> std::result::Result<OwnedFd, Errno> {
+/// Opens the directory at `relative` beneath `dir`, by no link and no `..` (the module's documentation).
+/// Does not allocate for paths under 1024 bytes.
+pub fn open_beneath(dir: BorrowedFd<'_>, relative: &Path) -> std::result::Result<OwnedFd, Errno> {
     let how = OpenHow::new().flags(DIRECTORY).resolve(
         ResolveFlag::RESOLVE_BENEATH
             | ResolveFlag::RESOLVE_NO_SYMLINKS
@@ -258,7 +271,7 @@ fn open_beneath(dir: BorrowedFd<'_>, relative: &Path) -> std::result::Result<Own
 }
 
 /// Whether this kernel (and the seccomp filter we may be under) has `openat2`.
-pub(crate) fn has_openat2() -> bool {
+pub fn has_openat2() -> bool {
     let how = OpenHow::new().flags(DIRECTORY);
     openat2(nix::fcntl::AT_FDCWD, ".", how).is_ok()
 }

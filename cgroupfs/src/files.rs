@@ -28,6 +28,10 @@ pub trait ControlFile: Send + Sync {
     fn read(&self, buf: &mut [u8]) -> std::result::Result<usize, Errno>;
     /// Writes `value` in one call. May block in reclaim; EINTR when a signal came first.
     fn write(&self, value: &[u8]) -> std::result::Result<(), Errno>;
+    /// The descriptor behind it, where there is one: for watching it.
+    fn fd(&self) -> Option<std::os::fd::BorrowedFd<'_>> {
+        None
+    }
 }
 
 /// A cgroup's directory.

@@ -18,6 +18,7 @@ pub mod mounts;
 mod octal;
 pub mod probe;
 pub mod procfs;
+pub mod recording;
 #[cfg(test)]
 mod samples;
 pub mod units;

@@ -54,7 +54,7 @@ impl Membership {
     /// Takes each line of the shape `ID:CONTROLLERS:/PATH`; skips others. Paths may hold colons, and
     /// bytes that are not UTF-8, but no newline: the kernel refuses those. Source: cgroups(7).
     pub fn parse(content: &[u8]) -> Membership {
-        Membership { groups: lines(content).filter_map(group).collect() }
+        Membership { groups: lines(content).filter_map(group).take(MOST_GROUPS).collect() }
     }
 
     /// The group in the v1 hierarchy with `controller` (or `name=...`). `None` where that controller
@@ -74,6 +74,9 @@ impl Membership {
         self.groups.iter().find(|group| group.hierarchy == 0 && group.controllers.is_empty())
     }
 }
+
+/// More hierarchies than anybody mounts: what a file of nothing but `0::/` may cost stays bounded.
+const MOST_GROUPS: usize = 1024;
 
 /// More than there are controllers (`CGROUP_SUBSYS_COUNT` is at most 16).
 const MOST_CONTROLLERS: usize = 32;

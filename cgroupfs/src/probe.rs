@@ -1,13 +1,13 @@
 //! What the kernel at hand offers, feature by feature. Files are probed, never versions: vendors carry
 //! features to old kernels and leave them out of new ones.
 
-use crate::dir::Cgroup;
 use crate::error::Result;
 use crate::files::{Access, ControlDir, Knob};
 use crate::hierarchy::MemoryHierarchy;
 use crate::memory::Version;
 use crate::mounts::Mounts;
 use crate::procfs::{Psi, Swaps};
+use crate::recording::Recording;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -67,23 +67,69 @@ impl Capabilities {
         let parent = hierarchy.parent_for_new();
         let made = parent.as_ref().ok().and_then(|parent| parent.create_child(&name).ok());
         let features = match made {
-            Some(group) => features(&hierarchy, group, true),
-            None => features(&hierarchy, hierarchy.open(&hierarchy.own)?, false),
+            Some(group) => features(&hierarchy, Arc::new(group), true, Node::ours()),
+            None => {
+                let own = Arc::new(hierarchy.open(&hierarchy.own)?);
+                features(&hierarchy, own, false, Node::ours())
+            }
         };
         if let Ok(parent) = parent {
             let _ = parent.remove_child(&name, Duration::from_secs(1));
         }
         Ok(Capabilities { hierarchy, features })
     }
+
+    /// What the kernel of a recording offers.
+    pub fn of_recording(recording: Arc<Recording>) -> Capabilities {
+        let node = Node::of_recording(&recording);
+        let mount_point = match recording.version() {
+            Version::V1 => node.mounts.v1("memory").map(|mount| mount.mount_point.clone()),
+            Version::V2 => node.mounts.v2().map(|mount| mount.mount_point.clone()),
+        };
+        let mount_point = mount_point.unwrap_or_else(|| "/sys/fs/cgroup".into());
+        let hierarchy =
+            MemoryHierarchy { version: recording.version(), own: mount_point.clone(), mount_point };
+        let features = features(&hierarchy, recording, true, node);
+        Capabilities { hierarchy, features }
+    }
 }
 
-fn features(hierarchy: &MemoryHierarchy, group: Cgroup, writable: bool) -> Vec<Feature> {
-    let probe = Probe {
-        v1: hierarchy.version == Version::V1,
-        dir: Arc::new(group),
-        writable,
-        mounts: Mounts::read().unwrap_or_default(),
-    };
+/// What is asked of the host, not of the group.
+struct Node {
+    mounts: Mounts,
+    swaps: Swaps,
+    psi: bool,
+    openat2: bool,
+}
+
+impl Node {
+    fn ours() -> Node {
+        Node {
+            mounts: Mounts::read().unwrap_or_default(),
+            swaps: Swaps::read().unwrap_or_default(),
+            psi: Psi::read().is_ok(),
+            openat2: crate::dir::has_openat2(),
+        }
+    }
+
+    fn of_recording(recording: &Recording) -> Node {
+        let proc = |name| recording.proc(name).unwrap_or_default();
+        Node {
+            mounts: Mounts::parse(proc("mountinfo")),
+            swaps: Swaps::parse(proc("swaps")),
+            psi: recording.proc("pressure-memory").is_some(),
+            openat2: recording.openat2(),
+        }
+    }
+}
+
+fn features(
+    hierarchy: &MemoryHierarchy,
+    dir: Arc<dyn ControlDir>,
+    writable: bool,
+    node: Node,
+) -> Vec<Feature> {
+    let probe = Probe { v1: hierarchy.version == Version::V1, dir, writable, node };
     vec![
         probe.memory_controller(hierarchy),
         probe.background_reclaim(),
@@ -108,7 +154,7 @@ struct Probe {
     v1: bool,
     dir: Arc<dyn ControlDir>,
     writable: bool,
-    mounts: Mounts,
+    node: Node,
 }
 
 fn feature(name: &'static str, support: Support, why: impl Into<String>) -> Feature {
@@ -278,7 +324,7 @@ impl Probe {
 
     fn swap(&self) -> Feature {
         const NAME: &str = "swap";
-        let swaps = Swaps::read().unwrap_or_default();
+        let swaps = &self.node.swaps;
         if swaps.devices.is_empty() {
             return feature(
                 NAME,
@@ -292,14 +338,14 @@ impl Probe {
 
     fn freezer(&self) -> Feature {
         const NAME: &str = "freezer";
-        if let Some(mount) = self.mounts.v1("freezer") {
+        if let Some(mount) = self.node.mounts.v1("freezer") {
             return feature(
                 NAME,
                 Support::Native,
                 format!("v1 at {}", mount.mount_point.display()),
             );
         }
-        match self.mounts.v2() {
+        match self.node.mounts.v2() {
             Some(_) => feature(NAME, Support::Native, "cgroup.freeze in the unified hierarchy"),
             None => feature(NAME, Support::Absent, "neither a v1 freezer nor v2 is mounted"),
         }
@@ -307,7 +353,7 @@ impl Probe {
 
     fn pressure(&self) -> Feature {
         const NAME: &str = "psi";
-        if Psi::read().is_err() {
+        if !self.node.psi {
             let why = "no /proc/pressure/memory: boot with psi=1 (4.20 and later)";
             return feature(NAME, Support::Absent, why);
         }
@@ -319,7 +365,7 @@ impl Probe {
 
     fn openat2(&self) -> Feature {
         const NAME: &str = "openat2";
-        match crate::dir::has_openat2() {
+        match self.node.openat2 {
             true => feature(NAME, Support::Native, "paths are resolved beneath the hierarchy"),
             false => feature(
                 NAME,

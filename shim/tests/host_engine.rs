@@ -10,6 +10,7 @@ use cgroupfs::memory::{Memory, Version};
 use cgroupfs::{Bytes, Cgroup, Limit};
 use cgshim::core::{Notice, Outcome, Totals};
 use cgshim::driver::{Engine, Happened, Key, Policy, reclaim_once};
+use cgshim::journal::Journal;
 use common::{DiskFile, Ground, Load, LowestLimit, alone, memory, without_swap};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -31,7 +32,7 @@ impl Enforced {
         let group = ground.group(name);
         let memory = memory(&group);
         memory.set_limit(LIMIT).unwrap();
-        let mut engine = Engine::new(1).unwrap();
+        let mut engine = Engine::new(1, Arc::new(Journal::private().unwrap())).unwrap();
         let key = register(&mut engine, &group);
         Enforced { engine, key, group, memory, happened: Vec::new() }
     }
@@ -362,7 +363,7 @@ fn a_limit_that_comes_later_is_enforced_and_one_that_goes_is_no_more() {
     let file = DiskFile::new(Bytes::mib(128));
     let group = ground.group("g");
     let memory = memory(&group);
-    let mut engine = Engine::new(1).unwrap();
+    let mut engine = Engine::new(1, Arc::new(Journal::private().unwrap())).unwrap();
     let key = register(&mut engine, &group);
     let mut at = Enforced { engine, key, group, memory, happened: Vec::new() };
     assert_eq!(at.engine.watermarks(at.key), None);

@@ -5,9 +5,10 @@
 
 #[path = "../../tools/tests/common/mod.rs"]
 mod common;
+mod static_hook;
 
 use cgroupfs::files::ControlDir;
-use common::{Ground, Load, alone, skip};
+use common::{Ground, Load, alone};
 use serde_json::{Value, json};
 use std::fs;
 use std::io::{BufRead, BufReader, Write};
@@ -372,7 +373,7 @@ fn two_hundred_hooks_take_two_milliseconds() {
     let _alone = alone();
     let container = Container::new(&ground, &json!({}));
     let daemon = Daemon::start(&container.run_dir(), YES);
-    let program = small_static().unwrap_or_else(hook_program);
+    let program = static_hook::current().unwrap_or_else(hook_program);
     let state = container.state().to_string();
     let once = || {
         let start = Instant::now();
@@ -403,28 +404,6 @@ fn two_hundred_hooks_take_two_milliseconds() {
         }
     }
     panic!("never within 2 ms (p50) and 10 ms (p99)");
-}
-
-/// What `ci/build-static` made, if it is there and not older than the build under test.
-fn small_static() -> Option<PathBuf> {
-    let debug = PathBuf::from(env!("CARGO_BIN_EXE_cgshim-hook"));
-    let built = debug.parent()?.parent()?.join("static/cgshim-hook");
-    let age = |path: &Path| fs::metadata(path).and_then(|file| file.modified()).ok();
-    (age(&built)? >= age(&debug)?).then_some(built)
-}
-
-#[test]
-fn the_installed_hook_is_small_and_static() {
-    let name = "the_installed_hook_is_small_and_static";
-    let Some(program) = small_static() else {
-        skip(name, "no current target/static/cgshim-hook: ci/build-static --hook makes it");
-        return;
-    };
-    let size = fs::metadata(&program).unwrap().len();
-    assert!(size <= 1_500_000, "{size} bytes");
-    let bytes = fs::read(&program).unwrap();
-    let needle = b"/lib64/ld-linux";
-    assert!(!bytes.windows(needle.len()).any(|window| window == needle), "it needs an interpreter");
 }
 
 /// The wrapper edits the bundle and becomes the runtime, whatever comes of the edit.

@@ -3,9 +3,12 @@
 
 #![allow(clippy::unwrap_used)] // helpers outside of #[test] functions
 
+mod static_hook;
+
 use cgshim::oci::inject::{self, Entry};
 use cgshim::oci::{Spec, State};
 use std::fs;
+use std::io::Write;
 use std::os::unix::fs::{PermissionsExt, symlink};
 use std::path::Path;
 
@@ -200,6 +203,21 @@ fn a_bundles_file_keeps_owner_mode_and_links() {
     assert!(error.strict && error.to_string().contains("config.json: hooks: "), "{error}");
     let gone = inject::inject(&dir.path().join("none"), &entry()).unwrap_err();
     assert!(!gone.strict, "{gone}");
+}
+
+#[test]
+fn the_installed_hook_is_small_and_static() {
+    let name = "the_installed_hook_is_small_and_static";
+    let Some(program) = static_hook::current() else {
+        let why = "no current target/static/cgshim-hook: ci/build-static --hook makes it";
+        let _ = writeln!(std::io::stderr(), "SKIP {name}: {why}");
+        return;
+    };
+    let size = fs::metadata(&program).unwrap().len();
+    assert!(size <= 1_500_000, "{size} bytes");
+    let bytes = fs::read(&program).unwrap();
+    let needle = b"/lib64/ld-linux";
+    assert!(!bytes.windows(needle.len()).any(|window| window == needle), "it needs an interpreter");
 }
 
 // --- damage

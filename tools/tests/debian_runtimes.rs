@@ -61,7 +61,7 @@ fn the_wrapper_in_place_of_runc_and_crun() {
 #[ignore = "needs container runtimes: ci/vm/tests debian-v2-6.1"]
 fn podman_with_hooks_d() {
     let _machine = machine();
-    sh("cgctl hook install podman");
+    sh("cgctl install podman");
     for runtime in ["crun", "runc"] {
         for manager in ["systemd", "cgroupfs"] {
             let what = format!("podman-{runtime}-{manager}");

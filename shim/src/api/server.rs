@@ -23,8 +23,10 @@ const MOST_CLIENTS: usize = 64;
 /// Lines that wait for a client that follows events; what is beyond is counted and said.
 const MOST_WAITING: usize = 256 << 10;
 
-/// A client that takes nothing for so long while something waits for it is dropped.
+/// A client that takes nothing for so long while something waits for it is dropped; one that follows
+/// events has longer, as lines that find no room are all it loses.
 const PATIENCE: Duration = Duration::from_secs(10);
+const FOLLOWERS_PATIENCE: Duration = Duration::from_secs(300);
 
 /// Requests taken in one turn, so that nobody keeps the loop from its other work.
 const MOST_A_TURN: usize = 128;
@@ -107,6 +109,14 @@ fn way_out(why: &io::Error) -> &'static str {
     }
 }
 
+impl Client {
+    /// When it is dropped if it goes on taking nothing.
+    fn drop_at(&self) -> Option<Instant> {
+        let patience = if self.follows.is_some() { FOLLOWERS_PATIENCE } else { PATIENCE };
+        (!self.output.is_empty()).then_some(self.active + patience)
+    }
+}
+
 impl Server {
     /// Listens in `run_dir`, which must be this daemon's alone (a lock says so). A socket that nobody
     /// listens on is removed.
@@ -156,8 +166,8 @@ impl Server {
         if self.unread {
             return Some(Duration::ZERO);
         }
-        let waiting = self.clients.values().filter(|client| !client.output.is_empty());
-        waiting.map(|client| (client.active + PATIENCE).saturating_duration_since(now)).min()
+        let waiting = self.clients.values().filter_map(Client::drop_at);
+        waiting.map(|at| at.saturating_duration_since(now)).min()
     }
 
     /// Takes what came, sends what waits.
@@ -186,11 +196,11 @@ impl Server {
         let stuck: Vec<u64> = self
             .clients
             .iter()
-            .filter(|(_, client)| !client.output.is_empty() && now >= client.active + PATIENCE)
+            .filter(|(_, client)| client.drop_at().is_some_and(|at| at <= now))
             .map(|(number, _)| *number)
             .collect();
         for number in stuck {
-            log::warn!("a client took nothing for {PATIENCE:?}: dropped");
+            log::warn!("a client takes nothing: dropped");
             self.drop_client(number, incoming);
         }
     }

@@ -18,11 +18,14 @@ mod reload;
 mod requests;
 mod spool;
 mod verify;
+mod witness;
 
 use crate::api::message::Feature;
 use crate::api::server::{Incoming, ServeError, Server};
 use crate::core::Now;
 use crate::driver::{Engine, Happened, Key};
+use crate::guardian::{Guardian, Kernel, restore_all};
+use crate::journal::{Journal, JournalError, RunDir};
 use cgroupfs::Bytes;
 use config::{Config, ConfigError};
 use discovery::Discovery;
@@ -40,6 +43,7 @@ use std::collections::HashMap;
 use std::io;
 use std::os::fd::AsFd;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 use verify::Host;
 
@@ -49,6 +53,9 @@ const SIGNALS: u64 = 2;
 const SPOOL: u64 = 3;
 const CONFIG: u64 = 4;
 const DISCOVERY: u64 = 5;
+
+/// How long the guardian of a daemon that was killed may still be at work.
+const GUARDIAN_PATIENCE: Duration = Duration::from_secs(5);
 
 /// How long a stop waits for what is in flight: a write that waits for the disk cannot be interrupted.
 const STOP_PATIENCE: Duration = Duration::from_secs(5);
@@ -84,6 +91,9 @@ pub enum StartError {
     /// The socket cannot be had.
     #[error(transparent)]
     Serve(#[from] ServeError),
+    /// The journal cannot be had.
+    #[error(transparent)]
+    Journal(#[from] JournalError),
     /// The kernel's files, or the kernel.
     #[error(transparent)]
     Kernel(#[from] cgroupfs::Error),
@@ -139,6 +149,9 @@ pub struct Daemon {
     watchdog_at: Option<Instant>,
     said: String,
     stopping: bool,
+    /// Goes after the engine, which leaves nothing to undo.
+    _guardian: Guardian,
+    _run_dir: RunDir,
     _lock: Lock,
 }
 
@@ -159,9 +172,24 @@ impl Daemon {
         mask.thread_block().map_err(errno("block signals"))?;
         let flags = SfdFlags::SFD_CLOEXEC | SfdFlags::SFD_NONBLOCK;
         let signals = SignalFd::with_flags(&mask, flags).map_err(errno("take signals"))?;
-        let features = privileges::settle();
+        let mut features = privileges::settle();
         let host = Host::find()?;
-        let engine = Engine::new(config.workers)?;
+        // After memory is locked: the journal is mostly holes, which locking would fill.
+        let kernel = Kernel::find()?;
+        let run_dir = RunDir::lock(&options.run_dir, GUARDIAN_PATIENCE)?;
+        let (journal, opened) = Journal::open(&run_dir)?;
+        for remark in opened.remarks {
+            log::error!("{remark}");
+        }
+        restore_all(&journal, &kernel, &mut |path, undone| log::warn!("{path}: {undone}"));
+        for found in opened.found {
+            journal.remove(found.slot);
+        }
+        let journal = Arc::new(journal);
+        let guardian = Guardian::start(&journal, Some(&run_dir), &kernel)
+            .map_err(system("start the guardian process"))?;
+        let mut engine = Engine::new(config.workers, journal)?;
+        features.extend(witness::start(&mut engine, &options.run_dir));
         let spool = Spool::open(&options.run_dir).map_err(|why| StartError::RunDir {
             path: options.run_dir.join(crate::api::SPOOL),
             why,
@@ -204,6 +232,8 @@ impl Daemon {
             incoming: Vec::new(),
             said: String::new(),
             stopping: false,
+            _guardian: guardian,
+            _run_dir: run_dir,
             _lock: lock,
         };
         daemon.take_spool();

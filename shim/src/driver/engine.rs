@@ -2,19 +2,35 @@
 
 use super::asked::Asked;
 use super::flight::{Flight, INTERRUPT_AGAIN};
+use super::journaled::{self, Journaled};
+use super::oom::{Deeds, OomWatch};
 use super::watch::RECOUNT_EVERY;
 use super::worker::{Answer, Work, Workers};
 use super::{Happened, Key, Policy, capabilities, open_memory};
 use crate::core::{Action, Container, Event, Now, State, Totals, Watermarks};
+use crate::journal::{Found, Journal, Record, Slot};
 use cgroupfs::events::{ModifiedSet, Notification, Watch};
 use cgroupfs::memory::{Counters, Memory, ReclaimFile, Version};
-use cgroupfs::{Bytes, Cgroup, Error, Limit, Result};
+use cgroupfs::{Bytes, Cgroup, Error, Limit, MemoryHierarchy, Result};
 use nix::errno::Errno;
 use nix::sys::epoll::{Epoll, EpollCreateFlags, EpollEvent, EpollFlags, EpollTimeout};
 use std::collections::HashMap;
 use std::os::fd::{AsFd, BorrowedFd};
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
+
+/// A step that could not be undone yet.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Unrestored {
+    pub(super) file: ReclaimFile,
+    /// Our value in it.
+    pub(super) ours: Bytes,
+    /// What is to stand there.
+    pub(super) declared: Limit,
+    /// When to try again.
+    pub(super) at: Now,
+}
 
 /// A container, and what is held open for it.
 pub(super) struct Enforced {
@@ -30,9 +46,12 @@ pub(super) struct Enforced {
     pub(super) flight: Option<Flight>,
     /// Reclaim that a person asked for.
     pub(super) asked: Option<Asked>,
-    /// A step that could not be undone: the file, our value in it, and when to try again.
-    pub(super) unrestored: Option<(ReclaimFile, Bytes, Now)>,
+    pub(super) unrestored: Option<Unrestored>,
     pub(super) counters: Counters,
+    /// Its place in the journal; without one nothing is changed that would have to be undone.
+    pub(super) journaled: Option<Journaled>,
+    /// What was done to it, for records of its OOMs; `Some` if the OOM watch has it.
+    pub(super) deeds: Option<Arc<Deeds>>,
 }
 
 /// The event loop.
@@ -45,9 +64,13 @@ pub struct Engine {
     pub(super) containers: HashMap<u64, Enforced>,
     pub(super) next_key: u64,
     pub(super) happened: Vec<Happened>,
+    pub(super) oom_watch: Option<OomWatch>,
     /// Answers taken by [`Engine::quiesce`], to be handled by the next turn; whether of
     /// [`Engine::reclaim`].
     pub(super) later: Vec<(u64, Answer, bool)>,
+    pub(super) journal: Arc<Journal>,
+    /// What paths in the journal are relative to.
+    mount_point: PathBuf,
 }
 
 /// What an epoll token stands for; in its upper byte, the key or the caller's number in the rest.
@@ -58,6 +81,7 @@ pub(super) enum Source {
     Threshold = 3,
     Oom = 4,
     Modified = 5,
+    OomWatch = 6,
 }
 
 const SOURCE_SHIFT: u32 = 56;
@@ -71,8 +95,9 @@ fn kernel(errno: Errno) -> Error {
 }
 
 impl Engine {
-    /// An engine with at most `workers` reclaim threads. None is started before there is work.
-    pub fn new(workers: usize) -> Result<Engine> {
+    /// An engine with at most `workers` reclaim threads, which writes down what it does in `journal`. No
+    /// thread is started before there is work.
+    pub fn new(workers: usize, journal: Arc<Journal>) -> Result<Engine> {
         let epoll = Epoll::new(EpollCreateFlags::EPOLL_CLOEXEC).map_err(kernel)?;
         let workers = Workers::new(workers, 4096).map_err(kernel)?;
         epoll
@@ -90,7 +115,10 @@ impl Engine {
             containers: HashMap::new(),
             next_key: 0,
             happened: Vec::new(),
+            oom_watch: None,
             later: Vec::new(),
+            journal,
+            mount_point: MemoryHierarchy::find()?.mount_point,
         })
     }
 
@@ -108,17 +136,58 @@ impl Engine {
 
     /// Starts to enforce `policy` on `group`. What its limit is now is the declared limit.
     pub fn register(&mut self, group: Arc<Cgroup>, policy: Policy) -> Result<Key> {
+        let record = self.record_of(&group, policy)?;
+        self.register_as(group, policy, record)
+    }
+
+    /// What the journal would hold of `group`: for callers who know more, such as its id and its init.
+    pub fn record_of(&self, group: &Arc<Cgroup>, policy: Policy) -> Result<Record> {
+        let memory = open_memory(group)?;
+        Ok(journaled::record_of(group, &*memory, &self.mount_point, policy))
+    }
+
+    /// As [`Engine::register`], with what the caller made of [`Engine::record_of`]'s record.
+    pub fn register_as(
+        &mut self,
+        group: Arc<Cgroup>,
+        policy: Policy,
+        record: Record,
+    ) -> Result<Key> {
+        let journaled = Journaled::insert(&self.journal, record);
+        self.enlist(group, policy, journaled)
+    }
+
+    /// Goes on with a container that was in the journal: its counters go on, and kills that nobody was
+    /// told of are told. What stood in the kernel must have been undone
+    /// ([`crate::guardian::restore_all`]).
+    pub fn resume(&mut self, group: Arc<Cgroup>, policy: Policy, found: Found) -> Result<Key> {
+        self.enlist(group, policy, Some(Journaled::found(found)))
+    }
+
+    fn enlist(
+        &mut self,
+        group: Arc<Cgroup>,
+        policy: Policy,
+        journaled: Option<Journaled>,
+    ) -> Result<Key> {
         let memory = open_memory(&group)?;
         let key = self.next_key;
         self.next_key += 1;
+        let mut can = capabilities(&*memory);
+        if journaled.is_none() {
+            can = journaled::without_undo(can);
+        }
         let core = Container::new(
             policy.watermarks,
             memory.limit()?,
             policy.high,
-            capabilities(&*memory),
+            can,
             group.inode() ^ key << 32,
         );
-        let counters = memory.counters()?;
+        let mut counters = memory.counters()?;
+        if let Some(journaled) = &journaled {
+            counters.oom_kill = journaled.oom_kill_seen().or(counters.oom_kill);
+        }
         // Without these events counters are still read at every round and at the end.
         let (oom, file) = match memory.version() {
             Version::V1 => (Notification::oom(&group).ok(), "memory.limit_in_bytes"),
@@ -151,10 +220,19 @@ impl Engine {
                 asked: None,
                 unrestored: None,
                 counters,
+                journaled,
+                deeds: None,
             },
         );
+        // Kills between the last look of whoever was before us and ours.
+        self.count(key);
         self.deliver(key, Event::Usage(usage));
         Ok(Key(key))
+    }
+
+    /// A container's place in the journal, for what else changes the kernel for it.
+    pub fn slot(&self, key: Key) -> Option<Arc<Slot>> {
+        Some(self.containers.get(&key.0)?.journaled.as_ref()?.slot())
     }
 
     /// Ends enforcement: cancels what is in flight, sees that the declared limit stands.
@@ -226,6 +304,7 @@ impl Engine {
                 n if n == Source::Workers as u64 => self.answers(),
                 n if n == Source::Threshold as u64 => self.crossed(number),
                 n if n == Source::Oom as u64 => self.oom(number),
+                n if n == Source::OomWatch as u64 => self.told_of_ooms(),
                 _ => self.modifications(None),
             }
         }
@@ -247,7 +326,7 @@ impl Engine {
                 [
                     enforced.timer,
                     enforced.recount.map(|(at, _)| at),
-                    enforced.unrestored.map(|(_, _, at)| at),
+                    enforced.unrestored.map(|unrestored| unrestored.at),
                     enforced.flight.as_ref().and_then(|flight| flight.interrupt_at),
                 ]
             })
@@ -307,7 +386,9 @@ impl Engine {
         let unrestored: Vec<u64> = self
             .containers
             .iter()
-            .filter(|(_, enforced)| enforced.unrestored.is_some_and(|(_, _, at)| at <= now))
+            .filter(|(_, enforced)| {
+                enforced.unrestored.is_some_and(|unrestored| unrestored.at <= now)
+            })
             .map(|(key, _)| *key)
             .collect();
         for key in unrestored {
@@ -331,8 +412,16 @@ impl Engine {
         let mut actions = Vec::new();
         if let Some(enforced) = self.containers.get_mut(&key) {
             log::trace!("{now:?} {event:?}");
+            if let (Some(deeds), Event::LimitChanged(limit)) = (&enforced.deeds, &event) {
+                deeds.declare(*limit);
+                deeds.note("limit_adopted", limit.bytes().map(|bytes| bytes.0), false);
+            }
             enforced.core.handle(now, event, &mut actions);
             log::trace!("{actions:?}");
+            // In the journal before anything is done about it, or anybody told.
+            if let Some(journaled) = &mut enforced.journaled {
+                journaled.keep(&enforced.core);
+            }
         }
         for action in actions {
             self.perform(key, action);
@@ -357,10 +446,14 @@ impl Engine {
             Action::Restore(_) => self.restore(key),
             Action::Tell(notice) => self.happened.push(Happened::Notice(Key(key), now, notice)),
             Action::Forget => {
+                self.finish_ooms(Key(key));
                 if let Some(mut gone) = self.containers.remove(&key) {
                     self.asked_of_the_gone(key, gone.asked.take());
                     if let Some(watch) = &gone.modified {
                         self.modified.forget(watch);
+                    }
+                    if let Some(journaled) = gone.journaled.take() {
+                        journaled.remove(&self.journal);
                     }
                     self.happened.push(Happened::Forgotten(Key(key), gone.core.totals()));
                 }

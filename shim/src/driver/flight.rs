@@ -1,11 +1,11 @@
 //! Tasks in flight: started, answered, cancelled, and undone where their worker could not.
 
-use super::engine::Engine;
+use super::engine::{Engine, Unrestored};
+use super::journaled::Journaled;
 use super::reclaim;
 use super::worker::{Answer, Ticket, Work};
 use super::{Happened, Key};
 use crate::core::{Event, Job, Now, Outcome, Strategy};
-use cgroupfs::Limit;
 use cgroupfs::memory::{ReclaimFile, Version};
 use nix::errno::Errno;
 use std::sync::Arc;
@@ -51,10 +51,10 @@ impl Engine {
                 let flight = enforced.and_then(|enforced| enforced.flight.take());
                 let asked = flight.as_ref().is_some_and(|flight| flight.asked);
                 if let Some(Flight { ticket, job: Some(job), .. }) = flight
-                    && let Some(ours) = ticket.stop.lowered()
+                    && let Some(lowered) = unrestored(&ticket, &job, Now::ZERO)
                     && let Some(enforced) = self.containers.get_mut(&key)
                 {
-                    enforced.unrestored = Some((stepped_file(job.strategy), ours, Now::ZERO));
+                    enforced.unrestored = Some(lowered);
                     self.restore(key);
                 }
                 later.push((key, answer, asked));
@@ -75,11 +75,17 @@ impl Engine {
             let now = self.now();
             let Some(enforced) = self.containers.get_mut(&key) else { continue };
             let flight = enforced.flight.take();
+            if let Some(deeds) = &enforced.deeds {
+                deeds.ended(match &answer {
+                    Answer::Done(report) => Some(report),
+                    Answer::Surveyed(_) => None,
+                });
+            }
             let asked = was_asked || flight.as_ref().is_some_and(|flight| flight.asked);
             if let Some(Flight { ticket, job: Some(job), .. }) = flight
-                && let Some(ours) = ticket.stop.lowered()
+                && let Some(lowered) = unrestored(&ticket, &job, now)
             {
-                enforced.unrestored = Some((stepped_file(job.strategy), ours, now));
+                enforced.unrestored = Some(lowered);
                 self.restore(key);
             }
             let Some(enforced) = self.containers.get_mut(&key) else { continue };
@@ -121,10 +127,14 @@ impl Engine {
             // What stands is ours: it must not be taken for somebody else's limit.
             return self.deliver(key, Event::Failed(Errno::EBUSY as i32));
         }
-        let started = self.workers.start(key, enforced.memory.clone(), work);
+        let slot = enforced.journaled.as_ref().map(Journaled::slot);
+        let started = self.workers.start(key, enforced.memory.clone(), work, slot);
         let Some(enforced) = self.containers.get_mut(&key) else { return };
         match started {
             Some(ticket) => {
+                if let (Some(deeds), Some(_)) = (&enforced.deeds, &job) {
+                    deeds.started(ticket.clone());
+                }
                 let interrupt_at = job.map(|job| now + job.deadline);
                 enforced.flight = Some(Flight { ticket, job, interrupt_at, asked: false });
             }
@@ -137,20 +147,31 @@ impl Engine {
     pub(super) fn restore(&mut self, key: u64) {
         let now = self.now();
         let Some(enforced) = self.containers.get_mut(&key) else { return };
-        let Some((file, ours, _)) = enforced.unrestored else { return };
+        let Some(Unrestored { file, ours, declared, .. }) = enforced.unrestored else { return };
         let declared = match file {
             ReclaimFile::Limit => enforced.core.declared(),
-            // What it was before is not known for sure; none is what it is by default.
-            _ => Limit::Max,
+            _ => declared,
         };
         match reclaim::rescue(&*enforced.memory, file, ours, declared) {
-            Ok(_) => enforced.unrestored = None,
+            Ok(_) => {
+                enforced.unrestored = None;
+                if let Some(journaled) = &enforced.journaled {
+                    journaled.slot().end_step();
+                }
+            }
             Err(error) => {
                 log::error!("{error}; trying again");
-                enforced.unrestored = Some((file, ours, now + RESTORE_AGAIN));
+                enforced.unrestored =
+                    Some(Unrestored { file, ours, declared, at: now + RESTORE_AGAIN });
             }
         }
     }
+}
+
+/// What the worker left lowered, if anything.
+fn unrestored(ticket: &Ticket, job: &Job, at: Now) -> Option<Unrestored> {
+    let (ours, declared) = ticket.stop.left()?;
+    Some(Unrestored { file: stepped_file(job.strategy), ours, declared, at })
 }
 
 impl Drop for Engine {

@@ -205,7 +205,7 @@ fn run(memory: &Arc<dyn Memory>, job: Job, interrupted: Option<BorrowedFd<'_>>) 
     let mut workers = Workers::new(1, 1).ok()?;
     let start = Instant::now();
     let mut cancelled = false;
-    let ticket = workers.start(0, memory.clone(), Work::Reclaim(job))?;
+    let ticket = workers.start(0, memory.clone(), Work::Reclaim(job), None)?;
     loop {
         let left = job.deadline.saturating_sub(start.elapsed());
         let wait = if left.is_zero() { INTERRUPT_AGAIN } else { left };

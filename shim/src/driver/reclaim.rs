@@ -3,8 +3,11 @@
 //!
 //! Between a lower and its restore nothing is allocated and nothing is waited for.
 
+use super::attention::Attention;
+use super::fault::{self, Point};
 use super::sys;
 use crate::core::{Job, Outcome, Report, Strategy};
+use crate::journal::{Deadline, Slot, Step, StepFile, Swappiness};
 use cgroupfs::files::{Decimal, Knob};
 use cgroupfs::memory::{Memory, ReclaimFile, Version};
 use cgroupfs::{Bytes, Error, Limit, Op};
@@ -20,6 +23,8 @@ pub struct Stop {
     expired: AtomicBool,
     /// The value a step stands at, 0 for none: what a rescuer looks for in the file.
     lowered: AtomicU64,
+    /// What is to stand there; `u64::MAX` for no limit.
+    declared: AtomicU64,
     /// A limit that somebody else wrote meanwhile, as seen by the event loop; 0 for none.
     foreign: AtomicU64,
 }
@@ -70,6 +75,51 @@ impl Stop {
     }
 }
 
+impl Stop {
+    fn lower(&self, value: Bytes, declared: Limit) {
+        let declared = declared.bytes().map_or(u64::MAX, |bytes| bytes.0);
+        self.declared.store(declared, Ordering::SeqCst);
+        self.lowered.store(value.0, Ordering::SeqCst);
+    }
+
+    fn restored(&self) {
+        self.lowered.store(0, Ordering::SeqCst);
+    }
+
+    /// What a job that ended left lowered, and what is to stand there.
+    pub(super) fn left(&self) -> Option<(Bytes, Limit)> {
+        let declared = match self.declared.load(Ordering::SeqCst) {
+            u64::MAX => Limit::Max,
+            bytes => Limit::Bytes(Bytes(bytes)),
+        };
+        Some((self.lowered()?, declared))
+    }
+}
+
+/// What a worker has at hand for a job.
+pub(super) struct At<'a> {
+    /// How it is stopped.
+    pub(super) stop: &'a Stop,
+    /// Where it writes down what it changes before it does; `None` for one job outside of the event loop.
+    pub(super) slot: Option<&'a Slot>,
+    /// Its thread.
+    pub(super) me: sys::Thread,
+    /// How it notices who else is about to write.
+    pub(super) attention: &'a mut Attention,
+}
+
+/// The guardian restores a step that has stood for so long: with its [`crate::guardian`]'s pace, less
+/// than the 100 ms in which every limit is to be back. A lowering write may go on for longer, and has
+/// nothing lowered until it is done.
+const STEP_DEADLINE: Duration = Duration::from_millis(30);
+
+/// It puts swappiness back after so long: a job and what it may take to end.
+const SWAPPINESS_DEADLINE: Duration = Duration::from_secs(1);
+
+/// Others that touch the file make a step's writes begin anew so often. After that a restore is made
+/// whoever else writes, and a step is not.
+const TOUCHES: u32 = 8;
+
 /// What the attempts of a job came to so far.
 struct Tally {
     freed: Bytes,
@@ -78,17 +128,17 @@ struct Tally {
 
 /// Does `job` on `memory`, in the calling thread, which must be a worker's
 /// ([`sys::become_interruptible`]).
-pub(super) fn execute(memory: &dyn Memory, job: &Job, stop: &Stop, me: sys::Thread) -> Report {
+pub(super) fn execute(memory: &dyn Memory, job: &Job, at: &mut At<'_>) -> Report {
     let wall = Instant::now();
     let cpu = thread_cpu();
     let before = memory.usage().unwrap_or_default();
     let mut tally = Tally { freed: Bytes(0), steps: 0 };
-    let outcome = match SwapGuard::set(memory, job.no_swap) {
+    let outcome = match SwapGuard::set(memory, job.no_swap, at.slot) {
         Ok(_guard) => match job.strategy {
-            Strategy::LimitStep => step(memory, job, stop, &mut tally, ReclaimFile::Limit),
-            Strategy::HighStep => step(memory, job, stop, &mut tally, ReclaimFile::High),
-            Strategy::MemoryReclaim => memory_reclaim(memory, job, stop, &mut tally),
-            Strategy::ForceEmpty => force_empty(memory, job, stop, &mut tally, me),
+            Strategy::LimitStep => step(memory, job, at, &mut tally, ReclaimFile::Limit),
+            Strategy::HighStep => step(memory, job, at, &mut tally, ReclaimFile::High),
+            Strategy::MemoryReclaim => memory_reclaim(memory, job, at.stop, &mut tally),
+            Strategy::ForceEmpty => force_empty(memory, job, at.stop, &mut tally, at.me),
         },
         Err(error) => Err(error),
     }
@@ -123,7 +173,7 @@ fn thread_cpu() -> Duration {
 fn step(
     memory: &dyn Memory,
     job: &Job,
-    stop: &Stop,
+    at: &mut At<'_>,
     tally: &mut Tally,
     file: ReclaimFile,
 ) -> Result<Outcome, Error> {
@@ -133,11 +183,28 @@ fn step(
         ReclaimFile::High => read_limit(&knob, memory.version(), file)?,
         _ => job.declared.page_floor(),
     };
+    at.attention.pay(&knob);
+    let outcome = steps(memory, job, at, tally, file, &knob, declared);
+    at.attention.ease();
+    outcome
+}
+
+fn steps(
+    memory: &dyn Memory,
+    job: &Job,
+    at: &mut At<'_>,
+    tally: &mut Tally,
+    file: ReclaimFile,
+    knob: &Knob,
+    declared: Limit,
+) -> Result<Outcome, Error> {
     let text_of_declared = LimitText::new(memory.version(), file, declared);
+    let stop = at.stop;
     let foreign = |limit| match file {
         ReclaimFile::High => Outcome::ForeignHigh(limit),
         _ => Outcome::Foreign(limit),
     };
+    let mut touches = 0;
     loop {
         if let Some(outcome) = stop.stopped() {
             return Ok(outcome);
@@ -147,7 +214,8 @@ fn step(
             return Ok(Outcome::Reached);
         }
         // Foreign writes win: look before each write.
-        let standing = read_limit(&knob, memory.version(), file)?;
+        at.attention.fresh();
+        let standing = read_limit(knob, memory.version(), file)?;
         if standing != declared {
             return Ok(foreign(standing));
         }
@@ -158,19 +226,36 @@ fn step(
         }
         let text = Decimal::new(value.0);
         tally.steps += 1;
-        stop.lowered.store(value.0, Ordering::SeqCst);
-        let lowered = sys::interruptible(|| match stop.stopped() {
+        stop.lower(value, declared);
+        if let Some(slot) = at.slot {
+            slot.begin_step(Step {
+                file: if file == ReclaimFile::High { StepFile::High } else { StepFile::Limit },
+                declared,
+                written: value,
+                deadline: Deadline::after(STEP_DEADLINE),
+            });
+        }
+        fault::point(Point::Journaled);
+        let lowered = sys::interruptible_and_attentive(|| match stop.stopped() {
             Some(_) => Err(Errno::EINTR),
+            None if sys::is_touched() => Err(Errno::EINTR),
             None => knob.raw().write(text.as_bytes()),
         });
         let restored = match lowered {
-            Ok(()) => restore(memory, &knob, file, value, &text_of_declared, stop),
+            Ok(()) => {
+                fault::point(Point::Lowered);
+                restore(memory, knob, file, value, declared, &text_of_declared, at)
+            }
             // Refused: the limit is as it was.
             Err(_) => Ok(None),
         };
+        fault::point(Point::Restored);
         // A restore that failed leaves the mark: the event loop tries again.
         if restored.is_ok() {
-            stop.lowered.store(0, Ordering::SeqCst);
+            stop.restored();
+            if let Some(slot) = at.slot {
+                slot.end_step();
+            }
         }
         // Judged by bytes, not by the return code.
         let after = memory.usage()?;
@@ -187,7 +272,14 @@ fn step(
             Ok(()) if file == ReclaimFile::High && went < Bytes::kib(128) => {
                 return Ok(Outcome::Exhausted);
             }
-            Ok(()) | Err(Errno::EINTR) => {}
+            Ok(()) => {}
+            // By somebody who touches the file, unless by who stops us.
+            Err(Errno::EINTR) => {
+                touches += 1;
+                if touches > TOUCHES {
+                    return Ok(stop.stopped().unwrap_or(Outcome::Cancelled));
+                }
+            }
             // Nothing (more) could be reclaimed. Next to nothing freed is the end of it.
             Err(Errno::EBUSY) if went >= Bytes::kib(128) => {}
             Err(Errno::EBUSY) => return Ok(Outcome::Exhausted),
@@ -204,30 +296,48 @@ fn restore(
     knob: &Knob,
     file: ReclaimFile,
     ours: Bytes,
-    declared: &LimitText,
-    stop: &Stop,
+    declared: Limit,
+    text_of_declared: &LimitText,
+    at: &mut At<'_>,
 ) -> Result<Option<Limit>, Errno> {
     let version = memory.version();
-    if let Ok(standing) = read_limit(knob, version, file)
-        && standing != Limit::Bytes(ours)
-    {
-        return Ok(Some(standing));
-    }
-    // Written while our lowering write was under way, and overwritten by it: theirs is put back.
-    if let Some(theirs) = stop.foreign().filter(|_| file == ReclaimFile::Limit) {
-        write_on(knob, &LimitText::new(version, file, theirs))?;
-        return Ok(Some(theirs));
-    }
-    match write_on(knob, declared) {
-        Ok(()) => Ok(None),
-        Err(Errno::EINVAL) if file == ReclaimFile::Limit => {
-            let bound =
-                memory.limit_bound().map_err(|error| error.errno().unwrap_or(Errno::EIO))?;
-            write_on(knob, &LimitText::new(version, file, bound))?;
-            Ok(Some(bound))
+    for touches in 0.. {
+        at.attention.fresh();
+        match read_limit(knob, version, file) {
+            // By the guardian, or the event loop.
+            Ok(standing) if standing == declared => return Ok(None),
+            Ok(standing) if standing != Limit::Bytes(ours) => return Ok(Some(standing)),
+            _ => {}
         }
-        Err(errno) => Err(errno),
+        // Written while our lowering write was under way, and overwritten by it: theirs is put back.
+        let theirs = at.stop.foreign().filter(|_| file == ReclaimFile::Limit);
+        let text = theirs.map_or(*text_of_declared, |theirs| LimitText::new(version, file, theirs));
+        let write = || knob.raw().write(text.as_bytes());
+        let written = match touches {
+            0..TOUCHES => sys::attentive(|| match sys::is_touched() {
+                true => Err(Errno::EINTR),
+                false => write(),
+            }),
+            _ => write(),
+        };
+        match written {
+            Ok(()) => return Ok(theirs),
+            // Somebody touched the file since we looked, and nothing was written: look again.
+            Err(Errno::EINTR) => {}
+            Err(Errno::EINVAL) if file == ReclaimFile::Limit => {
+                let bound =
+                    memory.limit_bound().map_err(|error| error.errno().unwrap_or(Errno::EIO))?;
+                match write_on(knob, &LimitText::new(version, file, bound)) {
+                    Ok(()) => return Ok(Some(bound)),
+                    // memsw was lowered again meanwhile.
+                    Err(Errno::EINVAL) if touches < TOUCHES => {}
+                    Err(errno) => return Err(errno),
+                }
+            }
+            Err(errno) => return Err(errno),
+        }
     }
+    Err(Errno::EINTR)
 }
 
 /// Writes, going on after EINTR: a raise that a signal interrupted did nothing.
@@ -248,11 +358,18 @@ pub(super) fn rescue(
     file: ReclaimFile,
     ours: Bytes,
     declared: Limit,
-) -> Result<Option<Limit>, Error> {
+) -> Result<(), Error> {
     let knob = memory.reclaim_file(file)?;
-    let text = LimitText::new(memory.version(), file, declared);
-    restore(memory, &knob, file, ours, &text, &Stop::default())
-        .map_err(|errno| knob.error(Op::Write, None, errno))
+    let version = memory.version();
+    if read_limit(&knob, version, file)? != Limit::Bytes(ours) {
+        return Ok(());
+    }
+    let write = |limit| write_on(&knob, &LimitText::new(version, file, limit));
+    match write(declared) {
+        Err(Errno::EINVAL) if file == ReclaimFile::Limit => write(memory.limit_bound()?),
+        result => result,
+    }
+    .map_err(|errno| knob.error(Op::Write, None, errno))
 }
 
 /// A limit as the file takes it, on the stack.
@@ -374,27 +491,42 @@ fn force_empty(
 
 /// The group's swappiness at 0 while this lives: its own limits forbid what a v1 reclaim write would do
 /// to its anonymous memory (law 2).
-struct SwapGuard(Option<(Knob, u64)>);
+struct SwapGuard<'a>(Option<(Knob, u64, Option<&'a Slot>)>);
 
-impl SwapGuard {
-    fn set(memory: &dyn Memory, wanted: bool) -> Result<SwapGuard, Error> {
+impl<'a> SwapGuard<'a> {
+    fn set(memory: &dyn Memory, wanted: bool, slot: Option<&'a Slot>) -> Result<Self, Error> {
         if !wanted || memory.version() != Version::V1 {
             return Ok(SwapGuard(None));
         }
         let knob = memory.reclaim_file(ReclaimFile::Swappiness)?;
         let before = knob.read_u64()?;
-        knob.write("0")?;
-        Ok(SwapGuard(Some((knob, before))))
+        if let Some(slot) = slot {
+            slot.begin_swappiness(Swappiness {
+                before,
+                deadline: Deadline::after(SWAPPINESS_DEADLINE),
+            });
+        }
+        let guard = SwapGuard(Some((knob, before, slot)));
+        if let SwapGuard(Some((knob, ..))) = &guard {
+            knob.write("0")?;
+        }
+        fault::point(Point::Swappiness);
+        Ok(guard)
     }
 }
 
-impl Drop for SwapGuard {
+impl Drop for SwapGuard<'_> {
     fn drop(&mut self) {
-        if let Some((knob, before)) = &self.0
-            // Somebody else's value stays.
-            && knob.read_u64().is_ok_and(|now| now == 0)
+        let Some((knob, before, slot)) = &self.0 else { return };
+        // Somebody else's value stays. What the kernel refuses stays in the journal.
+        let undone = match knob.read_u64() {
+            Ok(0) => knob.write(&before.to_string()).is_ok(),
+            _ => true,
+        };
+        if let Some(slot) = slot
+            && undone
         {
-            let _ = knob.write(&before.to_string());
+            slot.end_swappiness();
         }
     }
 }

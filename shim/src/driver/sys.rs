@@ -2,9 +2,12 @@
 //! scheduling.
 
 use nix::errno::Errno;
+use nix::fcntl::{FcntlArg, OFlag, fcntl};
 use nix::sys::mman::{MlockAllFlags, mlockall};
 use nix::sys::signal::{SigSet, SigmaskHow, pthread_sigmask};
+use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
 use std::sync::Once;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 /// A thread that can be interrupted.
 #[derive(Debug, Clone, Copy)]
@@ -18,7 +21,21 @@ fn interrupt_signal() -> libc::c_int {
 
 extern "C" fn nothing(_signal: libc::c_int) {}
 
-/// Installs the handler that does nothing: the signal's only effect is the EINTR. Once a process.
+thread_local! {
+    /// The signal came: it is gone once it was handled, which may be before the write that it is meant for.
+    static TOUCHED: AtomicBool = const { AtomicBool::new(false) };
+}
+
+extern "C" fn touched(_signal: libc::c_int) {
+    TOUCHED.with(|touched| touched.store(true, Ordering::SeqCst));
+}
+
+/// Whether what [`signal_me`] is about happened since [`forget_signals`].
+pub(super) fn is_touched() -> bool {
+    TOUCHED.with(|touched| touched.load(Ordering::SeqCst))
+}
+
+/// Installs the handlers: the signals' effect is the EINTR. Once a process.
 fn install() {
     static ONCE: Once = Once::new();
     ONCE.call_once(|| {
@@ -27,6 +44,9 @@ fn install() {
         action.sa_sigaction = nothing as *const () as libc::sighandler_t;
         // SAFETY: the handler is an extern "C" fn of the right type that touches nothing.
         unsafe { libc::sigaction(interrupt_signal(), &action, std::ptr::null_mut()) };
+        action.sa_sigaction = touched as *const () as libc::sighandler_t;
+        // SAFETY: as above; this one stores to a thread-local that has no destructor and needs no making.
+        unsafe { libc::sigaction(libc::SIGIO, &action, std::ptr::null_mut()) };
     });
 }
 
@@ -53,24 +73,70 @@ pub(super) fn ask_for_short_slices(short: bool) {
     unsafe { libc::syscall(libc::SYS_sched_setattr, 0, &raw const attr, 0) };
 }
 
+/// Has the calling thread signalled (SIGIO, which does not queue up) when `fd` becomes readable.
+pub(super) fn signal_me(fd: BorrowedFd<'_>) -> nix::Result<()> {
+    // `struct f_owner_ex` and its constants (fcntl(2)).
+    #[repr(C)]
+    struct Owner {
+        kind: libc::c_int,
+        pid: libc::pid_t,
+    }
+    const F_SETOWN_EX: libc::c_int = 15;
+    const F_OWNER_TID: libc::c_int = 0;
+    let owner = Owner { kind: F_OWNER_TID, pid: nix::unistd::gettid().as_raw() };
+    // SAFETY: F_SETOWN_EX reads one `f_owner_ex`, which `owner` is.
+    Errno::result(unsafe { libc::fcntl(fd.as_raw_fd(), F_SETOWN_EX, &raw const owner) })?;
+    let flags = OFlag::from_bits_retain(fcntl(fd, FcntlArg::F_GETFL)?);
+    fcntl(fd, FcntlArg::F_SETFL(flags | OFlag::O_ASYNC)).map(|_| ())
+}
+
+/// Takes what [`signal_me`] signalled so far.
+pub(super) fn forget_signals() {
+    let set = set_of(&[libc::SIGIO]);
+    let at_once = libc::timespec { tv_sec: 0, tv_nsec: 0 };
+    // SAFETY: both are ours; who sent it is not asked for.
+    while unsafe { libc::sigtimedwait(&set, std::ptr::null_mut(), &at_once) } > 0 {}
+    TOUCHED.with(|touched| touched.store(false, Ordering::SeqCst));
+}
+
 /// Runs `call` with the interrupt signal unblocked. Everything outside runs with it blocked: a write
 /// that raises a limit with a signal pending would return EINTR and do nothing (law 8).
 pub(super) fn interruptible<T>(call: impl FnOnce() -> T) -> T {
-    mask(libc::SIG_UNBLOCK);
+    unblocked(&[interrupt_signal()], call)
+}
+
+/// As [`interruptible`], and whoever touches the file that is paid attention to interrupts it too. `call`
+/// looks at [`is_touched`] itself, first thing.
+pub(super) fn interruptible_and_attentive<T>(call: impl FnOnce() -> T) -> T {
+    unblocked(&[interrupt_signal(), libc::SIGIO], call)
+}
+
+/// Runs `call` such that only who touches the file that is paid attention to interrupts it. `call` looks
+/// at [`is_touched`] itself, first thing.
+pub(super) fn attentive<T>(call: impl FnOnce() -> T) -> T {
+    unblocked(&[libc::SIGIO], call)
+}
+
+fn unblocked<T>(signals: &[libc::c_int], call: impl FnOnce() -> T) -> T {
+    let set = set_of(signals);
+    // SAFETY: `set` is ours; the old mask is not asked for.
+    unsafe { libc::pthread_sigmask(libc::SIG_UNBLOCK, &set, std::ptr::null_mut()) };
     let result = call();
-    mask(libc::SIG_BLOCK);
+    // SAFETY: as above.
+    unsafe { libc::pthread_sigmask(libc::SIG_BLOCK, &set, std::ptr::null_mut()) };
     result
 }
 
-fn mask(how: libc::c_int) {
+fn set_of(signals: &[libc::c_int]) -> libc::sigset_t {
     // SAFETY: an all-zero sigset_t is a valid value on Linux; sigemptyset makes it canonical.
     let mut set: libc::sigset_t = unsafe { std::mem::zeroed() };
     // SAFETY: `set` is ours.
     unsafe { libc::sigemptyset(&mut set) };
-    // SAFETY: `set` is ours, the signal number is valid.
-    unsafe { libc::sigaddset(&mut set, interrupt_signal()) };
-    // SAFETY: `set` is ours; the old mask is not asked for.
-    unsafe { libc::pthread_sigmask(how, &set, std::ptr::null_mut()) };
+    for signal in signals {
+        // SAFETY: `set` is ours, the signal number is valid.
+        unsafe { libc::sigaddset(&mut set, *signal) };
+    }
+    set
 }
 
 /// Interrupts the write that `thread` is in, if any. May come too early or too late: repeat until the
@@ -115,4 +181,16 @@ pub(super) fn may_be_real_time() -> Result<(), Errno> {
     let policy = libc::SCHED_FIFO | libc::SCHED_RESET_ON_FORK;
     // SAFETY: `param` is ours; pid 0 is the calling thread.
     Errno::result(unsafe { libc::sched_setscheduler(0, policy, &raw const param) }).map(drop)
+}
+
+/// A descriptor of process `pid` that is readable once it has exited (5.3+).
+///
+/// # Errors
+/// ESRCH where there is no such process, ENOSYS before 5.3.
+pub(super) fn pidfd_open(pid: i32) -> Result<OwnedFd, Errno> {
+    // SAFETY: no memory is passed.
+    let fd = Errno::result(unsafe { libc::syscall(libc::SYS_pidfd_open, pid, 0) })?;
+    let fd = i32::try_from(fd).map_err(|_| Errno::EBADF)?;
+    // SAFETY: the kernel has just given us this descriptor; nobody else has it.
+    Ok(unsafe { OwnedFd::from_raw_fd(fd) })
 }

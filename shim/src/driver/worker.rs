@@ -4,9 +4,11 @@
 //! normal priority: a worker inside a kernel write holds things that others wait for (measured on 6.18
 //! with CPU hogs: one lower and restore took up to 20 ms at normal priority, 650 ms at nice 19).
 
-use super::reclaim::{self, Stop};
+use super::attention::Attention;
+use super::reclaim::{self, At, Stop};
 use super::sys;
 use crate::core::{Job, Report, Survey};
+use crate::journal::Slot;
 use cgroupfs::memory::Memory;
 use cgroupfs::{Bytes, Error};
 use crossbeam_channel::{Receiver, Sender, bounded};
@@ -32,10 +34,12 @@ struct Task {
     memory: Arc<dyn Memory>,
     work: Work,
     ticket: Arc<Ticket>,
+    /// Where changes to the kernel are written down first.
+    slot: Option<Arc<Slot>>,
 }
 
 /// A task in flight: how to stop it.
-#[derive(Default)]
+#[derive(Debug, Default)]
 pub(super) struct Ticket {
     pub(super) stop: Stop,
     thread: OnceLock<sys::Thread>,
@@ -92,6 +96,7 @@ impl Workers {
         key: u64,
         memory: Arc<dyn Memory>,
         work: Work,
+        slot: Option<Arc<Slot>>,
     ) -> Option<Arc<Ticket>> {
         if self.in_flight >= self.threads.len() && self.threads.len() < self.most {
             self.spawn();
@@ -100,7 +105,7 @@ impl Workers {
             return None;
         }
         let ticket = Arc::new(Ticket::default());
-        let task = Task { key, memory, work, ticket: ticket.clone() };
+        let task = Task { key, memory, work, ticket: ticket.clone(), slot };
         self.tasks.as_ref()?.try_send(task).ok()?;
         self.in_flight += 1;
         Some(ticket)
@@ -149,13 +154,16 @@ impl Drop for Workers {
 
 fn work_off(queue: &Receiver<Task>, answers: &Sender<(u64, Answer)>, wake: &EventFd) {
     let me = sys::become_interruptible();
-    while let Ok(Task { key, memory, work, ticket }) = queue.recv() {
+    let mut attention = Attention::new();
+    while let Ok(Task { key, memory, work, ticket, slot }) = queue.recv() {
         let _ = ticket.thread.set(me);
         let answer = match work {
             Work::Survey => Answer::Surveyed(survey(&*memory).map(Box::new)),
             Work::Reclaim(job) => {
                 sys::ask_for_short_slices(!job.cheap);
-                Answer::Done(reclaim::execute(&*memory, &job, &ticket.stop, me))
+                let slot = slot.as_deref();
+                let mut at = At { stop: &ticket.stop, slot, me, attention: &mut attention };
+                Answer::Done(reclaim::execute(&*memory, &job, &mut at))
             }
         };
         if answers.send((key, answer)).is_err() {

@@ -45,6 +45,7 @@ pub(crate) const TARGETS: &[Target] = &[
     target("swaps", &["proc/swaps-three", "proc/host-6.18/swaps"], swaps),
     target("pressure", &["proc/host-6.18/pressure-memory"], pressure),
     target("cgroups", &["proc/host-6.18/cgroups"], |input| used(Controllers::parse(input))),
+    target("recording", &["recordings/host-6.18-v1/files"], recording),
     target("size", &[], |input| text(input, size)),
     target("group-name", &[], |input| text(input, |name| used(cgroupfs::dir::check_name(name)))),
     // --- the engine
@@ -140,6 +141,13 @@ fn octal(input: &[u8]) {
 fn zoneinfo(input: &[u8]) {
     let zones = Zoneinfo::parse(input);
     used((zones.free(), zones.min_watermarks(), zones.low_watermarks(), zones.high_watermarks()));
+}
+
+fn recording(input: &[u8]) {
+    for line in cgroupfs::recording::index(input) {
+        assert!(!line.name.contains('/'));
+        used(line.to_string());
+    }
 }
 
 fn swaps(input: &[u8]) {

@@ -1,9 +1,12 @@
 //! `cgctl caps`: what this kernel offers.
 
 use super::cli::CapsArgs;
+use super::daemon;
 use super::error::Failure;
 use cgroupfs::probe::Capabilities;
+use cgshim::api::message::{Request, Status};
 use serde::Serialize;
+use std::path::Path;
 use std::process::ExitCode;
 
 /// `cgctl caps --json`.
@@ -14,6 +17,8 @@ struct Caps {
     hierarchy: &'static str,
     mount_point: String,
     features: Vec<Feature>,
+    /// `null` where none runs.
+    daemon: Option<Status>,
 }
 
 #[derive(Debug, Serialize)]
@@ -23,7 +28,7 @@ struct Feature {
     why: String,
 }
 
-pub(super) fn main(args: &CapsArgs) -> Result<ExitCode, Failure> {
+pub(super) fn main(args: &CapsArgs, run_dir: Option<&Path>) -> Result<ExitCode, Failure> {
     let found = Capabilities::probe()?;
     let kernel = nix::sys::utsname::uname()
         .map(|name| name.release().to_string_lossy().into_owned())
@@ -42,16 +47,42 @@ pub(super) fn main(args: &CapsArgs) -> Result<ExitCode, Failure> {
                 why: feature.why,
             })
             .collect(),
+        daemon: match daemon::connect_if_running(run_dir) {
+            Some(mut client) => Some(client.ask(Request::Status {})?),
+            None => None,
+        },
     };
     if args.json {
         super::print_json(&caps)?;
         return Ok(ExitCode::SUCCESS);
     }
-    let rows: Vec<Vec<String>> = caps
+    let mut rows: Vec<Vec<String>> = caps
         .features
         .into_iter()
         .map(|feature| vec![feature.name.into(), feature.support.into(), feature.why])
         .collect();
+    match caps.daemon {
+        Some(status) => {
+            let files = status.config.len();
+            let refused = status.config_error.map(|error| format!("; {error}"));
+            let why = format!(
+                "cgshimd {}, pid {}, {} containers, configuration of {files} files{}",
+                status.version,
+                status.pid,
+                status.containers,
+                refused.unwrap_or_default()
+            );
+            rows.push(vec!["daemon".into(), "native".into(), why]);
+            for feature in status.features {
+                rows.push(vec![format!("daemon.{}", feature.name), feature.support, feature.why]);
+            }
+        }
+        None => rows.push(vec![
+            "daemon".into(),
+            "absent".into(),
+            "cgshimd does not run: commands of cgctl work alone".into(),
+        ]),
+    }
     super::print_table(&["FEATURE", "SUPPORT", "WHY"], args.no_headers, &rows);
     Ok(ExitCode::SUCCESS)
 }

@@ -23,6 +23,9 @@ Examples:
 Logging: CGSHIM_LOG=info (error, warn, info, debug)."
 )]
 pub(crate) struct Cli {
+    /// Where the daemon's socket is [default: CGSHIM_RUN_DIR, or /run/cgshim]
+    #[arg(long, global = true, value_name = "DIR")]
+    pub(crate) run_dir: Option<PathBuf>,
     #[command(subcommand)]
     pub(crate) command: Command,
 }
@@ -33,12 +36,26 @@ pub(crate) enum Command {
     Run(Box<RunArgs>),
     /// Show a cgroup's memory: usage, limits, what could be reclaimed, counters
     Stat(StatArgs),
+    /// Show the containers that the daemon enforces
+    Ps(PsArgs),
+    /// Change a container's terms
+    Set(SetArgs),
+    /// Let containers go: their declared limits stand, nothing is done for them any more
+    Release(ReleaseArgs),
+    /// Show what has happened, and what happens
+    Events(EventsArgs),
     /// Show what this kernel offers, feature by feature: native, vendor, emulated or absent, and why
     Caps(CapsArgs),
     /// Take so many bytes from a cgroup, and no more
     Reclaim(ReclaimArgs),
+    /// Record a cgroup's control files, to send to somebody or to test with
+    Record(RecordArgs),
     /// Show what the engine does: bundled loads with it off and on, side by side, in under a minute
     Demo(DemoArgs),
+    /// The OCI hook in bundles
+    Hook(HookArgs),
+    /// Have a container runtime call the hook
+    Install(InstallArgs),
     /// The loads of the demo
     #[command(hide = true, after_help = crate::memload::EXAMPLES)]
     Memload(crate::memload::Args),
@@ -118,7 +135,8 @@ Examples:
   cgctl stat run-4711             a cgroup by its directory name
   cgctl stat /docker/3f2a --json  by its path in the hierarchy")]
 pub(crate) struct StatArgs {
-    /// Cgroups: directory names, paths in the hierarchy, or absolute paths [default: our own]
+    /// Containers by id, or the beginning of it; cgroups by directory name, path in the hierarchy, or
+    /// absolute path [default: our own]
     #[arg(value_name = "ID|PATH")]
     pub(crate) groups: Vec<String>,
     /// One JSON object a line
@@ -127,6 +145,64 @@ pub(crate) struct StatArgs {
     /// No header line
     #[arg(long)]
     pub(crate) no_headers: bool,
+}
+
+#[derive(Debug, Args)]
+#[command(after_help = "\
+Examples:
+  cgctl ps
+  cgctl ps --all --json           those that have ended too, as long as they are remembered")]
+pub(crate) struct PsArgs {
+    /// Those that have ended too
+    #[arg(long, short)]
+    pub(crate) all: bool,
+    /// One JSON object
+    #[arg(long)]
+    pub(crate) json: bool,
+    /// No header line
+    #[arg(long)]
+    pub(crate) no_headers: bool,
+}
+
+#[derive(Debug, Args)]
+#[command(after_help = "\
+Examples:
+  cgctl set 3f2a high=80% watermark=90%:80%
+  cgctl set web throttle=off oom=group
+
+Keys: high (512M, 80%, request+90%, max), watermark (92%:86%, default, off), request (a size), class
+(guaranteed, burstable, besteffort), throttle (on, off), oom (kill, group, hold=30s). Above what the
+configuration and the container's annotations say, until the daemon ends.")]
+pub(crate) struct SetArgs {
+    /// The container, or the beginning of its id
+    #[arg(value_name = "ID")]
+    pub(crate) id: String,
+    /// What is to change
+    #[arg(value_name = "KEY=VALUE", required = true)]
+    pub(crate) terms: Vec<String>,
+    /// One JSON object
+    #[arg(long)]
+    pub(crate) json: bool,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct ReleaseArgs {
+    /// The container, or the beginning of its id
+    #[arg(value_name = "ID")]
+    pub(crate) id: Option<String>,
+    /// All of them
+    #[arg(long)]
+    pub(crate) all: bool,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct EventsArgs {
+    /// And what happens from now on, until Ctrl-C
+    #[arg(long, short)]
+    pub(crate) follow: bool,
+    /// One JSON object a line
+    #[arg(long)]
+    pub(crate) json: bool,
 }
 
 #[derive(Debug, Args)]
@@ -148,7 +224,8 @@ Examples:
 Never lowers a limit under what cannot be reclaimed plus a margin for growth; the declared limit is
 back when it ends. Exit code 1 if less than asked could be freed.")]
 pub(crate) struct ReclaimArgs {
-    /// The cgroup: a directory name, a path in the hierarchy, or an absolute path
+    /// A container by id, or the beginning of it; a cgroup by directory name, path in the hierarchy, or
+    /// absolute path
     #[arg(value_name = "ID|PATH")]
     pub(crate) group: String,
     /// How much: bytes, or with K, M, G
@@ -157,6 +234,29 @@ pub(crate) struct ReclaimArgs {
     /// Give up after so many seconds
     #[arg(long, value_name = "SECONDS", default_value_t = 10.0)]
     pub(crate) timeout: f64,
+    /// One JSON object
+    #[arg(long)]
+    pub(crate) json: bool,
+}
+
+#[derive(Debug, Args)]
+#[command(after_help = "\
+Examples:
+  cgctl record run-4711                       into recording-KERNEL-v1 or -v2
+  cgctl record /docker/3f2a -o odd-kernel && tar czf odd-kernel.tar.gz odd-kernel
+
+For kernels that are not like others: the recording shows what a kernel has, and the tests can run over
+it. In it: the kernel's release, names and modes of the group's files, the content of memory.* and
+cgroup.* (or the errno), how many processes, threads and child groups there are, and of /proc: cgroups,
+cgroup mounts, swaps, meminfo, zoneinfo, pressure. Not in it: process ids, names and command lines, other
+mounts, other controllers' values, the group's own name. Everything is text: look before you send it.")]
+pub(crate) struct RecordArgs {
+    /// The cgroup: a directory name, a path in the hierarchy, or an absolute path
+    #[arg(value_name = "ID|PATH")]
+    pub(crate) group: String,
+    /// Make this directory [default: recording-KERNEL-HIERARCHY]
+    #[arg(long, short, value_name = "DIR")]
+    pub(crate) output: Option<PathBuf>,
     /// One JSON object
     #[arg(long)]
     pub(crate) json: bool,
@@ -194,6 +294,80 @@ pub(crate) struct DemoArgs {
     /// Make the cgroups under this one [default: our own cgroup; on v2 the nearest above it that can]
     #[arg(long, value_name = "PATH")]
     pub(crate) parent: Option<PathBuf>,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct HookArgs {
+    #[command(subcommand)]
+    pub(crate) command: HookCommand,
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum HookCommand {
+    /// Have a bundle's container call the hook: cgshimd enforces on it from its start
+    Inject(InjectArgs),
+}
+
+#[derive(Debug, Args)]
+#[command(after_help = "\
+Examples:
+  cgctl hook inject /run/bundle && runc run -b /run/bundle web
+
+Edits config.json in place, by a rename: two entries under \"hooks\", and not another byte. A second time
+changes nothing. Exit code 1 if the file cannot be edited; it is then as it was.")]
+pub(crate) struct InjectArgs {
+    /// The bundle: its directory, or its config.json
+    #[arg(value_name = "BUNDLE")]
+    pub(crate) bundle: PathBuf,
+    /// The hook program [default: where it is installed, or beside cgctl]
+    #[arg(long, value_name = "PATH")]
+    pub(crate) hook: Option<PathBuf>,
+    /// cgshimd's run directory, where it is not the default
+    #[arg(long, value_name = "DIR")]
+    pub(crate) run_dir: Option<PathBuf>,
+    /// One JSON object
+    #[arg(long)]
+    pub(crate) json: bool,
+}
+
+#[derive(Debug, Args)]
+#[command(after_help = "\
+Examples:
+  cgctl install podman --dry-run      what would change, as a diff
+  cgctl install podman
+  cgctl install podman --undo         exactly as it was
+
+podman and crio get the hook; containerd and docker get cgshim-runtime as a runtime named cgshim, and
+use it where they are told to; runc has nothing to configure. A file that is edited is kept beside
+itself (.cgshim-before). What cannot be understood is named, with its line, and left alone: exit code 1.")]
+pub(crate) struct InstallArgs {
+    /// Which runtime, or caller of runtimes
+    #[arg(value_enum)]
+    pub(crate) runtime: InstallRuntime,
+    /// Show what would change, and change nothing
+    #[arg(long)]
+    pub(crate) dry_run: bool,
+    /// Take it back
+    #[arg(long)]
+    pub(crate) undo: bool,
+    /// Work on a system below this directory
+    #[arg(long, value_name = "DIR", default_value = "/")]
+    pub(crate) root: PathBuf,
+    /// Where the hook is installed
+    #[arg(long, value_name = "PATH", default_value = cgshim::oci::inject::HOOK_PATH)]
+    pub(crate) hook: PathBuf,
+    /// Where the wrapper is installed
+    #[arg(long, value_name = "PATH", default_value = "/usr/bin/cgshim-runtime")]
+    pub(crate) wrapper: PathBuf,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(crate) enum InstallRuntime {
+    Runc,
+    Containerd,
+    Podman,
+    Crio,
+    Docker,
 }
 
 /// A size, or a share of the limit.

@@ -3,11 +3,18 @@
 
 mod caps;
 mod cli;
+mod daemon;
 mod demo;
 mod error;
+mod events;
 mod find;
+mod hook;
+mod install;
+mod ps;
 mod reclaim;
+mod record;
 mod run;
+mod set;
 mod stat;
 
 use crate::report::term::Style;
@@ -34,11 +41,19 @@ pub fn main() -> ExitCode {
             return ExitCode::from(if error.use_stderr() { error::USAGE } else { 0 });
         }
     };
+    let run_dir = cli.run_dir.as_deref();
     let result = match cli.command {
         cli::Command::Run(args) => run::main(args),
-        cli::Command::Stat(args) => stat::main(&args),
-        cli::Command::Caps(args) => caps::main(&args),
-        cli::Command::Reclaim(args) => reclaim::main(&args),
+        cli::Command::Record(args) => record::main(&args),
+        cli::Command::Hook(args) => hook::main(&args),
+        cli::Command::Install(args) => install::main(&args),
+        cli::Command::Stat(args) => stat::main(&args, run_dir),
+        cli::Command::Caps(args) => caps::main(&args, run_dir),
+        cli::Command::Reclaim(args) => reclaim::main(&args, run_dir),
+        cli::Command::Ps(args) => ps::main(&args, run_dir),
+        cli::Command::Set(args) => set::set(&args, run_dir),
+        cli::Command::Release(args) => set::release(&args, run_dir),
+        cli::Command::Events(args) => events::main(&args, run_dir),
         cli::Command::Demo(args) => demo::main(&args),
         cli::Command::Memload(args) => Ok(crate::memload::run(&args)),
     };

@@ -2,37 +2,21 @@
 
 use super::cli::ReclaimArgs;
 use super::error::{FAILED, Failure};
-use super::find;
+use super::set::WithSchema;
+use super::{daemon, find};
 use crate::report::fmt;
 use cgroupfs::files::ControlDir;
 use cgroupfs::{Bytes, MemoryHierarchy};
-use cgshim::core::Outcome;
-use cgshim::driver::{self, Once};
+use cgshim::api::message::{Reclaimed, Request};
+use cgshim::daemon::stopped_because;
+use cgshim::driver;
 use nix::errno::Errno;
 use nix::sys::signal::{SigSet, Signal};
 use nix::sys::signalfd::{SfdFlags, SignalFd};
-use serde::Serialize;
 use std::os::fd::{AsFd, BorrowedFd};
+use std::path::Path;
 use std::process::ExitCode;
 use std::time::Duration;
-
-/// `cgctl reclaim --json`.
-#[derive(Debug, Serialize)]
-struct Reclaimed {
-    schema: u32,
-    cgroup: String,
-    hierarchy: &'static str,
-    asked_bytes: u64,
-    freed_bytes: u64,
-    strategy: Option<&'static str>,
-    stopped_because: Option<String>,
-    steps: u32,
-    wall_ms: f64,
-    cpu_ms: f64,
-    usage_bytes: u64,
-    limit_bytes: Option<u64>,
-    declared_limit_restored: bool,
-}
 
 /// The signals that end a program, taken by descriptor while there is something to undo; Ctrl-Z waits.
 struct Signals {
@@ -68,7 +52,7 @@ impl Signals {
     }
 }
 
-pub(super) fn main(args: &ReclaimArgs) -> Result<ExitCode, Failure> {
+pub(super) fn main(args: &ReclaimArgs, run_dir: Option<&Path>) -> Result<ExitCode, Failure> {
     if args.size == Bytes(0) {
         return Err(Failure::usage("SIZE is 0: nothing to reclaim"));
     }
@@ -76,6 +60,11 @@ pub(super) fn main(args: &ReclaimArgs) -> Result<ExitCode, Failure> {
         return Err(Failure::usage("--timeout must be between 0 and 86400 seconds"));
     }
     let hierarchy = MemoryHierarchy::find()?;
+    if let Some(result) = by_daemon(args, run_dir, &hierarchy)? {
+        show(args, &result)?;
+        let enough = result.stopped_because.is_none();
+        return Ok(ExitCode::from(if enough { 0 } else { FAILED }));
+    }
     let group = find::group(&hierarchy, &args.group)?;
     if group.path() == hierarchy.mount_point {
         return Err(Failure::usage(
@@ -92,46 +81,23 @@ pub(super) fn main(args: &ReclaimArgs) -> Result<ExitCode, Failure> {
             && group.children().is_ok_and(|children| children.is_empty())
     };
     let patience = Duration::from_secs_f64(args.timeout);
-    let Once { report, why } =
-        driver::reclaim_once(&memory, args.size, &ended, patience, Some(signals.fd()))?;
+    let once = driver::reclaim_once(&memory, args.size, &ended, patience, Some(signals.fd()))?;
     let signal = signals.unblock();
     let now = memory.limit()?;
-    let (freed, steps, wall, cpu, strategy, outcome) = match &report {
+    let (freed, steps, wall, cpu, strategy) = match &once.report {
         Some((strategy, report)) => (
             report.freed,
             report.steps,
             report.wall,
             report.cpu,
-            Some(strategy.as_str()),
-            Some(report.outcome),
+            Some(strategy.as_str().to_owned()),
         ),
-        None => (Bytes(0), 0, Duration::ZERO, Duration::ZERO, None, None),
+        None => (Bytes(0), 0, Duration::ZERO, Duration::ZERO, None),
     };
-    let stopped_because = why.map(str::to_owned).or(match outcome {
-        Some(Outcome::Reached) | None => None,
-        Some(Outcome::Exhausted) => Some("nothing more can be reclaimed".into()),
-        Some(Outcome::Deadline) => Some(format!("--timeout of {} s is over", args.timeout)),
-        Some(Outcome::Cancelled) => Some("it was cancelled".into()),
-        Some(Outcome::Foreign(limit)) => {
-            Some(format!("somebody else set the limit to {limit} meanwhile: theirs stands"))
-        }
-        Some(Outcome::ForeignHigh(high)) => {
-            Some(format!("somebody else set memory.high to {high} meanwhile: theirs stands"))
-        }
-        Some(Outcome::Vanished) => Some("the cgroup was removed meanwhile".into()),
-        Some(Outcome::Failed(errno)) => {
-            let errno = Errno::from_raw(errno);
-            let way_out = match errno {
-                Errno::EACCES | Errno::EPERM | Errno::EROFS => "; this needs root",
-                _ => "",
-            };
-            Some(format!("the kernel refuses: {errno}{way_out}"))
-        }
-    });
+    let stopped_because = stopped_because(&once, patience);
     let result = Reclaimed {
-        schema: 1,
         cgroup: group.path().display().to_string(),
-        hierarchy: memory.version().as_str(),
+        hierarchy: memory.version().as_str().into(),
         asked_bytes: args.size.0,
         freed_bytes: freed.0,
         strategy,
@@ -143,25 +109,55 @@ pub(super) fn main(args: &ReclaimArgs) -> Result<ExitCode, Failure> {
         limit_bytes: now.bytes().map(|bytes| bytes.0),
         declared_limit_restored: now == declared,
     };
-    if args.json {
-        super::print_json(&result)?;
-    } else {
-        super::print(&format!(
-            "asked {}, freed {} by {} in {} ({} CPU); in use {}, limit {now}\n",
-            fmt::bytes(result.asked_bytes),
-            fmt::bytes(result.freed_bytes),
-            result.strategy.unwrap_or("nothing"),
-            fmt::duration_ms(result.wall_ms),
-            fmt::duration_ms(result.cpu_ms),
-            fmt::bytes(result.usage_bytes),
-        ));
-        if let Some(why) = &result.stopped_because {
-            eprintln!("cgctl: less than asked: {why}");
-        }
-    }
+    show(args, &result)?;
     if let Some(signal) = signal {
         return Ok(ExitCode::from((128 + signal).clamp(0, 255) as u8));
     }
     let enough = result.stopped_because.is_none();
     Ok(ExitCode::from(if enough { 0 } else { FAILED }))
+}
+
+/// By the daemon, if the group is one of its containers: two that step one limit would each take the
+/// other's step for somebody's new limit.
+fn by_daemon(
+    args: &ReclaimArgs,
+    run_dir: Option<&Path>,
+    hierarchy: &MemoryHierarchy,
+) -> Result<Option<Reclaimed>, Failure> {
+    let Some(mut client) = daemon::connect_if_running(run_dir) else { return Ok(None) };
+    let id = if args.group.contains('/') {
+        let Ok(group) = find::group(hierarchy, &args.group) else { return Ok(None) };
+        let path = group.path().display().to_string();
+        let all = daemon::containers(&mut client, false)?;
+        all.into_iter().find(|container| container.cgroup == path).map(|container| container.id)
+    } else {
+        daemon::container(&mut client, &args.group).ok().map(|container| container.id)
+    };
+    let Some(id) = id else { return Ok(None) };
+    let timeout = Duration::from_secs_f64(args.timeout);
+    client.patience(Some(timeout + Duration::from_secs(10)))?;
+    let timeout_ms = u64::try_from(timeout.as_millis()).unwrap_or(u64::MAX);
+    let request = Request::Reclaim { id, bytes: args.size.0, timeout_ms };
+    Ok(Some(client.ask(request)?))
+}
+
+fn show(args: &ReclaimArgs, result: &Reclaimed) -> Result<(), Failure> {
+    if args.json {
+        super::print_json(&WithSchema { schema: 1, value: result })?;
+    } else {
+        super::print(&format!(
+            "asked {}, freed {} by {} in {} ({} CPU); in use {}, limit {}\n",
+            fmt::bytes(result.asked_bytes),
+            fmt::bytes(result.freed_bytes),
+            result.strategy.as_deref().unwrap_or("nothing"),
+            fmt::duration_ms(result.wall_ms),
+            fmt::duration_ms(result.cpu_ms),
+            fmt::bytes(result.usage_bytes),
+            result.limit_bytes.map_or_else(|| "max".into(), fmt::bytes),
+        ));
+        if let Some(why) = &result.stopped_because {
+            eprintln!("cgctl: less than asked: {why}");
+        }
+    }
+    Ok(())
 }

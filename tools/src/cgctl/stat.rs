@@ -2,12 +2,15 @@
 
 use super::cli::StatArgs;
 use super::error::Failure;
-use super::find;
+use super::{daemon, find};
 use crate::report::fmt;
 use cgroupfs::files::ControlDir;
 use cgroupfs::memory::{Counters, Memory, MemoryStat};
 use cgroupfs::{Cgroup, Limit, MemoryHierarchy};
+use cgshim::api::client::Client;
+use cgshim::api::message::View;
 use serde::Serialize;
+use std::path::Path;
 use std::process::ExitCode;
 use std::sync::Arc;
 
@@ -34,19 +37,28 @@ struct Stat {
     events_max: Option<u64>,
     oom_kill: Option<u64>,
     processes: usize,
+    /// What the daemon knows of it, if it is one of its containers.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    container: Option<View>,
 }
 
-pub(super) fn main(args: &StatArgs) -> Result<ExitCode, Failure> {
+pub(super) fn main(args: &StatArgs, run_dir: Option<&Path>) -> Result<ExitCode, Failure> {
     let hierarchy = MemoryHierarchy::find()?;
+    let mut client = daemon::connect_if_running(run_dir);
     let mut rows = Vec::new();
     let mut failed = None;
-    let named: Vec<_> = if args.groups.is_empty() {
-        vec![hierarchy.open(&hierarchy.own).map(Arc::new).map_err(Failure::from)]
+    let named_groups: Vec<_> = if args.groups.is_empty() {
+        vec![
+            hierarchy
+                .open(&hierarchy.own)
+                .map(|group| (Arc::new(group), None))
+                .map_err(Failure::from),
+        ]
     } else {
-        args.groups.iter().map(|text| find::group(&hierarchy, text)).collect()
+        args.groups.iter().map(|text| named(&hierarchy, client.as_mut(), text)).collect()
     };
-    for group in named {
-        match group.and_then(|group| look(&group)) {
+    for group in named_groups {
+        match group.and_then(|(group, container)| look(&group, container)) {
             Ok(stat) if args.json => super::print_json(&stat)?,
             Ok(stat) => rows.push(row(&stat)),
             Err(failure) => {
@@ -65,20 +77,44 @@ pub(super) fn main(args: &StatArgs) -> Result<ExitCode, Failure> {
     Ok(ExitCode::from(failed.unwrap_or(0)))
 }
 
-fn look(group: &Arc<Cgroup>) -> Result<Stat, Failure> {
+/// A container of the daemon's, or any cgroup.
+fn named(
+    hierarchy: &MemoryHierarchy,
+    client: Option<&mut Client>,
+    text: &str,
+) -> Result<(Arc<Cgroup>, Option<View>), Failure> {
+    if let Some(client) = client
+        && !text.contains('/')
+        && let Ok(container) = daemon::container(client, text)
+    {
+        let group = hierarchy.open(Path::new(&container.cgroup))?;
+        return Ok((Arc::new(group), Some(container)));
+    }
+    Ok((find::group(hierarchy, text)?, None))
+}
+
+fn look(group: &Arc<Cgroup>, container: Option<View>) -> Result<Stat, Failure> {
     let memory: Arc<dyn Memory> = cgshim::driver::open_memory(group)?;
     let stat: MemoryStat = memory.stat()?;
     let counters: Counters = memory.counters()?;
     let bytes = |limit: Limit| limit.bytes().map(|bytes| bytes.0);
     let name = group.path().file_name().map(|name| name.to_string_lossy().into_owned());
+    let id = container.as_ref().map(|container| container.id.clone());
     Ok(Stat {
         schema: 1,
-        name: name.unwrap_or_default(),
+        name: id.or(name).unwrap_or_default(),
         cgroup: group.path().display().to_string(),
         hierarchy: memory.version().as_str(),
         usage_bytes: memory.usage()?.0,
-        limit_bytes: bytes(memory.limit()?),
-        high_bytes: memory.high().ok().and_then(bytes),
+        // A step of the daemon's may stand in the file at this instant: it knows the declared one.
+        limit_bytes: match &container {
+            Some(container) => container.limit_bytes,
+            None => bytes(memory.limit()?),
+        },
+        high_bytes: match &container {
+            Some(container) => container.high_bytes,
+            None => memory.high().ok().and_then(bytes),
+        },
         peak_bytes: memory.peak().ok().map(|bytes| bytes.0),
         swap_bytes: memory.swap_usage()?.map(|bytes| bytes.0),
         anon_bytes: stat.anon.map(|bytes| bytes.0),
@@ -92,6 +128,7 @@ fn look(group: &Arc<Cgroup>) -> Result<Stat, Failure> {
         events_max: counters.max,
         oom_kill: counters.oom_kill,
         processes: group.procs()?.len(),
+        container,
     })
 }
 

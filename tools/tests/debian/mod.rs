@@ -38,8 +38,34 @@ pub(crate) fn machine() -> MutexGuard<'static, bool> {
         install();
         *installed = true;
     }
-    sh("systemctl reset-failed cgshimd; systemctl start cgshimd");
+    // Whatever the test before left: its containers, its faults.
+    sh("runc list -q | xargs -r -n 1 runc delete --force");
+    fault(None);
+    sh("systemctl start cgshimd");
     installed
+}
+
+/// Starts the daemon with this `CGSHIM_FAULT` from now on, or without.
+pub(crate) fn fault(fault: Option<&str>) {
+    let dir = Path::new("/etc/systemd/system/cgshimd.service.d");
+    let file = dir.join("fault.conf");
+    match fault {
+        Some(fault) => {
+            fs::create_dir_all(dir).unwrap();
+            let log = "Environment=CGSHIM_FAULT_LOG=/run/cgshim/faults";
+            fs::write(file, format!("[Service]\nEnvironment=CGSHIM_FAULT={fault}\n{log}\n"))
+                .unwrap();
+        }
+        None if !file.exists() => return,
+        None => fs::remove_file(file).unwrap(),
+    }
+    let _ = fs::remove_file("/run/cgshim/faults");
+    sh("systemctl daemon-reload");
+}
+
+/// How many faults there were since [`fault`] asked for them.
+pub(crate) fn faults() -> usize {
+    fs::read_to_string("/run/cgshim/faults").unwrap_or_default().lines().count()
 }
 
 fn install() {
@@ -47,6 +73,8 @@ fn install() {
     for dir in ["bin", "proc", "sys", "dev", "tmp", "run/cgshim", "data"] {
         fs::create_dir_all(rootfs.join(dir)).unwrap();
     }
+    // Holes: reading them fills the page cache, and costs an emulated machine next to nothing.
+    fs::File::create(rootfs.join("data/stream")).unwrap().set_len(1 << 30).unwrap();
     fs::copy("/bin/busybox", rootfs.join("bin/busybox")).unwrap();
     for program in ["cgctl", "memload"] {
         fs::copy(Path::new("/usr/bin").join(program), rootfs.join("bin").join(program)).unwrap();
@@ -119,12 +147,52 @@ pub(crate) fn find<'a>(containers: &'a [Value], id: &str) -> Option<&'a Value> {
     containers.iter().find(|container| container["id"] == id)
 }
 
-/// The declared limit in a container's group, as the kernel has it now.
-pub(crate) fn limit_of(container: &Value) -> u64 {
-    let file = if v1() { "memory.limit_in_bytes" } else { "memory.max" };
-    let path = Path::new(container["cgroup"].as_str().unwrap()).join(file);
-    let text = fs::read_to_string(&path).unwrap_or_else(|e| panic!("{}: {e}", path.display()));
-    text.trim().parse().unwrap()
+/// Streams a file at a pace that background reclaim keeps up with.
+pub(crate) const STREAMS: [&str; 6] =
+    ["/bin/memload", "read", "--file=/data/stream", "--size=1G", "--rate=24M", "--chunk=64K"];
+
+/// A container of runc that runs until it is dropped.
+pub(crate) struct Running {
+    pub(crate) id: String,
+}
+
+impl Running {
+    /// Registered when this returns.
+    pub(crate) fn new(id: &str, program: &[&str]) -> Running {
+        let bundle = Bundle::injected(id, &format!("/cgshim-test/{id}"), program);
+        sh(&format!("runc run --detach --bundle {} {id} >/dev/null 2>&1", bundle.path.display()));
+        let running = Running { id: id.into() };
+        assert!(find(&ps(), id).is_some(), "{id} is not registered");
+        running
+    }
+
+    /// As the daemon lists it.
+    pub(crate) fn view(&self) -> Option<Value> {
+        find(&ps(), &self.id).cloned()
+    }
+
+    /// A file of its memory controller.
+    pub(crate) fn file(&self, name: &str) -> String {
+        let root = if v1() { "/sys/fs/cgroup/memory" } else { "/sys/fs/cgroup" };
+        let path = format!("{root}/cgshim-test/{}/{name}", self.id);
+        fs::read_to_string(&path).unwrap_or_else(|e| panic!("{path}: {e}")).trim().to_owned()
+    }
+
+    /// Its limit, as the kernel has it now.
+    pub(crate) fn limit(&self) -> u64 {
+        self.file(if v1() { "memory.limit_in_bytes" } else { "memory.max" }).parse().unwrap()
+    }
+
+    /// What was reclaimed from it so far, since the daemon's start or longer.
+    pub(crate) fn freed(&self) -> u64 {
+        self.view().and_then(|view| view["reclaim"]["freed_bytes"].as_u64()).unwrap_or(0)
+    }
+}
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        try_sh(&format!("runc delete --force {}", self.id));
+    }
 }
 
 /// A bundle for a container of busybox under [`LIMIT`] that can reach the daemon.
@@ -134,7 +202,8 @@ pub(crate) struct Bundle {
 }
 
 impl Bundle {
-    /// Without hooks. `cgroups_path` is the specification's, in either of its forms.
+    /// Without hooks. `cgroups_path` is the specification's, in either of its forms. What lists itself
+    /// has [`HIGH`].
     pub(crate) fn new(id: &str, cgroups_path: &str, program: &[&str]) -> Bundle {
         let path = Path::new("/srv/bundles").join(id);
         let _ = fs::remove_dir_all(&path);
@@ -145,9 +214,13 @@ impl Bundle {
         spec["process"]["terminal"] = json!(false);
         spec["process"]["args"] = json!(program);
         spec["root"] = json!({ "path": ROOTFS, "readonly": false });
-        spec["annotations"] = json!({ "io.cgshim.high": "75%" });
+        spec["annotations"] = json!({});
+        if program == LISTS_ITSELF {
+            spec["annotations"] = json!({ "io.cgshim.high": "75%" });
+        }
         spec["linux"]["cgroupsPath"] = json!(cgroups_path);
-        spec["linux"]["resources"]["memory"] = json!({ "limit": LIMIT });
+        // No swap: what grows is killed.
+        spec["linux"]["resources"]["memory"] = json!({ "limit": LIMIT, "swap": LIMIT });
         let mounts = spec["mounts"].as_array_mut().unwrap();
         mounts.push(json!({ "destination": "/run/cgshim", "source": "/run/cgshim", "type": "none",
             "options": ["rbind", "ro"] }));

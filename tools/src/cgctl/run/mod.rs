@@ -2,6 +2,7 @@
 
 mod child;
 mod group;
+mod guard;
 mod record;
 mod report;
 
@@ -15,6 +16,7 @@ use cgshim::driver::{Engine, Happened, Key, Policy};
 use child::Child;
 pub(crate) use child::Ended;
 use group::RunGroup;
+use guard::Guard;
 use nix::sys::signal::Signal;
 use record::Recorder;
 pub(crate) use report::{DirectReclaim, RunReport};
@@ -185,7 +187,8 @@ pub(crate) fn execute(mut spec: Spec) -> Result<Finished, Failure> {
     // From here on no signal ends us with a group left behind.
     let _blocked = child::block()?;
     let mut group = RunGroup::create(&hierarchy, &spec).map_err(failed)?;
-    let mut engine = Engine::new(WORKERS).map_err(failed)?;
+    let guard = Guard::set_up().map_err(failed)?;
+    let mut engine = Engine::new(WORKERS, guard.journal.clone()).map_err(failed)?;
     let memory = group.memory();
     // Before the command starts: it may be killed within its first millisecond.
     let mut recorder = Recorder::new(&spec, &*memory);
@@ -227,6 +230,7 @@ pub(crate) fn execute(mut spec: Spec) -> Result<Finished, Failure> {
             Err(error) => error.is_vanished(),
         };
     drop(engine);
+    drop(guard);
     let removed = group.remove(!spec.off);
     if let Err(error) = removed {
         log::warn!("{error}");

@@ -186,7 +186,10 @@ impl Recorder {
                 self.mark(MarkKind::Oom, format!("{kills} killed"));
             }
             Happened::Forgotten(_, totals) => self.totals = *totals,
-            Happened::Fd(_) | Happened::Asked(..) => {}
+            Happened::Fd(_)
+            | Happened::Asked(..)
+            | Happened::Oom(..)
+            | Happened::OomsRecorded(_) => {}
         }
     }
 

@@ -1,0 +1,140 @@
+//! A container's part of the journal, kept up to date with the core: law 1's half of the event loop.
+
+use super::Policy;
+use crate::core::{Capabilities, Container, Totals};
+use crate::journal::{Found, Identity, Journal, Record, Slot, Terms};
+use cgroupfs::files::ControlDir;
+use cgroupfs::memory::Memory;
+use cgroupfs::{Bytes, Cgroup, Limit};
+use std::path::Path;
+use std::sync::Arc;
+
+/// A container's slot, and what it holds.
+pub(super) struct Journaled {
+    slot: Arc<Slot>,
+    terms: Terms,
+    /// What was done for it before us.
+    before: Totals,
+    totals: Totals,
+    resumed_at: Option<u64>,
+}
+
+impl Journaled {
+    /// Takes a slot. Without one, which is said, the container is not stepped.
+    pub(super) fn insert(journal: &Journal, record: Record) -> Option<Journaled> {
+        match journal.insert(&record) {
+            Ok(slot) => Some(Journaled {
+                slot,
+                terms: record.terms,
+                before: record.counters.totals,
+                totals: Totals::default(),
+                resumed_at: None,
+            }),
+            Err(error) => {
+                log::error!("{}: {error}", record.identity.id.escape_debug());
+                None
+            }
+        }
+    }
+
+    /// Goes on with one that was there.
+    pub(super) fn found(found: Found) -> Journaled {
+        Journaled {
+            slot: found.slot,
+            terms: found.record.terms,
+            before: found.record.counters.totals,
+            totals: Totals::default(),
+            resumed_at: Some(found.record.counters.oom_kill_seen),
+        }
+    }
+
+    /// The kernel's `oom_kill` that was seen by who was before us.
+    pub(super) fn oom_kill_seen(&self) -> Option<u64> {
+        self.resumed_at
+    }
+
+    pub(super) fn slot(&self) -> Arc<Slot> {
+        self.slot.clone()
+    }
+
+    /// Writes what changed.
+    pub(super) fn keep(&mut self, core: &Container) {
+        if self.terms.declared != core.declared() {
+            self.terms.declared = core.declared();
+            self.slot.update_terms(&self.terms);
+        }
+        let totals = core.totals();
+        if self.totals != totals {
+            self.totals = totals;
+            let all = sum(self.before, totals);
+            self.slot.change_counters(|counters| counters.totals = all);
+        }
+    }
+
+    /// So many kills more, of which somebody is about to be told.
+    pub(super) fn killed(&self, seen: u64, kills: u64) {
+        self.slot.change_counters(|counters| {
+            counters.oom_kill_seen = seen;
+            counters.oom_kills += kills;
+        });
+    }
+
+    pub(super) fn remove(self, journal: &Journal) {
+        journal.remove(self.slot);
+    }
+}
+
+fn sum(a: Totals, b: Totals) -> Totals {
+    Totals {
+        rounds: a.rounds + b.rounds,
+        asked: a.asked.saturating_add(b.asked),
+        freed: a.freed.saturating_add(b.freed),
+        cpu: a.cpu + b.cpu,
+        futile: a.futile + b.futile,
+        aside: a.aside + b.aside,
+        steps: a.steps + b.steps,
+    }
+}
+
+/// What the journal holds of a group that nobody says more about.
+pub(super) fn record_of(
+    group: &Cgroup,
+    memory: &dyn Memory,
+    mount_point: &Path,
+    policy: Policy,
+) -> Record {
+    let path = group.path();
+    let relative = path.strip_prefix(mount_point).unwrap_or(path);
+    Record {
+        identity: Identity {
+            id: relative.file_name().unwrap_or_default().to_string_lossy().into_owned(),
+            path: relative.to_string_lossy().into_owned(),
+            version: memory.version(),
+            inode: group.inode(),
+            pid: 0,
+            start_time: 0,
+        },
+        terms: Terms {
+            high: policy.high,
+            watermarks: policy.watermarks,
+            ..Terms::of(memory.limit().unwrap_or(Limit::Max))
+        },
+        counters: crate::journal::Counters {
+            oom_kill_seen: memory.counters().ok().and_then(|found| found.oom_kill).unwrap_or(0),
+            usage: memory.usage().unwrap_or(Bytes(0)),
+            ..Default::default()
+        },
+    }
+}
+
+/// What can be done without leaving anything to undo.
+pub(super) fn without_undo(can: Capabilities) -> Capabilities {
+    Capabilities {
+        limit_step: false,
+        high_step: false,
+        // Both may have to set swappiness aside.
+        force_empty: false,
+        memory_reclaim: can.memory_reclaim && !can.threshold_event,
+        ..can
+    }
+}
