@@ -33,6 +33,7 @@ pub fn presets() -> Vec<(&'static str, Config)> {
 pub struct ModelWorld {
     host: Host,
     config: Config,
+    ground: Group,
     groups: Vec<GroupId>,
     freezers: Vec<(std::path::PathBuf, GroupId)>,
     tasks: Vec<Worker>,
@@ -54,33 +55,20 @@ struct Job {
 }
 
 impl ModelWorld {
-    /// A fresh host of that configuration.
-    pub fn new(config: &Config) -> ModelWorld {
+    /// A fresh host of that configuration. Errors: it has not even the files of a group.
+    pub fn new(config: &Config) -> Result<ModelWorld, Error> {
         let host = Host::new(config.clone());
         let root = host.root(Hierarchy::Memory);
-        let ground = host.lock().mkdir(root, "ground").unwrap_or(root);
-        ModelWorld {
+        let first = mkdir(&host, root, "ground")?;
+        Ok(ModelWorld {
+            ground: open(&host, config.version, first, 0)?,
             host,
             config: config.clone(),
-            groups: vec![ground],
+            groups: vec![first],
             freezers: Vec::new(),
             tasks: Vec::new(),
             watches: Vec::new(),
-        }
-    }
-
-    fn group(&self, key: usize) -> Result<Group, Error> {
-        let dir: Arc<dyn ControlDir> = self.host.dir(self.groups[key]);
-        let memory: Arc<dyn Memory> = match self.config.version {
-            Version::V1 => Arc::new(MemoryV1::open(dir.clone())?),
-            Version::V2 => Arc::new(MemoryV2::open(dir.clone())?),
-        };
-        Ok(Group { dir, memory, key })
-    }
-
-    fn mkdir(&self, parent: GroupId, name: &str) -> Result<GroupId, Error> {
-        let made = self.host.lock().mkdir(parent, name);
-        made.map_err(|errno| Error::refused(Op::Create, name, errno))
+        })
     }
 
     /// Every task goes on with its job, for a millisecond's worth.
@@ -124,6 +112,20 @@ impl ModelWorld {
     }
 }
 
+fn open(host: &Host, version: Version, id: GroupId, key: usize) -> Result<Group, Error> {
+    let dir: Arc<dyn ControlDir> = host.dir(id);
+    let memory: Arc<dyn Memory> = match version {
+        Version::V1 => Arc::new(MemoryV1::open(dir.clone())?),
+        Version::V2 => Arc::new(MemoryV2::open(dir.clone())?),
+    };
+    Ok(Group { dir, memory, key })
+}
+
+fn mkdir(host: &Host, parent: GroupId, name: &str) -> Result<GroupId, Error> {
+    let made = host.lock().mkdir(parent, name);
+    made.map_err(|errno| Error::refused(Op::Create, name, errno))
+}
+
 fn errno_of(error: Error) -> Errno {
     match error {
         Error::Vanished { .. } => Errno::ENODEV,
@@ -145,10 +147,7 @@ impl World for ModelWorld {
     }
 
     fn ground(&self) -> Group {
-        match self.group(0) {
-            Ok(group) => group,
-            Err(error) => panic!("the model has no ground: {error}"),
-        }
+        self.ground.clone()
     }
 
     fn make(&mut self, parent: &Group, name: &str) -> Result<Group, Error> {
@@ -158,9 +157,9 @@ impl World for ModelWorld {
                 self.host.lock().write(Actor(0), above, "cgroup.subtree_control", b"+memory");
             answer.map_err(|errno| Error::refused(Op::Write, "cgroup.subtree_control", errno))?;
         }
-        let made = self.mkdir(above, name)?;
+        let made = mkdir(&self.host, above, name)?;
         self.groups.push(made);
-        self.group(self.groups.len() - 1)
+        open(&self.host, self.config.version, made, self.groups.len() - 1)
     }
 
     fn remove(&mut self, group: &Group) -> Result<(), Errno> {
@@ -175,7 +174,8 @@ impl World for ModelWorld {
         let above = parent.and_then(|parent| {
             self.freezers.iter().find(|(path, _)| path == parent.path()).map(|(_, id)| *id)
         });
-        let made = self.mkdir(above.unwrap_or_else(|| self.host.root(Hierarchy::Freezer)), name)?;
+        let made =
+            mkdir(&self.host, above.unwrap_or_else(|| self.host.root(Hierarchy::Freezer)), name)?;
         let dir = self.host.dir(made);
         self.freezers.push((dir.path().to_path_buf(), made));
         Ok(dir)

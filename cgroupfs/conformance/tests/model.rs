@@ -8,9 +8,9 @@ fn the_model_keeps_what_the_kernels_keep() {
     let kept = Table::kept();
     let mut wrong = Vec::new();
     for (column, config) in model::presets() {
-        let features = Features::probe(&mut model::ModelWorld::new(&config)).unwrap();
+        let features = Features::probe(&mut model::ModelWorld::new(&config).unwrap()).unwrap();
         for claim in claims::of(config.version) {
-            let outcome = run(&claim, &features, &mut model::ModelWorld::new(&config));
+            let outcome = run(&claim, &features, &mut model::ModelWorld::new(&config).unwrap());
             println!("{}", line(column, &claim, &outcome));
             if let Outcome::Fails(what) = &outcome {
                 wrong.push(format!("{column}: {}: {what}", claim.name));

@@ -140,7 +140,7 @@ impl State {
             }
             let sleep = self.penalty(id, charged);
             let at_once = self.broken(Mutation::HighSleepsAtOnce);
-            let sleep = if at_once { sleep + Duration::from_secs(1) } else { sleep };
+            let sleep = if at_once { sleep + Duration::from_secs(2) } else { sleep };
             let sleeps = self.config.high_sleeps && !self.broken(Mutation::HighNeverSleeps);
             if !sleeps || sleep <= Duration::from_millis(10) {
                 return;

@@ -40,6 +40,9 @@ pub struct Config {
     pub bounded_resize: Option<u32>,
     /// el7: `memory.force_empty` of a group with tasks or children is EBUSY.
     pub force_empty_busy: bool,
+    /// What `memory.force_empty` waits after each fruitless pass: up to 100 ms through 5.15
+    /// (`congestion_wait`), nothing in 6.1.
+    pub fruitless_wait: Duration,
     /// Whether `memory.memsw.failcnt` counts (not in 6.18).
     pub memsw_failcnt: bool,
     /// el7: charges by system call get ENOMEM at the limit even with the killer enabled.
@@ -83,6 +86,7 @@ impl Config {
             retries: 16,
             bounded_resize: None,
             force_empty_busy: false,
+            fruitless_wait: Duration::ZERO,
             memsw_failcnt: false,
             syscalls_enomem: false,
             disk_rate: 25_600,
@@ -108,6 +112,7 @@ impl Config {
             use_hierarchy: false,
             use_hierarchy_fixed: false,
             swappiness_max: 100,
+            fruitless_wait: Duration::from_millis(100),
             ..Config::v1_6_1()
         }
     }

@@ -41,6 +41,8 @@ pub enum Mutation {
     ForceEmptyIgnoresSignals,
     /// `force_empty` is EBUSY if something is left.
     ForceEmptyIsBusy,
+    /// `force_empty` waits after each fruitless pass, as it did through 5.15.
+    ForceEmptyWaits,
     /// `force_empty` does not swap what the kernel would not.
     ForceEmptyHonoursMemsw,
     /// `force_empty` leaves the limit at 0.
@@ -205,6 +207,7 @@ impl Mutation {
             ReadsAreTold,
             ForceEmptyIgnoresSignals,
             ForceEmptyIsBusy,
+            ForceEmptyWaits,
             ForceEmptyHonoursMemsw,
             ForceEmptyTakesTheLimit,
             SwappinessZeroSwaps,

@@ -6,6 +6,7 @@ use crate::mutation::Mutation;
 use crate::parse::{integer, pages};
 use crate::reclaim::PASS;
 use nix::errno::Errno;
+use std::time::Duration;
 
 pub(crate) const FILES: &[&str] = &[
     "memory.usage_in_bytes",
@@ -26,6 +27,9 @@ pub(crate) const FILES: &[&str] = &[
     "cgroup.procs",
     "cgroup.event_control",
 ];
+
+/// HZ/10.
+const FRUITLESS_WAIT: Duration = Duration::from_millis(100);
 
 pub(crate) const FREEZER_FILES: &[&str] =
     &["freezer.state", "freezer.self_freezing", "freezer.parent_freezing", "cgroup.procs"];
@@ -241,6 +245,9 @@ impl State {
             pass += 1;
             if self.reclaim_pass(id, PASS, may_swap) == 0 {
                 retries -= 1;
+                let waits = self.broken(Mutation::ForceEmptyWaits);
+                let wait = if waits { FRUITLESS_WAIT } else { self.config.fruitless_wait };
+                self.advance(wait);
             }
         }
         if self.broken(Mutation::ForceEmptyTakesTheLimit) {

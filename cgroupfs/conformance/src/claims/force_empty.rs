@@ -3,9 +3,11 @@
 use super::{Stop, World, filled, group, limit, mib, user, without_swap};
 use crate::Kind;
 use nix::errno::Errno;
+use std::time::Duration;
 
 claims!("force_empty";
     force_empty_takes_the_cache_and_succeeds_though_not_empty [V1],
+    force_empty_is_over_at_once_where_nothing_can_go [V1],
     a_signal_ends_force_empty_with_eintr_and_the_rest_still_there [V1],
     force_empty_leaves_anon_at_swappiness_0 [V1, Swap],
     force_empty_swaps_what_the_kernel_would_not_at_memsw_equal_to_limit [V1, Swap, SwapAccounting],
@@ -27,6 +29,21 @@ fn force_empty_takes_the_cache_and_succeeds_though_not_empty(
     holds!(group.memory.limit()? == limit(64), "the limit is {}", group.memory.limit()?);
     holds!(world.alive(task), "the task was killed");
     Ok(())
+}
+
+/// Whoever waits for the write, a rmdir among them, waits as long: through 5.15 there are up to 100 ms
+/// after each of 16 fruitless passes.
+fn force_empty_is_over_at_once_where_nothing_can_go(world: &mut dyn World) -> Result<(), Stop> {
+    let group = group(world)?;
+    without_swap(&group)?;
+    user(world, &group, Kind::Anon, mib(4))?;
+    let start = world.now();
+    answers!(group.write(FILE, "0"), Ok(()), "force_empty");
+    match world.now() - start {
+        took if took < Duration::from_millis(1200) => Ok(()),
+        took if took < Duration::from_secs(4) => Err(Stop::Differs("it waits, 1.6 s in all")),
+        took => Err(Stop::Fails(format!("it took {took:?}"))),
+    }
 }
 
 fn a_signal_ends_force_empty_with_eintr_and_the_rest_still_there(

@@ -1,8 +1,7 @@
 //! `memory.limit_in_bytes` of v1 (`mem_cgroup_resize_max`).
 
 use super::{SOON, Stop, World, fill, filled, group, limit, mib, until, user, without_swap};
-use crate::{Filled, Group, Kind, Watched};
-use cgroupfs::{Bytes, Limit};
+use crate::{Filled, Group, Kind};
 use nix::errno::Errno;
 
 claims!("limit_in_bytes";
@@ -15,9 +14,6 @@ claims!("limit_in_bytes";
     a_limit_above_memsw_is_einval_and_so_is_a_memsw_below_the_limit [V1, SwapAccounting],
     the_old_limit_is_einval_once_memsw_was_lowered_meanwhile [V1, SwapAccounting],
     a_lowered_limit_binds_at_once_and_a_grower_in_it_is_killed [V1],
-    a_limit_is_floored_to_a_page_and_minus_one_is_none [V1],
-    what_is_no_size_is_einval_and_changes_nothing [V1],
-    a_write_of_the_limit_is_seen_by_who_watches_the_file_and_a_read_is_not [V1],
 );
 
 const FILE: &str = "memory.limit_in_bytes";
@@ -171,43 +167,5 @@ fn a_lowered_limit_binds_at_once_and_a_grower_in_it_is_killed(
     let came = fill(world, task, Kind::Anon, mib(16))?;
     holds!(came == Filled::Died, "growing to 24 of 64 MiB inside a step to 12: {came:?}");
     answers!(set(&group, 64), Ok(()), "the restore");
-    Ok(())
-}
-
-fn a_limit_is_floored_to_a_page_and_minus_one_is_none(world: &mut dyn World) -> Result<(), Stop> {
-    let group = group(world)?;
-    for bytes in [(16 << 20) + 1, (16 << 20) - 1, 12_345_678] {
-        answers!(group.write(FILE, &u64::to_string(&bytes)), Ok(()), "a limit");
-        let (wanted, is) = (Limit::Bytes(Bytes(bytes).page_floor()), group.memory.limit()?);
-        holds!(is == wanted, "{bytes} became {is}, not {wanted}");
-    }
-    answers!(group.write(FILE, "-1"), Ok(()), "-1");
-    holds!(group.memory.limit()? == Limit::Max, "-1 became {}", group.memory.limit()?);
-    answers!(group.write(FILE, "16M"), Ok(()), "16M");
-    holds!(group.memory.limit()? == limit(16), "16M became {}", group.memory.limit()?);
-    Ok(())
-}
-
-fn what_is_no_size_is_einval_and_changes_nothing(world: &mut dyn World) -> Result<(), Stop> {
-    let group = group(world)?;
-    answers!(set(&group, 16), Ok(()), "the first limit");
-    for junk in ["-2", "max", "1x", "none"] {
-        answers!(group.write(FILE, junk), Err(Errno::EINVAL), junk);
-        holds!(group.memory.limit()? == limit(16), "{junk}: now {}", group.memory.limit()?);
-    }
-    Ok(())
-}
-
-fn a_write_of_the_limit_is_seen_by_who_watches_the_file_and_a_read_is_not(
-    world: &mut dyn World,
-) -> Result<(), Stop> {
-    let group = group(world)?;
-    let watch = world.watch(&group, Watched::Modified(FILE))?;
-    group.memory.limit()?;
-    group.memory.usage()?;
-    holds!(!world.told(watch, super::A_WHILE), "a read was told of");
-    answers!(set(&group, 16), Ok(()), "a limit");
-    holds!(world.told(watch, super::SOON), "a write was not told of");
-    holds!(!world.told(watch, super::A_WHILE), "one write was told of twice");
     Ok(())
 }

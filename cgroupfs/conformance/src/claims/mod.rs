@@ -51,12 +51,14 @@ mod reclaim;
 mod stat;
 mod swap;
 mod threshold;
+mod value;
 
 /// Every claim, in the order of the table.
 pub fn all() -> Vec<Claim> {
     [
         charge::CLAIMS,
         stat::CLAIMS,
+        value::CLAIMS,
         limit::CLAIMS,
         force_empty::CLAIMS,
         swap::CLAIMS,

@@ -20,6 +20,7 @@ use cgroupfs::{Bytes, Cgroup, Error, MemoryHierarchy, Mounts};
 use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::pthread::{pthread_kill, pthread_self};
+use std::io::Write;
 use std::os::fd::AsFd;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -32,7 +33,7 @@ pub struct KernelWorld<'a> {
     hierarchy: MemoryHierarchy,
     freezer: Option<PathBuf>,
     name: String,
-    ground: Arc<Cgroup>,
+    ground: Group,
     groups: Vec<Arc<Cgroup>>,
     freezers: Vec<Arc<Cgroup>>,
     tasks: Vec<Child>,
@@ -62,14 +63,15 @@ impl<'a> KernelWorld<'a> {
             root.create_child(&parent_name())?;
         }
         let parent = hierarchy.enable_memory(&hierarchy.mount_point.join(parent_name()))?;
-        let ground = Arc::new(parent.create_child(name)?);
+        let first = Arc::new(parent.create_child(name)?);
+        let ground = open(hierarchy.version, &first, 0)?;
         let freezer = Mounts::read()?.v1("freezer").map(|mount| mount.mount_point.clone());
         scratch.reset();
         Ok(KernelWorld {
             freezer: freezer.filter(|_| hierarchy.version == Version::V1),
             hierarchy,
             name: name.to_owned(),
-            groups: vec![ground.clone()],
+            groups: vec![first],
             ground,
             freezers: Vec::new(),
             tasks: Vec::new(),
@@ -87,13 +89,7 @@ impl<'a> KernelWorld<'a> {
     }
 
     fn group(&self, key: usize) -> Result<Group, Error> {
-        let cgroup = self.groups[key].clone();
-        let dir: Arc<dyn ControlDir> = cgroup;
-        let memory: Arc<dyn Memory> = match self.hierarchy.version {
-            Version::V1 => Arc::new(MemoryV1::open(dir.clone())?),
-            Version::V2 => Arc::new(MemoryV2::open(dir.clone())?),
-        };
-        Ok(Group { dir, memory, key })
+        open(self.hierarchy.version, &self.groups[key], key)
     }
 
     /// Where a claim's freezer groups are.
@@ -119,7 +115,7 @@ impl<'a> KernelWorld<'a> {
             let ours = parent.join(&self.name);
             while ours.exists() && !remove_tree(&ours) {
                 if Instant::now() > end {
-                    eprintln!("{} stays", ours.display());
+                    let _ = writeln!(std::io::stderr(), "{} stays", ours.display());
                     break;
                 }
                 std::thread::sleep(Duration::from_millis(2));
@@ -127,6 +123,15 @@ impl<'a> KernelWorld<'a> {
             let _ = std::fs::remove_dir(parent);
         }
     }
+}
+
+fn open(version: Version, cgroup: &Arc<Cgroup>, key: usize) -> Result<Group, Error> {
+    let dir: Arc<dyn ControlDir> = cgroup.clone();
+    let memory: Arc<dyn Memory> = match version {
+        Version::V1 => Arc::new(MemoryV1::open(dir.clone())?),
+        Version::V2 => Arc::new(MemoryV2::open(dir.clone())?),
+    };
+    Ok(Group { dir, memory, key })
 }
 
 fn remove_tree(dir: &Path) -> bool {
@@ -159,12 +164,7 @@ impl World for KernelWorld<'_> {
     }
 
     fn ground(&self) -> Group {
-        let dir: Arc<dyn ControlDir> = self.ground.clone();
-        let memory: Arc<dyn Memory> = match self.group(0) {
-            Ok(group) => group.memory,
-            Err(error) => panic!("{error}"),
-        };
-        Group { dir, memory, key: 0 }
+        self.ground.clone()
     }
 
     fn make(&mut self, parent: &Group, name: &str) -> Result<Group, Error> {
