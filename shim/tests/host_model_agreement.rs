@@ -17,8 +17,10 @@ use cgroupfs::{Bytes, Limit};
 use cgroupfs_model as model;
 use cgshim::core::WatermarkSpec;
 use cgshim::driver::{Engine, Happened, Policy};
+use cgshim::journal::Journal;
 use common::{DiskFile, Ground, Load, alone, host_has_swap, memory, skip};
 use std::io::Write;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 const LIMIT: Bytes = Bytes::mib(96);
@@ -94,7 +96,7 @@ fn on_host(ground: &Ground, name: &str, engine: bool, start: impl FnOnce(&mut Lo
     let memory = memory(&group);
     memory.set_limit(Limit::Bytes(LIMIT)).unwrap();
     let mut load = Load::in_group(&group);
-    let mut driver = Engine::new(1).unwrap();
+    let mut driver = Engine::new(1, Arc::new(Journal::private().unwrap())).unwrap();
     let policy = Policy { watermarks: WatermarkSpec::Default, high: Limit::Max };
     let key = engine.then(|| driver.register(group.clone(), policy).unwrap());
     start(&mut load);
