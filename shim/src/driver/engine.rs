@@ -10,6 +10,7 @@ use super::{Happened, Key, Policy, capabilities, open_memory};
 use crate::core::{Action, Container, Event, Now, State, Totals, Watermarks};
 use crate::journal::{Found, Journal, Record, Slot};
 use cgroupfs::events::{ModifiedSet, Notification, Watch};
+use cgroupfs::files::ControlDir;
 use cgroupfs::memory::{Counters, Memory, ReclaimFile, Version};
 use cgroupfs::{Bytes, Cgroup, Error, Limit, MemoryHierarchy, Result};
 use nix::errno::Errno;
@@ -143,7 +144,8 @@ impl Engine {
     /// What the journal would hold of `group`: for callers who know more, such as its id and its init.
     pub fn record_of(&self, group: &Arc<Cgroup>, policy: Policy) -> Result<Record> {
         let memory = open_memory(group)?;
-        Ok(journaled::record_of(group, &*memory, &self.mount_point, policy))
+        let path = group.path().strip_prefix(&self.mount_point).unwrap_or(group.path());
+        Ok(journaled::record_of(&path.to_string_lossy(), group.inode(), &*memory, policy))
     }
 
     /// As [`Engine::register`], with what the caller made of [`Engine::record_of`]'s record.

@@ -6,6 +6,8 @@
 
 mod asked;
 mod attention;
+#[cfg(test)]
+mod crash;
 mod engine;
 mod fault;
 mod flight;

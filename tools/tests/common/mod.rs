@@ -414,6 +414,27 @@ fn load_child() {
                 });
                 "ok".into()
             }
+            "dirty" => {
+                let rate = number();
+                let path = words.next().unwrap().to_owned() + ".dirty";
+                std::thread::spawn(move || {
+                    let mut file = File::create(&path).unwrap();
+                    // Gone with this process.
+                    fs::remove_file(&path).unwrap();
+                    let (start, mut done) = (Instant::now(), 0);
+                    let buffer = vec![7; 256 << 10];
+                    loop {
+                        file.write_all(&buffer).unwrap();
+                        done += buffer.len() as u64;
+                        if done % (256 * MIB) == 0 {
+                            file.rewind().unwrap();
+                        }
+                        let due = Duration::from_secs_f64(done as f64 / rate as f64);
+                        std::thread::sleep(due.saturating_sub(start.elapsed()));
+                    }
+                });
+                "ok".into()
+            }
             "probe" => match cgroupfs::probe::Capabilities::probe() {
                 Ok(found) => format!("{} features", found.features.len()),
                 Err(error) => error.to_string(),
