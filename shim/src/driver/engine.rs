@@ -1,5 +1,6 @@
 //! The event loop: waiting, timers, and the core's actions handed to who performs them.
 
+use super::arm::{Armer, Threshold};
 use super::asked::Asked;
 use super::flight::{Flight, INTERRUPT_AGAIN};
 use super::journaled::{self, Journaled};
@@ -37,7 +38,7 @@ pub(super) struct Enforced {
     pub(super) group: Arc<Cgroup>,
     pub(super) memory: Arc<dyn Memory>,
     pub(super) core: Container,
-    pub(super) threshold: Option<(Bytes, Notification)>,
+    pub(super) threshold: Threshold,
     pub(super) oom: Option<Notification>,
     pub(super) modified: Option<Watch>,
     pub(super) timer: Option<Now>,
@@ -59,6 +60,7 @@ pub struct Engine {
     pub(super) epoll: Epoll,
     pub(super) start: Instant,
     pub(super) workers: Workers,
+    pub(super) armer: Armer,
     /// The control files that are watched for writes, by container.
     pub(super) modified: ModifiedSet,
     pub(super) containers: HashMap<u64, Enforced>,
@@ -82,6 +84,7 @@ pub(super) enum Source {
     Oom = 4,
     Modified = 5,
     OomWatch = 6,
+    Armed = 7,
 }
 
 const SOURCE_SHIFT: u32 = 56;
@@ -90,7 +93,7 @@ pub(super) fn token(source: Source, number: u64) -> u64 {
     (source as u64) << SOURCE_SHIFT | (number & ((1 << SOURCE_SHIFT) - 1))
 }
 
-fn kernel(errno: Errno) -> Error {
+pub(super) fn kernel(errno: Errno) -> Error {
     Error::refused(cgroupfs::Op::Watch, "the event loop", errno)
 }
 
@@ -103,6 +106,10 @@ impl Engine {
         epoll
             .add(workers.wake_fd(), EpollEvent::new(EpollFlags::EPOLLIN, token(Source::Workers, 0)))
             .map_err(kernel)?;
+        let armer = Armer::new().map_err(kernel)?;
+        epoll
+            .add(armer.wake_fd(), EpollEvent::new(EpollFlags::EPOLLIN, token(Source::Armed, 0)))
+            .map_err(kernel)?;
         let modified = ModifiedSet::new()?;
         epoll
             .add(modified.as_fd(), EpollEvent::new(EpollFlags::EPOLLIN, token(Source::Modified, 0)))
@@ -111,6 +118,7 @@ impl Engine {
             epoll,
             start: Instant::now(),
             workers,
+            armer,
             modified,
             containers: HashMap::new(),
             next_key: 0,
@@ -211,7 +219,7 @@ impl Engine {
                 group,
                 memory,
                 core,
-                threshold: None,
+                threshold: Threshold::default(),
                 oom,
                 modified,
                 timer: None,
@@ -302,6 +310,7 @@ impl Engine {
             match event.data() >> SOURCE_SHIFT {
                 n if n == Source::Caller as u64 => self.happened.push(Happened::Fd(number)),
                 n if n == Source::Workers as u64 => self.answers(),
+                n if n == Source::Armed as u64 => self.armed(),
                 n if n == Source::Threshold as u64 => self.crossed(number),
                 n if n == Source::Oom as u64 => self.oom(number),
                 n if n == Source::OomWatch as u64 => self.told_of_ooms(),
