@@ -10,7 +10,7 @@ use crossbeam_channel::{Receiver, Sender, bounded};
 use nix::sys::epoll::{EpollEvent, EpollFlags};
 use nix::sys::eventfd::{EfdFlags, EventFd};
 use std::os::fd::{AsFd, BorrowedFd};
-use std::sync::Arc;
+use std::sync::{Arc, Weak};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
@@ -31,11 +31,13 @@ pub(super) struct Threshold {
     refused: Option<Bytes>,
 }
 
+/// The group, if its container is still there when its turn comes.
+type Task = (u64, Weak<Cgroup>, Bytes);
 type Armed = (u64, Bytes, std::result::Result<Notification, Error>);
 
 /// The thread that arms; started with the first threshold.
 pub(super) struct Armer {
-    tasks: Option<Sender<(u64, Arc<Cgroup>, Bytes)>>,
+    tasks: Option<Sender<Task>>,
     answers: Option<Receiver<Armed>>,
     wake: Arc<EventFd>,
     thread: Option<JoinHandle<()>>,
@@ -52,9 +54,9 @@ impl Armer {
         self.wake.as_fd()
     }
 
-    fn start(&mut self, key: u64, group: Arc<Cgroup>, at: Bytes) -> bool {
+    fn start(&mut self, key: u64, group: Weak<Cgroup>, at: Bytes) -> bool {
         if self.thread.is_none() {
-            let (tasks, waiting) = bounded::<(u64, Arc<Cgroup>, Bytes)>(MOST_WAITING);
+            let (tasks, waiting) = bounded::<Task>(MOST_WAITING);
             let (answer, answers) = bounded(MOST_WAITING);
             let wake = self.wake.clone();
             let thread = std::thread::Builder::new()
@@ -63,6 +65,7 @@ impl Armer {
                 .spawn(move || {
                     super::sys::become_interruptible();
                     while let Ok((key, group, at)) = waiting.recv() {
+                        let Some(group) = group.upgrade() else { continue };
                         let armed = Notification::usage_threshold(&group, at);
                         if answer.send((key, at, armed)).is_err() {
                             return;
@@ -105,7 +108,9 @@ impl Engine {
 
     /// Wakes us when usage crosses this, from soon on; until then usage is looked at.
     pub(super) fn arm(&mut self, key: u64, wanted: Option<Bytes>) {
-        let soon = self.now() + UNTIL_ARMED;
+        // All that wait are looked at together.
+        let waits = self.now().as_millis() / UNTIL_ARMED.as_millis() + 2;
+        let soon = UNTIL_ARMED.saturating_mul(u32::try_from(waits).unwrap_or(u32::MAX));
         let Some(enforced) = self.containers.get_mut(&key) else { return };
         let threshold = &mut enforced.threshold;
         threshold.wanted = wanted;
@@ -125,7 +130,7 @@ impl Engine {
             return;
         }
         if !threshold.pending {
-            threshold.pending = self.armer.start(key, enforced.group.clone(), at);
+            threshold.pending = self.armer.start(key, Arc::downgrade(&enforced.group), at);
         }
         enforced.timer = Some(enforced.timer.map_or(soon, |timer| timer.min(soon)));
     }

@@ -11,6 +11,7 @@ use super::{Happened, Key, Policy, capabilities, open_memory};
 use crate::core::{Action, Container, Event, Now, State, Totals, Watermarks};
 use crate::journal::{Found, Journal, Record, Slot};
 use cgroupfs::events::{ModifiedSet, Notification, Watch};
+use cgroupfs::files::ControlDir;
 use cgroupfs::memory::{Counters, Memory, ReclaimFile, Version};
 use cgroupfs::{Bytes, Cgroup, Error, Limit, MemoryHierarchy, Result};
 use nix::errno::Errno;
@@ -71,6 +72,7 @@ pub struct Engine {
     /// [`Engine::reclaim`].
     pub(super) later: Vec<(u64, Answer, bool)>,
     pub(super) journal: Arc<Journal>,
+    keep_records: bool,
     /// What paths in the journal are relative to.
     mount_point: PathBuf,
 }
@@ -126,6 +128,7 @@ impl Engine {
             oom_watch: None,
             later: Vec::new(),
             journal,
+            keep_records: false,
             mount_point: MemoryHierarchy::find()?.mount_point,
         })
     }
@@ -232,10 +235,32 @@ impl Engine {
                 deeds: None,
             },
         );
-        // Kills between the last look of whoever was before us and ours.
-        self.count(key);
+        // Kills between the last look of whoever was before us and ours; the OOM watch tells of its own.
+        if self.oom_watch.is_none() {
+            self.count(key);
+        }
         self.deliver(key, Event::Usage(usage));
         Ok(Key(key))
+    }
+
+    /// Writes a container's terms down.
+    pub fn note_terms(&mut self, key: Key, change: impl FnOnce(&mut crate::journal::Terms)) {
+        if let Some(enforced) = self.containers.get_mut(&key.0)
+            && let Some(journaled) = &mut enforced.journaled
+        {
+            journaled.note_terms(change);
+        }
+    }
+
+    /// From now on, containers that are released stay in the journal: for a daemon that ends, and whose
+    /// successor goes on with them.
+    pub fn keep_records(&mut self) {
+        self.keep_records = true;
+    }
+
+    /// A container that was in the journal is not gone on with.
+    pub fn forget_found(&self, found: Found) {
+        self.journal.remove(found.slot);
     }
 
     /// A container's place in the journal, for what else changes the kernel for it.
@@ -461,7 +486,9 @@ impl Engine {
                     if let Some(watch) = &gone.modified {
                         self.modified.forget(watch);
                     }
-                    if let Some(journaled) = gone.journaled.take() {
+                    if let Some(journaled) = gone.journaled.take()
+                        && (!self.keep_records || gone.group.is_gone())
+                    {
                         journaled.remove(&self.journal);
                     }
                     self.happened.push(Happened::Forgotten(Key(key), gone.core.totals()));
