@@ -5,6 +5,7 @@
 //! the hierarchy's (`discovery`). What is asked over the socket is in `requests`, what comes and goes in
 //! `containers`.
 
+mod adoption;
 pub mod config;
 mod containers;
 mod discovery;
@@ -26,6 +27,7 @@ use crate::core::Now;
 use crate::driver::{Engine, Happened, Key};
 use crate::guardian::{Guardian, Kernel, restore_all};
 use crate::journal::{Journal, JournalError, RunDir};
+use adoption::Notes;
 use cgroupfs::Bytes;
 use config::{Config, ConfigError};
 use discovery::Discovery;
@@ -133,6 +135,7 @@ pub struct Daemon {
     features: Vec<Feature>,
     engine: Engine,
     registry: Registry,
+    notes: Notes,
     history: History,
     server: Server,
     spool: Spool,
@@ -182,14 +185,13 @@ impl Daemon {
             log::error!("{remark}");
         }
         restore_all(&journal, &kernel, &mut |path, undone| log::warn!("{path}: {undone}"));
-        for found in opened.found {
-            journal.remove(found.slot);
-        }
         let journal = Arc::new(journal);
         let guardian = Guardian::start(&journal, Some(&run_dir), &kernel)
             .map_err(system("start the guardian process"))?;
         let mut engine = Engine::new(config.workers, journal)?;
         features.extend(witness::start(&mut engine, &options.run_dir));
+        let notes = Notes::open(&options.run_dir)
+            .map_err(|why| StartError::RunDir { path: options.run_dir.join("containers"), why })?;
         let spool = Spool::open(&options.run_dir).map_err(|why| StartError::RunDir {
             path: options.run_dir.join(crate::api::SPOOL),
             why,
@@ -220,6 +222,7 @@ impl Daemon {
             features,
             engine,
             registry: Registry::new(),
+            notes,
             history: History::new(),
             server,
             spool,
@@ -236,6 +239,7 @@ impl Daemon {
             _run_dir: run_dir,
             _lock: lock,
         };
+        daemon.adopt(opened.found);
         daemon.take_spool();
         daemon.discover_anew();
         Ok(daemon)
@@ -304,7 +308,7 @@ impl Daemon {
             match Signal::try_from(info.ssi_signo as i32) {
                 Ok(Signal::SIGHUP) => self.reload(true),
                 Ok(signal) => {
-                    log::info!("{signal}: releasing {} containers", self.registry.len());
+                    log::info!("{signal}: letting {} containers be", self.registry.len());
                     self.stopping = true;
                 }
                 Err(_) => {}
@@ -344,6 +348,8 @@ impl Daemon {
     /// Every declared limit stands when this returns.
     fn stop(mut self) -> Result<(), StartError> {
         self.notify.send("STOPPING=1");
+        // They are there when we come back.
+        self.engine.keep_records();
         for id in self.registry.ids() {
             if let Some(container) = self.registry.get(&id) {
                 self.engine.release(container.key);

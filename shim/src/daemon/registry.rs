@@ -24,6 +24,11 @@ pub(super) struct Container {
     pub(super) pid: Option<i32>,
     pub(super) source: Source,
     pub(super) runtime: Option<String>,
+    pub(super) oom_score_adj: Option<i32>,
+    /// Its annotations of ours, as they came.
+    pub(super) asked: BTreeMap<String, String>,
+    /// What the operator set by hand, as it came.
+    pub(super) set_texts: BTreeMap<String, String>,
     /// Class and request, from the runtime.
     pub(super) from_runtime: Wishes,
     /// What its annotations ask for.
@@ -35,15 +40,16 @@ pub(super) struct Container {
     /// Annotations that were refused.
     pub(super) refused: Vec<String>,
     pub(super) since_ms: u64,
-    pub(super) oom_kills: u64,
 }
 
 /// How a container came.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+#[serde(rename_all = "snake_case")]
 pub(super) enum Source {
     Hook,
     Spool,
     Discovery,
+    Journal,
 }
 
 impl Source {
@@ -52,6 +58,7 @@ impl Source {
             Source::Hook => "hook",
             Source::Spool => "spool",
             Source::Discovery => "discovery",
+            Source::Journal => "journal",
         }
     }
 }
@@ -64,6 +71,7 @@ pub(super) struct Moment {
     pub(super) limit: Limit,
     pub(super) marks: Option<Watermarks>,
     pub(super) totals: Totals,
+    pub(super) oom_kills: u64,
 }
 
 impl Container {
@@ -100,7 +108,7 @@ impl Container {
                 steps: now.totals.steps,
                 stood_aside: now.totals.aside,
             },
-            oom_kills: self.oom_kills,
+            oom_kills: now.oom_kills,
         }
     }
 }
@@ -125,6 +133,11 @@ impl Registry {
 
     pub(super) fn len(&self) -> usize {
         self.by_id.len()
+    }
+
+    /// Registrations of a daemon before us had numbers up to this.
+    pub(super) fn continue_after(&mut self, generation: u64) {
+        self.generation = self.generation.max(generation);
     }
 
     /// The number of the next registration.

@@ -1,5 +1,6 @@
 //! The event loop: waiting, timers, and the core's actions handed to who performs them.
 
+use super::arm::{Armer, Threshold};
 use super::asked::Asked;
 use super::flight::{Flight, INTERRUPT_AGAIN};
 use super::journaled::{self, Journaled};
@@ -38,7 +39,7 @@ pub(super) struct Enforced {
     pub(super) group: Arc<Cgroup>,
     pub(super) memory: Arc<dyn Memory>,
     pub(super) core: Container,
-    pub(super) threshold: Option<(Bytes, Notification)>,
+    pub(super) threshold: Threshold,
     pub(super) oom: Option<Notification>,
     pub(super) modified: Option<Watch>,
     pub(super) timer: Option<Now>,
@@ -60,6 +61,7 @@ pub struct Engine {
     pub(super) epoll: Epoll,
     pub(super) start: Instant,
     pub(super) workers: Workers,
+    pub(super) armer: Armer,
     /// The control files that are watched for writes, by container.
     pub(super) modified: ModifiedSet,
     pub(super) containers: HashMap<u64, Enforced>,
@@ -70,6 +72,7 @@ pub struct Engine {
     /// [`Engine::reclaim`].
     pub(super) later: Vec<(u64, Answer, bool)>,
     pub(super) journal: Arc<Journal>,
+    keep_records: bool,
     /// What paths in the journal are relative to.
     mount_point: PathBuf,
 }
@@ -83,6 +86,7 @@ pub(super) enum Source {
     Oom = 4,
     Modified = 5,
     OomWatch = 6,
+    Armed = 7,
 }
 
 const SOURCE_SHIFT: u32 = 56;
@@ -91,7 +95,7 @@ pub(super) fn token(source: Source, number: u64) -> u64 {
     (source as u64) << SOURCE_SHIFT | (number & ((1 << SOURCE_SHIFT) - 1))
 }
 
-fn kernel(errno: Errno) -> Error {
+pub(super) fn kernel(errno: Errno) -> Error {
     Error::refused(cgroupfs::Op::Watch, "the event loop", errno)
 }
 
@@ -104,6 +108,10 @@ impl Engine {
         epoll
             .add(workers.wake_fd(), EpollEvent::new(EpollFlags::EPOLLIN, token(Source::Workers, 0)))
             .map_err(kernel)?;
+        let armer = Armer::new().map_err(kernel)?;
+        epoll
+            .add(armer.wake_fd(), EpollEvent::new(EpollFlags::EPOLLIN, token(Source::Armed, 0)))
+            .map_err(kernel)?;
         let modified = ModifiedSet::new()?;
         epoll
             .add(modified.as_fd(), EpollEvent::new(EpollFlags::EPOLLIN, token(Source::Modified, 0)))
@@ -112,6 +120,7 @@ impl Engine {
             epoll,
             start: Instant::now(),
             workers,
+            armer,
             modified,
             containers: HashMap::new(),
             next_key: 0,
@@ -119,6 +128,7 @@ impl Engine {
             oom_watch: None,
             later: Vec::new(),
             journal,
+            keep_records: false,
             mount_point: MemoryHierarchy::find()?.mount_point,
         })
     }
@@ -213,7 +223,7 @@ impl Engine {
                 group,
                 memory,
                 core,
-                threshold: None,
+                threshold: Threshold::default(),
                 oom,
                 modified,
                 timer: None,
@@ -226,10 +236,32 @@ impl Engine {
                 deeds: None,
             },
         );
-        // Kills between the last look of whoever was before us and ours.
-        self.count(key);
+        // Kills between the last look of whoever was before us and ours; the OOM watch tells of its own.
+        if self.oom_watch.is_none() {
+            self.count(key);
+        }
         self.deliver(key, Event::Usage(usage));
         Ok(Key(key))
+    }
+
+    /// Writes a container's terms down.
+    pub fn note_terms(&mut self, key: Key, change: impl FnOnce(&mut crate::journal::Terms)) {
+        if let Some(enforced) = self.containers.get_mut(&key.0)
+            && let Some(journaled) = &mut enforced.journaled
+        {
+            journaled.note_terms(change);
+        }
+    }
+
+    /// From now on, containers that are released stay in the journal: for a daemon that ends, and whose
+    /// successor goes on with them.
+    pub fn keep_records(&mut self) {
+        self.keep_records = true;
+    }
+
+    /// A container that was in the journal is not gone on with.
+    pub fn forget_found(&self, found: Found) {
+        self.journal.remove(found.slot);
     }
 
     /// A container's place in the journal, for what else changes the kernel for it.
@@ -304,6 +336,7 @@ impl Engine {
             match event.data() >> SOURCE_SHIFT {
                 n if n == Source::Caller as u64 => self.happened.push(Happened::Fd(number)),
                 n if n == Source::Workers as u64 => self.answers(),
+                n if n == Source::Armed as u64 => self.armed(),
                 n if n == Source::Threshold as u64 => self.crossed(number),
                 n if n == Source::Oom as u64 => self.oom(number),
                 n if n == Source::OomWatch as u64 => self.told_of_ooms(),
@@ -454,7 +487,9 @@ impl Engine {
                     if let Some(watch) = &gone.modified {
                         self.modified.forget(watch);
                     }
-                    if let Some(journaled) = gone.journaled.take() {
+                    if let Some(journaled) = gone.journaled.take()
+                        && (!self.keep_records || gone.group.is_gone())
+                    {
                         journaled.remove(&self.journal);
                     }
                     self.happened.push(Happened::Forgotten(Key(key), gone.core.totals()));

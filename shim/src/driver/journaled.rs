@@ -69,6 +69,16 @@ impl Journaled {
         }
     }
 
+    /// New terms; the declared limit stays what the core has.
+    pub(super) fn note_terms(&mut self, change: impl FnOnce(&mut Terms)) {
+        let (before, declared) = (self.terms, self.terms.declared);
+        change(&mut self.terms);
+        self.terms.declared = declared;
+        if self.terms != before {
+            self.slot.update_terms(&self.terms);
+        }
+    }
+
     /// So many kills more, of which somebody is about to be told.
     pub(super) fn killed(&self, seen: u64, kills: u64) {
         self.slot.change_counters(|counters| {

@@ -4,6 +4,7 @@
 //! reclaims: it waits, reads usage (`watch.rs`), raises and cancels (`flight.rs`). Workers do what may
 //! block (`worker.rs`, `reclaim.rs`).
 
+mod arm;
 mod asked;
 mod attention;
 #[cfg(test)]

@@ -52,7 +52,12 @@ impl Engine {
     pub(super) fn told_of_ooms(&mut self) {
         let now = self.now();
         let Some(watch) = &self.oom_watch else { return };
-        for told in watch.told() {
+        let told: Vec<Told> = watch.told().collect();
+        for told in told {
+            if let Told::Killed(key, ..) = told {
+                // In the journal before anybody hears of it.
+                self.count(key);
+            }
             self.happened.push(match told {
                 Told::Killed(key, kills, usage) => Happened::OomKill(Key(key), now, kills, usage),
                 Told::Record(key, record) => Happened::Oom(Key(key), record),

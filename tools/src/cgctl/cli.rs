@@ -172,7 +172,7 @@ Examples:
 
 Keys: high (512M, 80%, request+90%, max), watermark (92%:86%, default, off), request (a size), class
 (guaranteed, burstable, besteffort), throttle (on, off), oom (kill, group, hold=30s). Above what the
-configuration and the container's annotations say, until the daemon ends.")]
+configuration and the container's annotations say, until the container ends.")]
 pub(crate) struct SetArgs {
     /// The container, or the beginning of its id
     #[arg(value_name = "ID")]
