@@ -309,6 +309,11 @@ fn the_wrapper_becomes_the_runtime_with_the_hook_in_the_bundle() {
         let last: Value = serde_json::from_str(log.lines().last().unwrap()).unwrap();
         assert_eq!(last["level"], "error");
     }
+    // A copy of the wrapper under the runtime's name ends, and does not become itself for ever.
+    fs::copy(program(env!("CARGO_BIN_EXE_cgshim-runtime")), &runtime).unwrap();
+    let output = run("{}", &hook, &["--version"]);
+    assert_eq!(output.status.code(), Some(127), "{output:?}");
+    assert!(stderr(&output).contains("runc stands in for the runtime"), "{output:?}");
     fs::remove_file(&runtime).unwrap();
     let output = Command::new(program(env!("CARGO_BIN_EXE_cgshim-runtime")))
         .arg("--version")
