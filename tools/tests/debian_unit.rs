@@ -189,7 +189,7 @@ fn restart_adopts_containers_and_loses_no_oom_kill() {
     for container in [idle, killed] {
         let id = container.id.clone();
         drop(container);
-        until("an adopted container that ends is forgotten", 5 * SECOND, || {
+        until("an adopted container that ends is forgotten", 15 * SECOND, || {
             debian::find(&debian::ps(), &id).is_none()
         });
     }
