@@ -56,6 +56,9 @@ const RELEASED: Duration = Duration::from_secs(1);
 /// What could not be done is tried again after this.
 const AGAIN: Duration = Duration::from_secs(10);
 
+/// Growth in a pulse that shows that somebody grows who is not frozen.
+const STRANGE: Bytes = Bytes::mib(1);
+
 /// Pages that nobody is known for, from which on all tasks are looked at.
 const UNEXPLAINED: u64 = 512;
 
@@ -80,6 +83,8 @@ struct Near {
     pulser: Pulser,
     growers: Growers,
     attribution: Attribution,
+    /// Usage when the last pulse held.
+    frozen_at: Bytes,
     group: FreezerGroup,
     _parked: Option<Parked>,
 }
@@ -148,7 +153,6 @@ impl Manager {
             threshold.take();
         }
         drop(threshold);
-        log::trace!("near {:?}", self.memory.usage());
         let Some(mut at) = self.approach()? else {
             // Nobody is in it: what there is will be gone, or somebody comes.
             return Ok(self.wait(&[], Some(RELEASED)));
@@ -201,16 +205,21 @@ impl Manager {
             self.tell(ThrottleEvent::NotRealTime(errno));
         }
         let mut growers = Growers::new(self.config.group.clone(), home, self.freezer.clone());
-        log::trace!("approach: ready {:?}", self.memory.usage());
         growers.scan(&group, false)?;
-        log::trace!("approach: scan1 {:?}", self.memory.usage());
-        std::thread::sleep(Duration::from_millis(1));
-        growers.scan(&group, false)?;
-        log::trace!("approach: scan2 {:?}", self.memory.usage());
+        // Those that have no CPU right now show only after a while.
+        for pause in [1, 4, 10] {
+            std::thread::sleep(Duration::from_millis(pause));
+            growers.scan(&group, false)?;
+            log::trace!("{} growers with {:?} in use", growers.len(), self.memory.usage());
+            if self.memory.usage()? >= self.config.high {
+                break;
+            }
+        }
         Ok(Some(Near {
             pulser,
             growers,
             attribution: Attribution::default(),
+            frozen_at: Bytes(0),
             group,
             _parked: parked,
         }))
@@ -387,6 +396,7 @@ impl Manager {
             state = at.group.state()?;
         }
         let usage = self.memory.usage()?;
+        at.frozen_at = usage;
         let leaked = usage.saturating_sub(decided);
         self.core.leaked(leaked);
         let pages = grown.saturating_add(leaked).0 / page_size();
@@ -401,8 +411,7 @@ impl Manager {
                 self.tell(ThrottleEvent::Strangers(at.growers.strangers()));
             }
         }
-        let growers = &at.growers;
-        self.core.keep(|tid| growers.is_grower(tid));
+        self.core.growing(&at.growers.tids());
         let levels = self.levels(usage);
         let reclaimable = self.reclaimable();
         let mut due = self.core.window(self.start.elapsed(), &levels, reclaimable, &shares.grown);
@@ -430,6 +439,11 @@ impl Manager {
             return Ok(true);
         }
         let usage = self.memory.usage()?;
+        // All growers are frozen: somebody else is one too.
+        if usage.saturating_sub(at.frozen_at) >= STRANGE && at.growers.may_scan(KILLED) {
+            at.growers.scan(&at.group, true)?;
+            at.frozen_at = usage;
+        }
         if self.effective(usage).is_none_or(|high| usage <= high) || when.elapsed() > LONGEST {
             let terms = self.terms(LONGEST)?;
             at.pulser.order(Order::ThawAt(pulse, Instant::now(), terms));
