@@ -41,6 +41,12 @@ const DYING: Duration = Duration::from_millis(20);
 /// frozen who may be needed for that. (Measured on 6.18: 0.34 ms in the median, 62 ms once.)
 const NOT_FROZEN: Duration = Duration::from_millis(200);
 
+/// How long tasks run after that.
+const UNFROZEN_PAUSE: Duration = Duration::from_millis(50);
+
+/// How long the real-time thread is waited for, which is a nap away.
+const SETTLED: Duration = Duration::from_secs(1);
+
 /// All tasks are looked at so often while there is growth above high.
 const SCAN: Duration = Duration::from_millis(250);
 
@@ -87,6 +93,17 @@ struct Near {
     frozen_at: Bytes,
     group: FreezerGroup,
     _parked: Option<Parked>,
+}
+
+/// What a look at a pulse came to.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Pulse {
+    /// It goes on for as long as is due.
+    Due,
+    /// The container's runtime has it paused: nothing grows, and nothing is ours to do.
+    Paused,
+    /// It did not hold: not all tasks stopped.
+    Unfrozen,
 }
 
 /// Why waiting, or throttling, ended.
@@ -242,6 +259,9 @@ impl Manager {
         // Usage when the group was last found not to grow.
         let mut rested: Option<Bytes> = None;
         loop {
+            if self.obey() == Woken::Stop {
+                return Ok(Woken::Stop);
+            }
             let usage = self.memory.usage()?;
             let free = self.effective(usage).map(|high| self.core.free_until(high));
             below = if usage < near { below.or_else(|| Some(Instant::now())) } else { None };
@@ -292,14 +312,11 @@ impl Manager {
                     }
                     rested = Some(self.memory.usage()?);
                 }
-                Woken::Look => self.park(at),
+                Woken::Look => {
+                    self.settle(at);
+                }
             }
         }
-    }
-
-    /// Nothing is awaited any more: what came meanwhile is of no interest.
-    fn park(&self, at: &Near) {
-        at.pulser.order(Order::Park);
     }
 
     /// The high to throttle above; tells when a release has ended.
@@ -319,13 +336,23 @@ impl Manager {
         let mut pulsing: Option<(u64, Instant)> = None;
         loop {
             if self.stopped() || self.holding() {
-                at.pulser.order(Order::Park);
                 return Ok(self.settle(at));
             }
             match at.pulser.report() {
                 Some(Report::Frozen { pulse, at: when, usage, grown }) => {
                     pulsing = Some((pulse, when));
-                    self.frozen(at, pulse, when, usage, grown)?;
+                    match self.frozen(at, pulse, when, usage, grown)? {
+                        Pulse::Due => {}
+                        Pulse::Paused => {
+                            return Ok(self.settle(at));
+                        }
+                        Pulse::Unfrozen => {
+                            pulsing = None;
+                            if let Some(woken) = self.let_run(at, UNFROZEN_PAUSE, |_| true)? {
+                                return Ok(woken);
+                            }
+                        }
+                    }
                 }
                 Some(Report::Thawed { frozen, at: when, late, .. }) => {
                     if late > DYING {
@@ -333,11 +360,10 @@ impl Manager {
                     }
                     pulsing = None;
                     if self.thawed(at, when, frozen)? {
-                        at.pulser.order(Order::Park);
                         return Ok(self.settle(at));
                     }
                 }
-                Some(Report::Crossed) => {}
+                Some(Report::Crossed | Report::Parked) => {}
                 Some(Report::Quiet) => return Ok(Woken::Look),
                 Some(Report::Refused(errno)) => {
                     return Err(at.group.refused("FROZEN", errno));
@@ -350,7 +376,7 @@ impl Manager {
                         && self.watch_pulse(at, pulse, when)?
                     {
                         pulsing = None;
-                        if let Some(woken) = self.let_die(at)? {
+                        if let Some(woken) = self.let_run(at, DYING, Growers::killed)? {
                             return Ok(woken);
                         }
                         continue;
@@ -362,19 +388,25 @@ impl Manager {
         }
     }
 
-    /// Waits until the real-time thread has parked: its last reports are taken.
+    /// Has the real-time thread thaw and park, and takes its last reports.
     fn settle(&mut self, at: &mut Near) -> Woken {
+        at.pulser.order(Order::Park);
         let start = Instant::now();
-        while at.group.state().is_ok_and(|state| state != State::Thawed)
-            && start.elapsed() < Duration::from_secs(1)
-        {
-            std::thread::sleep(Duration::from_micros(200));
-        }
-        while let Some(report) = at.pulser.report() {
-            if let Report::Thawed { frozen, at: when, .. } = report {
-                let _ = self.thawed(at, when, frozen);
+        while start.elapsed() < SETTLED && at.pulser.is_alive() {
+            match at.pulser.report() {
+                Some(Report::Parked) => break,
+                Some(Report::Thawed { frozen, at: when, .. }) => {
+                    let _ = self.thawed(at, when, frozen);
+                }
+                Some(_) => {}
+                None => {
+                    let mut fds = [PollFd::new(at.pulser.wake_fd(), PollFlags::POLLIN)];
+                    let _ = poll(&mut fds, PollTimeout::from(10u8));
+                }
             }
         }
+        // One that was said before this one was asked for.
+        while at.pulser.report().is_some() {}
         match self.stopped() {
             true => Woken::Stop,
             false => Woken::Look,
@@ -389,7 +421,7 @@ impl Manager {
         when: Instant,
         decided: Bytes,
         grown: Bytes,
-    ) -> Result<()> {
+    ) -> Result<Pulse> {
         let mut state = at.group.state()?;
         while state != State::Frozen && when.elapsed() < NOT_FROZEN {
             std::thread::sleep(Duration::from_micros(100));
@@ -414,14 +446,14 @@ impl Manager {
         self.core.growing(&at.growers.tids());
         let levels = self.levels(usage);
         let reclaimable = self.reclaimable();
-        let mut due = self.core.window(self.start.elapsed(), &levels, reclaimable, &shares.grown);
-        let paused = at.group.container_state()? != State::Thawed;
-        if state != State::Frozen && !paused {
-            self.core.not_frozen();
-            due = Duration::ZERO;
+        let due = self.core.window(self.start.elapsed(), &levels, reclaimable, &shares.grown);
+        if at.group.container_state()? != State::Thawed {
+            return Ok(Pulse::Paused);
         }
-        if paused || at.growers.len() == 0 {
-            due = Duration::ZERO;
+        if state != State::Frozen {
+            self.core.not_frozen();
+            self.publish();
+            return Ok(Pulse::Unfrozen);
         }
         log::trace!(
             "pulse {pulse}: usage {usage}, grown {grown} leaked {leaked}, {} growers, due {due:?}, {shares:?}",
@@ -429,7 +461,7 @@ impl Manager {
         );
         let terms = self.terms(due)?;
         at.pulser.order(Order::ThawAt(pulse, when + due, terms));
-        Ok(())
+        Ok(Pulse::Due)
     }
 
     /// A pulse goes on: usage may be down again. True: somebody has been killed, and cannot die frozen.
@@ -451,14 +483,19 @@ impl Manager {
         Ok(false)
     }
 
-    /// Lets tasks die that have been killed: not in a window, which may be too short for that.
-    fn let_die(&mut self, at: &mut Near) -> Result<Option<Woken>> {
-        at.pulser.order(Order::Park);
+    /// Thaws for as long as something holds of the growers, `patience` at most. For tasks that have been
+    /// killed, say: a window may be too short to die in.
+    fn let_run(
+        &mut self,
+        at: &mut Near,
+        patience: Duration,
+        holds: fn(&Growers) -> bool,
+    ) -> Result<Option<Woken>> {
         if self.settle(at) == Woken::Stop {
             return Ok(Some(Woken::Stop));
         }
         let start = Instant::now();
-        while start.elapsed() < DYING && at.growers.killed() {
+        while start.elapsed() < patience && holds(&at.growers) {
             std::thread::sleep(Duration::from_millis(1));
         }
         at.pulser.order(Order::Open(self.terms(Duration::ZERO)?));
@@ -546,10 +583,14 @@ impl Manager {
         self.control.hold.load(Ordering::SeqCst)
     }
 
-    /// Waits for one of `fds`, `patience` at most, and for as long as nothing is to be frozen. Nothing
-    /// is frozen when this is called.
+    /// Waits for one of `fds`, `patience` at most, and for as long as nothing is to be frozen.
     fn wait(&self, fds: &[BorrowedFd<'_>], patience: Option<Duration>) -> Woken {
         self.poll(fds, patience);
+        self.obey()
+    }
+
+    /// Waits for as long as nothing is to be frozen. Nothing is frozen when this is called.
+    fn obey(&self) -> Woken {
         while self.holding() && !self.stopped() {
             self.control.held.store(true, Ordering::SeqCst);
             self.poll(&[], None);
