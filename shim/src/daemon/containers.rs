@@ -7,7 +7,9 @@ use super::registry::{Container, Moment, Source};
 use super::verify::{Verified, oom_score_adj};
 use crate::api::message::{EventLine, Register, Release, Request, View};
 use crate::core::terms::{KEYS, effective};
+use crate::core::throttle::WayOut;
 use crate::core::{Notice, State, Wishes, qos};
+use crate::driver::throttle::ThrottleEvent;
 use crate::driver::{Happened, Key, Policy};
 use cgroupfs::files::ControlDir;
 use std::collections::BTreeMap;
@@ -158,6 +160,7 @@ impl Daemon {
         let policy = Policy { watermarks: terms.watermark, high: terms.high };
         let (directory, inode) = (group.path().to_path_buf(), group.inode());
         let key = self.engine.register(group, policy).map_err(|error| error.to_string())?;
+        self.throttle(key, terms.throttle);
         let mut all_refused = about.refused.clone();
         all_refused.extend(refused.into_iter().map(str::to_owned));
         let generation = self.registry.next_generation();
@@ -191,6 +194,13 @@ impl Daemon {
         self.registry.add(container);
         self.tell(told);
         Ok(generation)
+    }
+
+    /// Throttles above high, where the kernel does not.
+    fn throttle(&mut self, key: Key, on: bool) {
+        if let Err(error) = self.engine.throttle(key, on.then(WayOut::default)) {
+            log::warn!("growth above high is not throttled: {error}");
+        }
     }
 
     /// Ends enforcement of a container: its declared limit stands.
@@ -245,8 +255,17 @@ impl Daemon {
                     self.bury(&container, view, "vanished", "its group was removed");
                 }
             }
+            Happened::Throttle(key, _, event) => self.throttled(key, &event),
             Happened::Fd(_) | Happened::Usage(..) | Happened::Round(..) | Happened::Asked(..) => {}
         }
+    }
+
+    fn throttled(&mut self, key: Key, event: &ThrottleEvent) {
+        let Some(message) = event.message() else { return };
+        let Some(container) = self.registry.of_key(key) else { return };
+        log::info!("container {}: {message}", container.id);
+        let told = of(container, event.name(), message);
+        self.tell(told);
     }
 
     fn noticed(&mut self, key: Key, notice: Notice) {
@@ -289,6 +308,7 @@ impl Daemon {
         if terms != container.terms {
             container.terms = terms;
             self.engine.set_policy(key, Policy { watermarks: terms.watermark, high: terms.high });
+            self.throttle(key, terms.throttle);
         }
     }
 

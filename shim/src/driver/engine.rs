@@ -3,6 +3,7 @@
 use super::asked::Asked;
 use super::flight::{Flight, INTERRUPT_AGAIN};
 use super::journaled::{self, Journaled};
+use super::throttling::Throttles;
 use super::watch::RECOUNT_EVERY;
 use super::worker::{Answer, Work, Workers};
 use super::{Happened, Key, Policy, capabilities, open_memory};
@@ -64,6 +65,7 @@ pub struct Engine {
     /// Answers taken by [`Engine::quiesce`], to be handled by the next turn; whether of
     /// [`Engine::reclaim`].
     pub(super) later: Vec<(u64, Answer, bool)>,
+    pub(super) throttles: Throttles,
     pub(super) journal: Arc<Journal>,
     /// What paths in the journal are relative to.
     mount_point: PathBuf,
@@ -77,6 +79,7 @@ pub(super) enum Source {
     Threshold = 3,
     Oom = 4,
     Modified = 5,
+    Throttle = 6,
 }
 
 const SOURCE_SHIFT: u32 = 56;
@@ -111,6 +114,7 @@ impl Engine {
             next_key: 0,
             happened: Vec::new(),
             later: Vec::new(),
+            throttles: Throttles::default(),
             journal,
             mount_point: MemoryHierarchy::find()?.mount_point,
         })
@@ -231,6 +235,7 @@ impl Engine {
     /// Ends enforcement: cancels what is in flight, sees that the declared limit stands.
     /// [`Happened::Forgotten`] says when it is done, which may be at once.
     pub fn release(&mut self, key: Key) {
+        self.end_throttle(key.0);
         let now = self.now();
         if let Some(enforced) = self.containers.get_mut(&key.0)
             && let Some(asked) = &mut enforced.asked
@@ -284,6 +289,7 @@ impl Engine {
     /// Waits for events, `patience` at most (`None`: as long as it takes), and handles them. What is of
     /// interest to the caller is appended to `happened`.
     pub fn turn(&mut self, patience: Option<Duration>, happened: &mut Vec<Happened>) -> Result<()> {
+        self.go_on_throttling();
         let mut events = [EpollEvent::empty(); 64];
         let ready = match self.epoll.wait(&mut events, self.timeout(patience)) {
             Ok(n) => n,
@@ -297,6 +303,7 @@ impl Engine {
                 n if n == Source::Workers as u64 => self.answers(),
                 n if n == Source::Threshold as u64 => self.crossed(number),
                 n if n == Source::Oom as u64 => self.oom(number),
+                n if n == Source::Throttle as u64 => self.throttle_told(number),
                 _ => self.modifications(None),
             }
         }
@@ -434,6 +441,7 @@ impl Engine {
             Action::Restore(_) => self.restore(key),
             Action::Tell(notice) => self.happened.push(Happened::Notice(Key(key), now, notice)),
             Action::Forget => {
+                self.end_throttle(key);
                 if let Some(mut gone) = self.containers.remove(&key) {
                     self.asked_of_the_gone(key, gone.asked.take());
                     if let Some(watch) = &gone.modified {

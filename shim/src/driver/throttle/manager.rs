@@ -9,12 +9,14 @@ use crate::core::throttle::{
     Attribution, Cause, Curve, LONGEST, Level, Then, Throttle, ThrottleTotals,
 };
 use crate::driver::worker::survey;
+use crate::guardian::FREEZER_CHILD;
 use cgroupfs::events::Notification;
 use cgroupfs::freezer::{self, Freezer, FreezerGroup, Parked, State};
 use cgroupfs::memory::Memory;
 use cgroupfs::units::page_size;
-use cgroupfs::{Bytes, Error, Limit, Result};
+use cgroupfs::{Bytes, Cgroup, Error, Limit, Result};
 use crossbeam_channel::Sender;
+use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::eventfd::EventFd;
 use nix::sys::signal::{Signal, kill};
@@ -203,8 +205,9 @@ impl Manager {
         let home = tids.iter().find_map(|tid| self.freezer.path_of(*tid).ok());
         let Some(home) = home else { return Ok(None) };
         let parent = Arc::new(self.freezer.open(&home)?);
+        sweep(&parent);
         let group = FreezerGroup::create(self.freezer.kind, parent, &self.name(&home))?;
-        self.config.journal.place(group.path(), group.inode());
+        self.config.journal.place(group.path(), group.inode())?;
         let parked = Parked::new(&self.freezer).unwrap_or_else(|error| {
             log::debug!("{error}: freezes take a little longer");
             None
@@ -243,13 +246,13 @@ impl Manager {
     }
 
     /// `cgshim` beneath a container's own group. Where others may be in the same freezer group (the root,
-    /// or our own) the memory group's inode tells ours from theirs.
+    /// or our own) our pid and the memory group's inode tell ours from theirs.
     fn name(&self, home: &std::path::Path) -> String {
         let shared = home == self.freezer.mount_point
             || self.freezer.path_of(std::process::id()).is_ok_and(|own| own == home);
         match shared {
-            true => format!("cgshim-{}", self.config.group.inode()),
-            false => "cgshim".into(),
+            true => format!("cgshim-{}-{}", std::process::id(), self.config.group.inode()),
+            false => FREEZER_CHILD.into(),
         }
     }
 
@@ -370,7 +373,7 @@ impl Manager {
                 }
                 None => {
                     if !at.pulser.is_alive() {
-                        return Err(at.group.refused("THAWED", nix::errno::Errno::ESRCH));
+                        return Err(at.group.refused("THAWED", Errno::ESRCH));
                     }
                     if let Some((pulse, when)) = pulsing
                         && self.watch_pulse(at, pulse, when)?
@@ -624,6 +627,20 @@ impl Manager {
     fn publish(&self) {
         let totals: ThrottleTotals = self.core.totals();
         *self.control.totals.lock().unwrap_or_else(PoisonError::into_inner) = totals;
+    }
+}
+
+/// Removes what is left of throttles whose process was killed, and whose tasks have ended since.
+fn sweep(parent: &Cgroup) {
+    for name in parent.children().unwrap_or_default() {
+        let rest = name.strip_prefix("cgshim-parked-").or_else(|| name.strip_prefix("cgshim-"));
+        let pid = rest.and_then(|rest| rest.split('-').next()?.parse::<i32>().ok());
+        if let Some(pid) = pid
+            && kill(Pid::from_raw(pid), None) == Err(Errno::ESRCH)
+        {
+            // Not while somebody is in it.
+            let _ = parent.remove_child(&name, Duration::ZERO);
+        }
     }
 }
 

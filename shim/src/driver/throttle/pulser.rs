@@ -323,7 +323,7 @@ impl Pulse {
         let pulse = self.pulse;
         let journal = self.journal.clone();
         // Journalled before it is done, with the time by which it must be over.
-        journal.begin(LONGEST);
+        journal.begin(due.length);
         let thawed = Thawed(&self.switch, &*journal);
         let froze = self.switch.freeze();
         let at = Instant::now();
@@ -341,7 +341,11 @@ impl Pulse {
             }
             match self.next_order(Some(left), None) {
                 Some(Order::ThawAt(number, when, new)) if number == pulse => {
+                    let longer = when > until;
                     until = when.min(at + LONGEST);
+                    if longer {
+                        self.journal.begin(until.saturating_duration_since(Instant::now()));
+                    }
                     *terms = new;
                 }
                 Some(Order::Park) => break Some(Next::Park),
