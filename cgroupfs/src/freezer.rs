@@ -24,6 +24,16 @@ pub enum Kind {
     Unified,
 }
 
+impl Kind {
+    /// For people.
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Kind::V1 => "the v1 freezer",
+            Kind::Unified => "cgroup.freeze",
+        }
+    }
+}
+
 /// What a group's freezer says.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum State {

@@ -8,8 +8,10 @@ use super::verify::{Verified, oom_score_adj, start_time};
 use crate::api::message::{EventLine, Register, Release, Request, View};
 use crate::core::oom::Record;
 use crate::core::terms::{KEYS, effective};
+use crate::core::throttle::WayOut;
 use crate::core::{Notice, State, Wishes, qos};
 use crate::driver::oom::Identity;
+use crate::driver::throttle::ThrottleEvent;
 use crate::driver::{Happened, Key, Policy};
 use crate::journal;
 use cgroupfs::files::ControlDir;
@@ -189,6 +191,7 @@ impl Daemon {
                 oom_kill: announced,
             },
         );
+        self.throttle(key, terms.throttle);
         let mut all_refused = wrong;
         all_refused.extend(refused.into_iter().map(str::to_owned));
         let generation = self.registry.next_generation();
@@ -227,6 +230,13 @@ impl Daemon {
         self.registry.add(container);
         self.tell(told);
         Ok(generation)
+    }
+
+    /// Throttles above high, where the kernel does not.
+    fn throttle(&mut self, key: Key, on: bool) {
+        if let Err(error) = self.engine.throttle(key, on.then(WayOut::default)) {
+            log::warn!("growth above high is not throttled: {error}");
+        }
     }
 
     /// Ends enforcement of a container: its declared limit stands.
@@ -284,6 +294,7 @@ impl Daemon {
                     self.bury(&container, view, "vanished", "its group was removed");
                 }
             }
+            Happened::Throttle(key, _, event) => self.throttled(key, &event),
             Happened::Oom(_, record) => self.oom(&record),
             Happened::Fd(_)
             | Happened::Usage(..)
@@ -314,6 +325,14 @@ impl Daemon {
             detail: serde_json::to_value(record).unwrap_or_default(),
             ..event("oom", format!("{cause}{victim}"))
         };
+        self.tell(told);
+    }
+
+    fn throttled(&mut self, key: Key, event: &ThrottleEvent) {
+        let Some(message) = event.message() else { return };
+        let Some(container) = self.registry.of_key(key) else { return };
+        log::info!("container {}: {message}", container.id);
+        let told = of(container, event.name(), message);
         self.tell(told);
     }
 
@@ -358,6 +377,7 @@ impl Daemon {
             container.terms = terms;
             self.engine.note_terms(key, |noted| noted.take(&terms));
             self.engine.set_policy(key, Policy { watermarks: terms.watermark, high: terms.high });
+            self.throttle(key, terms.throttle);
         }
     }
 

@@ -5,6 +5,7 @@ use super::asked::Asked;
 use super::flight::{Flight, INTERRUPT_AGAIN};
 use super::journaled::{self, Journaled};
 use super::oom::{Deeds, OomWatch};
+use super::throttling::Throttles;
 use super::watch::RECOUNT_EVERY;
 use super::worker::{Answer, Work, Workers};
 use super::{Happened, Key, Policy, capabilities, open_memory};
@@ -71,6 +72,7 @@ pub struct Engine {
     /// Answers taken by [`Engine::quiesce`], to be handled by the next turn; whether of
     /// [`Engine::reclaim`].
     pub(super) later: Vec<(u64, Answer, bool)>,
+    pub(super) throttles: Throttles,
     pub(super) journal: Arc<Journal>,
     keep_records: bool,
     /// What paths in the journal are relative to.
@@ -87,6 +89,7 @@ pub(super) enum Source {
     Modified = 5,
     OomWatch = 6,
     Armed = 7,
+    Throttle = 8,
 }
 
 const SOURCE_SHIFT: u32 = 56;
@@ -127,6 +130,7 @@ impl Engine {
             happened: Vec::new(),
             oom_watch: None,
             later: Vec::new(),
+            throttles: Throttles::default(),
             journal,
             keep_records: false,
             mount_point: MemoryHierarchy::find()?.mount_point,
@@ -272,6 +276,7 @@ impl Engine {
     /// Ends enforcement: cancels what is in flight, sees that the declared limit stands.
     /// [`Happened::Forgotten`] says when it is done, which may be at once.
     pub fn release(&mut self, key: Key) {
+        self.end_throttle(key.0);
         let now = self.now();
         if let Some(enforced) = self.containers.get_mut(&key.0)
             && let Some(asked) = &mut enforced.asked
@@ -325,6 +330,7 @@ impl Engine {
     /// Waits for events, `patience` at most (`None`: as long as it takes), and handles them. What is of
     /// interest to the caller is appended to `happened`.
     pub fn turn(&mut self, patience: Option<Duration>, happened: &mut Vec<Happened>) -> Result<()> {
+        self.go_on_throttling();
         let mut events = [EpollEvent::empty(); 64];
         let ready = match self.epoll.wait(&mut events, self.timeout(patience)) {
             Ok(n) => n,
@@ -340,6 +346,7 @@ impl Engine {
                 n if n == Source::Threshold as u64 => self.crossed(number),
                 n if n == Source::Oom as u64 => self.oom(number),
                 n if n == Source::OomWatch as u64 => self.told_of_ooms(),
+                n if n == Source::Throttle as u64 => self.throttle_told(number),
                 _ => self.modifications(None),
             }
         }
@@ -482,6 +489,7 @@ impl Engine {
             Action::Tell(notice) => self.happened.push(Happened::Notice(Key(key), now, notice)),
             Action::Forget => {
                 self.finish_ooms(Key(key));
+                self.end_throttle(key);
                 if let Some(mut gone) = self.containers.remove(&key) {
                     self.asked_of_the_gone(key, gone.asked.take());
                     if let Some(watch) = &gone.modified {

@@ -18,6 +18,7 @@ pub mod oom;
 mod reclaim;
 mod sys;
 pub mod throttle;
+mod throttling;
 mod watch;
 mod witness;
 mod worker;
@@ -31,6 +32,7 @@ use cgroupfs::files::ControlDir;
 use cgroupfs::memory::{Memory, MemoryV1, MemoryV2, Version};
 use cgroupfs::{Bytes, Cgroup, Limit, Result};
 use std::sync::Arc;
+use throttle::ThrottleEvent;
 
 /// What a container is to be held to.
 #[derive(Debug, Clone, Copy)]
@@ -64,6 +66,8 @@ pub enum Happened {
     OomsRecorded(Key),
     /// What [`Engine::reclaim`] came to.
     Asked(Key, Now, Once),
+    /// What the container's throttle did, or has to tell.
+    Throttle(Key, Now, ThrottleEvent),
     /// The group is gone, or its release is complete: the container is forgotten.
     Forgotten(Key, Totals),
 }

@@ -184,10 +184,12 @@ pub struct Swappiness {
 /// How tasks are frozen.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum FreezerKind {
-    /// `freezer.state` of the group named `cgshim` under the container's, in the v1 hierarchy.
+    /// `freezer.state` of a group of ours under the container's, in the v1 hierarchy.
     V1Child,
     /// `cgroup.freeze` of the container's own group (v2).
     V2,
+    /// `cgroup.freeze` of a group of ours under the container's, in the unified hierarchy.
+    UnifiedChild,
 }
 
 /// Tasks frozen by us.

@@ -300,6 +300,7 @@ fn one_run(
         swap: None,
         watermark: WatermarkSpec::Default,
         throttle: false,
+        way_out: cgshim::core::throttle::WayOut::default(),
         oom: OomPolicy::Kill,
         off: !on,
         command,

@@ -11,6 +11,7 @@ use super::error::{Failure, RUN_FAILED, USAGE, cannot_write};
 use crate::report::Timeline;
 use cgroupfs::memory::Version;
 use cgroupfs::{Bytes, Limit, MemoryHierarchy};
+use cgshim::core::throttle::WayOut;
 use cgshim::core::{Notice, WatermarkSpec};
 use cgshim::driver::{Engine, Happened, Key, Policy};
 use child::Child;
@@ -45,6 +46,7 @@ pub(crate) struct Spec {
     pub(crate) swap: Option<Limit>,
     pub(crate) watermark: WatermarkSpec,
     pub(crate) throttle: bool,
+    pub(crate) way_out: WayOut,
     pub(crate) oom: OomPolicy,
     pub(crate) off: bool,
     pub(crate) command: Vec<OsString>,
@@ -171,6 +173,7 @@ fn spec(args: &RunArgs) -> Result<Spec, Failure> {
         swap: args.swap,
         watermark: args.watermark,
         throttle: args.throttle == Switch::On,
+        way_out: args.way_out,
         oom: args.oom,
         off: args.off,
         command: args.command.clone(),
@@ -210,6 +213,10 @@ pub(crate) fn execute(mut spec: Spec) -> Result<Finished, Failure> {
     };
     if let Some(key) = key {
         recorder.marks(engine.watermarks(key));
+        let way_out = (spec.throttle && !spec.off).then_some(spec.way_out);
+        if let Err(error) = engine.throttle(key, way_out) {
+            log::warn!("growth above {} is not throttled: {error}", spec.high);
+        }
     }
     let mut child = Child::start(&mut spec, &group, &engine)?;
     let ended = attend(&mut engine, key, &mut child, &group, &spec, &mut recorder)?;
@@ -219,6 +226,7 @@ pub(crate) fn execute(mut spec: Spec) -> Result<Finished, Failure> {
         engine.quiesce(key, RELEASE_PATIENCE);
         engine.look_at_limit(key);
         recorder.declare(engine.declared(key));
+        recorder.throttled = engine.throttled(key).unwrap_or_default();
         release(&mut engine, key, &mut recorder)?;
     }
     group.kill_leftovers();
@@ -280,6 +288,12 @@ fn attend(
                         log::info!("{kills} killed at the limit: the rest of the group follows");
                         group.kill_all(Signal::SIGKILL);
                     }
+                }
+                Happened::Throttle(_, _, ref told) => {
+                    if let Some(message) = told.message() {
+                        log::warn!("{}: {message}", spec.name);
+                    }
+                    recorder.take(&event);
                 }
                 Happened::Notice(_, _, ref notice) => {
                     tell(&spec.name, notice);

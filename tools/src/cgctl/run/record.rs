@@ -4,8 +4,10 @@ use super::{Progress, Spec};
 use crate::report::{Mark, MarkKind, Round, Sample, Timeline};
 use cgroupfs::memory::{Counters, Memory};
 use cgroupfs::{Bytes, Limit};
+use cgshim::core::throttle::ThrottleTotals;
 use cgshim::core::{Notice, Outcome, Totals, Watermarks};
 use cgshim::driver::Happened;
+use cgshim::driver::throttle::ThrottleEvent;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
@@ -45,6 +47,10 @@ pub(super) struct Recorder {
     declared: Limit,
     totals: Totals,
     counted: Totals,
+    /// What the throttle did in all.
+    pub(super) throttled: ThrottleTotals,
+    /// Frozen so far, for the samples.
+    frozen: Duration,
     last_usage: Bytes,
     highest: Bytes,
     pub(super) peak: Option<Bytes>,
@@ -71,6 +77,8 @@ impl Recorder {
             declared: memory.limit().unwrap_or(spec.limit),
             totals: Totals::default(),
             counted: Totals::default(),
+            throttled: ThrottleTotals::default(),
+            frozen: Duration::ZERO,
             last_usage: Bytes(0),
             highest: Bytes(0),
             peak: None,
@@ -128,7 +136,7 @@ impl Recorder {
             usage_bytes: usage.0,
             swap_bytes: None,
             direct_reclaim,
-            throttled_ms: 0.0,
+            throttled_ms: ms(self.frozen),
         });
         if self.samples.len() >= MOST_SAMPLES {
             let mut keep = false;
@@ -185,6 +193,10 @@ impl Recorder {
                 }
                 self.mark(MarkKind::Oom, format!("{kills} killed"));
             }
+            Happened::Throttle(_, _, told) => match told {
+                ThrottleEvent::Pulse(_, time) => self.frozen += *time,
+                told => self.mark(MarkKind::Other, told.message().unwrap_or_default()),
+            },
             Happened::Forgotten(_, totals) => self.totals = *totals,
             Happened::Fd(_)
             | Happened::Asked(..)
