@@ -8,3 +8,4 @@ pub mod driver;
 pub mod guardian;
 pub mod journal;
 pub mod oci;
+pub mod oom;

@@ -9,6 +9,7 @@ mod backoff;
 mod container;
 mod event;
 pub mod floor;
+pub mod oom;
 pub mod pace;
 pub mod pattern;
 pub mod plan;
