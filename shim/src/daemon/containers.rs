@@ -6,8 +6,10 @@ use super::history::event;
 use super::registry::{Container, Moment, Source};
 use super::verify::{Verified, oom_score_adj};
 use crate::api::message::{EventLine, Register, Release, Request, View};
+use crate::core::oom::Record;
 use crate::core::terms::{KEYS, effective};
 use crate::core::{Notice, State, Wishes, qos};
+use crate::driver::oom::Identity;
 use crate::driver::{Happened, Key, Policy};
 use cgroupfs::files::ControlDir;
 use std::collections::BTreeMap;
@@ -158,6 +160,16 @@ impl Daemon {
         let policy = Policy { watermarks: terms.watermark, high: terms.high };
         let (directory, inode) = (group.path().to_path_buf(), group.inode());
         let key = self.engine.register(group, policy).map_err(|error| error.to_string())?;
+        self.engine.record_ooms(
+            key,
+            Identity {
+                name: about.id.clone(),
+                container: about.id.clone(),
+                // The first process that discovery sees need not be init.
+                init: about.pid.filter(|_| about.source != Source::Discovery),
+                oom_kill: None,
+            },
+        );
         let mut all_refused = about.refused.clone();
         all_refused.extend(refused.into_iter().map(str::to_owned));
         let generation = self.registry.next_generation();
@@ -199,6 +211,7 @@ impl Daemon {
         let key = container.key;
         // Kills that no event told of yet.
         self.engine.recount(key);
+        self.engine.finish_ooms(key);
         let Some(view) = self.view(id) else { return };
         let Some(container) = self.registry.remove(id) else { return };
         self.engine.release(key);
@@ -245,8 +258,37 @@ impl Daemon {
                     self.bury(&container, view, "vanished", "its group was removed");
                 }
             }
-            Happened::Fd(_) | Happened::Usage(..) | Happened::Round(..) | Happened::Asked(..) => {}
+            Happened::Oom(_, record) => self.oom(&record),
+            Happened::Fd(_)
+            | Happened::Usage(..)
+            | Happened::Round(..)
+            | Happened::Asked(..)
+            | Happened::OomsRecorded(_) => {}
         }
+    }
+
+    /// An OOM is on record: whoever follows is told. The container may be gone by now.
+    fn oom(&mut self, record: &Record) {
+        let cause = record.cause.as_str();
+        let victim = match &record.victim {
+            Some(victim) => format!(
+                ", killed {} ({})",
+                victim.pid,
+                victim.comm.as_deref().unwrap_or("name unknown")
+            ),
+            None => String::new(),
+        };
+        log::warn!(
+            "container {}: {cause}{victim}; 'cgctl why {}' tells more",
+            record.container,
+            record.id
+        );
+        let told = EventLine {
+            id: Some(record.container.clone()),
+            detail: serde_json::to_value(record).unwrap_or_default(),
+            ..event("oom", format!("{cause}{victim}"))
+        };
+        self.tell(told);
     }
 
     fn noticed(&mut self, key: Key, notice: Notice) {

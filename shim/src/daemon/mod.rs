@@ -18,6 +18,7 @@ mod reload;
 mod requests;
 mod spool;
 mod verify;
+mod witness;
 
 use crate::api::message::Feature;
 use crate::api::server::{Incoming, ServeError, Server};
@@ -171,7 +172,7 @@ impl Daemon {
         mask.thread_block().map_err(errno("block signals"))?;
         let flags = SfdFlags::SFD_CLOEXEC | SfdFlags::SFD_NONBLOCK;
         let signals = SignalFd::with_flags(&mask, flags).map_err(errno("take signals"))?;
-        let features = privileges::settle();
+        let mut features = privileges::settle();
         let host = Host::find()?;
         // After memory is locked: the journal is mostly holes, which locking would fill.
         let kernel = Kernel::find()?;
@@ -187,7 +188,8 @@ impl Daemon {
         let journal = Arc::new(journal);
         let guardian = Guardian::start(&journal, Some(&run_dir), &kernel)
             .map_err(system("start the guardian process"))?;
-        let engine = Engine::new(config.workers, journal)?;
+        let mut engine = Engine::new(config.workers, journal)?;
+        features.extend(witness::start(&mut engine, &options.run_dir));
         let spool = Spool::open(&options.run_dir).map_err(|why| StartError::RunDir {
             path: options.run_dir.join(crate::api::SPOOL),
             why,

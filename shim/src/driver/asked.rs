@@ -94,6 +94,9 @@ impl Engine {
         match started {
             Some(ticket) => {
                 let interrupt_at = job.map(|job| now + job.deadline);
+                if let (Some(deeds), Some(_)) = (&enforced.deeds, &job) {
+                    deeds.started(ticket.clone());
+                }
                 enforced.flight = Some(Flight { ticket, job, interrupt_at, asked: true });
             }
             None => self.end_asked(key),

@@ -3,6 +3,7 @@
 use super::asked::Asked;
 use super::flight::{Flight, INTERRUPT_AGAIN};
 use super::journaled::{self, Journaled};
+use super::oom::{Deeds, OomWatch};
 use super::watch::RECOUNT_EVERY;
 use super::worker::{Answer, Work, Workers};
 use super::{Happened, Key, Policy, capabilities, open_memory};
@@ -49,6 +50,8 @@ pub(super) struct Enforced {
     pub(super) counters: Counters,
     /// Its place in the journal; without one nothing is changed that would have to be undone.
     pub(super) journaled: Option<Journaled>,
+    /// What was done to it, for records of its OOMs; `Some` if the OOM watch has it.
+    pub(super) deeds: Option<Arc<Deeds>>,
 }
 
 /// The event loop.
@@ -61,6 +64,7 @@ pub struct Engine {
     pub(super) containers: HashMap<u64, Enforced>,
     pub(super) next_key: u64,
     pub(super) happened: Vec<Happened>,
+    pub(super) oom_watch: Option<OomWatch>,
     /// Answers taken by [`Engine::quiesce`], to be handled by the next turn; whether of
     /// [`Engine::reclaim`].
     pub(super) later: Vec<(u64, Answer, bool)>,
@@ -77,6 +81,7 @@ pub(super) enum Source {
     Threshold = 3,
     Oom = 4,
     Modified = 5,
+    OomWatch = 6,
 }
 
 const SOURCE_SHIFT: u32 = 56;
@@ -110,6 +115,7 @@ impl Engine {
             containers: HashMap::new(),
             next_key: 0,
             happened: Vec::new(),
+            oom_watch: None,
             later: Vec::new(),
             journal,
             mount_point: MemoryHierarchy::find()?.mount_point,
@@ -215,6 +221,7 @@ impl Engine {
                 unrestored: None,
                 counters,
                 journaled,
+                deeds: None,
             },
         );
         // Kills between the last look of whoever was before us and ours.
@@ -297,6 +304,7 @@ impl Engine {
                 n if n == Source::Workers as u64 => self.answers(),
                 n if n == Source::Threshold as u64 => self.crossed(number),
                 n if n == Source::Oom as u64 => self.oom(number),
+                n if n == Source::OomWatch as u64 => self.told_of_ooms(),
                 _ => self.modifications(None),
             }
         }
@@ -404,6 +412,10 @@ impl Engine {
         let mut actions = Vec::new();
         if let Some(enforced) = self.containers.get_mut(&key) {
             log::trace!("{now:?} {event:?}");
+            if let (Some(deeds), Event::LimitChanged(limit)) = (&enforced.deeds, &event) {
+                deeds.declare(*limit);
+                deeds.note("limit_adopted", limit.bytes().map(|bytes| bytes.0), false);
+            }
             enforced.core.handle(now, event, &mut actions);
             log::trace!("{actions:?}");
             // In the journal before anything is done about it, or anybody told.
@@ -434,6 +446,7 @@ impl Engine {
             Action::Restore(_) => self.restore(key),
             Action::Tell(notice) => self.happened.push(Happened::Notice(Key(key), now, notice)),
             Action::Forget => {
+                self.finish_ooms(Key(key));
                 if let Some(mut gone) = self.containers.remove(&key) {
                     self.asked_of_the_gone(key, gone.asked.take());
                     if let Some(watch) = &gone.modified {

@@ -75,6 +75,12 @@ impl Engine {
             let now = self.now();
             let Some(enforced) = self.containers.get_mut(&key) else { continue };
             let flight = enforced.flight.take();
+            if let Some(deeds) = &enforced.deeds {
+                deeds.ended(match &answer {
+                    Answer::Done(report) => Some(report),
+                    Answer::Surveyed(_) => None,
+                });
+            }
             let asked = was_asked || flight.as_ref().is_some_and(|flight| flight.asked);
             if let Some(Flight { ticket, job: Some(job), .. }) = flight
                 && let Some(lowered) = unrestored(&ticket, &job, now)
@@ -126,6 +132,9 @@ impl Engine {
         let Some(enforced) = self.containers.get_mut(&key) else { return };
         match started {
             Some(ticket) => {
+                if let (Some(deeds), Some(_)) = (&enforced.deeds, &job) {
+                    deeds.started(ticket.clone());
+                }
                 let interrupt_at = job.map(|job| now + job.deadline);
                 enforced.flight = Some(Flight { ticket, job, interrupt_at, asked: false });
             }

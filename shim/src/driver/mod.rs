@@ -11,10 +11,12 @@ mod fault;
 mod flight;
 mod journaled;
 mod once;
+pub mod oom;
 mod reclaim;
 mod sys;
 pub mod throttle;
 mod watch;
+mod witness;
 mod worker;
 
 pub use engine::Engine;
@@ -53,6 +55,10 @@ pub enum Happened {
     Notice(Key, Now, Notice),
     /// So many tasks were killed since the last time, seen at this usage.
     OomKill(Key, Now, u64, Bytes),
+    /// An OOM, with all that is known of it. Written to the store before, if there is one.
+    Oom(Key, Box<crate::core::oom::Record>),
+    /// No more of those will come of this container.
+    OomsRecorded(Key),
     /// What [`Engine::reclaim`] came to.
     Asked(Key, Now, Once),
     /// The group is gone, or its release is complete: the container is forgotten.

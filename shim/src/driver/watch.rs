@@ -29,7 +29,9 @@ impl Engine {
     pub(super) fn oom(&mut self, key: u64) {
         let now = self.now();
         let Some(enforced) = self.containers.get_mut(&key) else { return };
-        enforced.recount = Some((now + RECOUNT_EVERY, now + RECOUNT_FOR));
+        if enforced.deeds.is_none() {
+            enforced.recount = Some((now + RECOUNT_EVERY, now + RECOUNT_FOR));
+        }
         if let Some(oom) = &enforced.oom {
             oom.take();
         }
@@ -117,7 +119,8 @@ impl Engine {
                     .unwrap_or(0)
                     .saturating_sub(enforced.counters.oom_kill.unwrap_or(0));
                 enforced.counters = counters;
-                if kills > 0 {
+                // The OOM watch tells of its own.
+                if kills > 0 && enforced.deeds.is_none() {
                     if let Some(journaled) = &enforced.journaled {
                         journaled.killed(counters.oom_kill.unwrap_or(0), kills);
                     }

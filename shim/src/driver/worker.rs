@@ -39,7 +39,7 @@ struct Task {
 }
 
 /// A task in flight: how to stop it.
-#[derive(Default)]
+#[derive(Debug, Default)]
 pub(super) struct Ticket {
     pub(super) stop: Stop,
     thread: OnceLock<sys::Thread>,

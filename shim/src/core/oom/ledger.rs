@@ -183,8 +183,15 @@ pub enum Event {
 pub enum Action {
     /// Look at this container now; with everything if true.
     Look(u64, bool),
-    /// Persist this; a record of the same id is replaced.
-    Write(Box<Record>),
+    /// Persist this. A record of the same id is replaced, unless this one is new.
+    Write {
+        /// Whose it is.
+        key: u64,
+        /// What it says now.
+        record: Box<Record>,
+        /// It is the first of its id.
+        new: bool,
+    },
     /// It is settled (and was written): tell people.
     Announce(u64, Box<Record>),
     /// Nothing is remembered of it any more.
@@ -391,7 +398,7 @@ impl Ledger {
                 conclude(&mut open, None, readable);
             }
             self.open += 1;
-            out.push(Action::Write(Box::new(open.record.clone())));
+            out.push(write(key, &open.record, true));
             watched.open.push(open);
         }
     }
@@ -420,7 +427,7 @@ impl Ledger {
         self.active.insert(key);
         if let Some(open) = watched.open.iter_mut().find(|open| !open.claimed) {
             claim(open, &watched.subject, kill, readable);
-            out.push(Action::Write(Box::new(open.record.clone())));
+            out.push(write(key, &open.record, false));
             return;
         }
         watched.unclaimed.push((at.now, kill));
@@ -468,7 +475,7 @@ impl Ledger {
                 let mut open = watched.open(at, id, 1, beneath, from);
                 claim(&mut open, &watched.subject, kill, readable);
                 self.open += 1;
-                out.push(Action::Write(Box::new(open.record.clone())));
+                out.push(write(key, &open.record, true));
                 watched.open.push(open);
             }
             // An episode is over.
@@ -486,7 +493,7 @@ impl Ledger {
                     let mut open = watched.open(at, id, 0, false, From::Eventfd);
                     woke(&mut open, watched.subject.v1, watched.gone.is_some(), readable);
                     self.open += 1;
-                    out.push(Action::Write(Box::new(open.record.clone())));
+                    out.push(write(key, &open.record, true));
                     watched.open.push(open);
                 }
                 if let Some(last) = &watched.last {
@@ -517,12 +524,12 @@ impl Ledger {
                     record.ancestor_limit_bytes = watched.limit_of(path);
                 }
                 settle(&mut record, &watched.subject, watched.init_exited, readable, self.log_lost_at);
-                out.push(Action::Write(Box::new(record.clone())));
+                out.push(write(key, &record, false));
                 out.push(Action::Announce(key, Box::new(record)));
             }
             let idle = watched.open.is_empty() && watched.unclaimed.is_empty();
             let forget = match watched.gone {
-                Some(gone) => at.now >= gone + REMEMBER || watched.leaving,
+                Some(gone) => at.now >= gone + REMEMBER,
                 None => watched.leaving,
             };
             if idle && forget {
@@ -534,6 +541,10 @@ impl Ledger {
             }
         }
     }
+}
+
+fn write(key: u64, record: &Record, new: bool) -> Action {
+    Action::Write { key, record: Box::new(record.clone()), new }
 }
 
 fn id(at: Stamp, tag: u32, number: u64) -> String {
@@ -594,9 +605,8 @@ impl Watched {
             None => episode.until.min(episode.next_look),
         });
         let gone = self.gone.map(|gone| gone + REMEMBER);
-        let leaving = self.leaving.then_some(Now::ZERO).filter(|_| {
-            self.open.is_empty() && self.unclaimed.is_empty()
-        });
+        let idle = self.open.is_empty() && self.unclaimed.is_empty() && self.gone.is_none();
+        let leaving = (self.leaving && idle).then_some(Now::ZERO);
         [settle, uncounted, episode, gone, leaving].into_iter().flatten().min()
     }
 

@@ -1,0 +1,54 @@
+//! The daemon's OOM watch, and what it can know on this host.
+
+use crate::api::message::Feature;
+use crate::driver::Engine;
+use crate::driver::oom::{OomOptions, OomWatch};
+use std::path::Path;
+
+/// Starts the watch; what it has and lacks, for `cgctl caps`. Without it kills are counted, no more.
+pub(super) fn start(engine: &mut Engine, run_dir: &Path) -> Vec<Feature> {
+    let options = OomOptions { run_dir: Some(run_dir.to_path_buf()), ..OomOptions::default() };
+    let started = OomWatch::start(options);
+    let attached = started.and_then(|watch| {
+        let sources = watch.sources().clone();
+        engine.attach_oom_watch(watch)?;
+        Ok(sources)
+    });
+    match attached {
+        Err(error) => vec![feature("oom_records", "absent", format!("{error}"))],
+        Ok(sources) => vec![
+            match sources.store {
+                Ok(()) => feature("oom_records", "native", "kept in the run directory".into()),
+                Err(why) => feature("oom_records", "absent", why),
+            },
+            match sources.log {
+                Ok(()) => feature("oom_victims", "native", "from the kernel log".into()),
+                Err(why) if sources.tracepoint => feature(
+                    "oom_victims",
+                    "emulated",
+                    format!("from the oom:mark_victim tracepoint, as the kernel log cannot be read: {why}"),
+                ),
+                Err(why) => feature(
+                    "oom_victims",
+                    "absent",
+                    format!("{why}; it takes CAP_SYSLOG and /dev/kmsg, or tracefs"),
+                ),
+            },
+            match sources.real_time {
+                Ok(()) => feature("oom_watch_real_time", "native", "SCHED_FIFO 1".into()),
+                Err(why) => feature(
+                    "oom_watch_real_time",
+                    "absent",
+                    format!("a kill whose group is removed at once may be missed on a busy host: {why}"),
+                ),
+            },
+        ],
+    }
+}
+
+fn feature(name: &str, support: &str, why: String) -> Feature {
+    if support == "absent" {
+        log::warn!("{name}: {why}");
+    }
+    Feature { name: name.into(), support: support.into(), why }
+}

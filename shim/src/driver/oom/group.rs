@@ -1,0 +1,274 @@
+//! One watched container: its files, held open, and looks at them.
+
+use super::{Deeds, Identity, names::Host};
+use crate::core::oom::{Breakdown, Detail, LevelLook, Look, Subject};
+use crate::driver::open_memory;
+use cgroupfs::events::Notification;
+use cgroupfs::files::{Access, ControlDir, Knob};
+use cgroupfs::memory::{Memory, Version};
+use cgroupfs::{Bytes, Cgroup, Result, flat};
+use std::collections::HashMap;
+use std::os::fd::OwnedFd;
+use std::path::PathBuf;
+use std::sync::Arc;
+
+/// Groups beneath a container that are watched, and members of it that are remembered: beyond that, the
+/// kernel log alone tells.
+const MOST_BENEATH: usize = 64;
+const MOST_MEMBERS: usize = 8192;
+
+/// A group's files at one level.
+pub(super) struct Level {
+    pub(super) memory: Arc<dyn Memory>,
+    events_local: Option<Knob>,
+}
+
+impl Level {
+    pub(super) fn open(group: &Arc<Cgroup>) -> Result<Level> {
+        let memory = open_memory(group)?;
+        let dir: Arc<dyn ControlDir> = group.clone();
+        let events_local = match memory.version() {
+            Version::V1 => None,
+            // 5.4+.
+            Version::V2 => Knob::open(&dir, "memory.events.local", Access::Read).ok(),
+        };
+        Ok(Level { memory, events_local })
+    }
+
+    /// What can be read of it now.
+    pub(super) fn look(&self) -> LevelLook {
+        let counters = self.memory.counters().unwrap_or_default();
+        LevelLook {
+            usage: self.memory.usage().ok(),
+            limit: self.memory.limit().ok(),
+            failcnt: counters.failcnt.or(counters.max),
+            oom_local: self
+                .events_local
+                .as_ref()
+                .and_then(|knob| flat::get(&knob.read().ok()?, "oom")),
+            oom: counters.oom,
+        }
+    }
+}
+
+/// A container.
+pub(super) struct Group {
+    pub(super) group: Arc<Cgroup>,
+    pub(super) path: String,
+    pub(super) level: Arc<Level>,
+    /// From the parent upwards.
+    pub(super) above: Vec<Arc<Level>>,
+    pub(super) above_paths: Vec<PathBuf>,
+    peak: Option<Knob>,
+    pub(super) oom: Option<Notification>,
+    pub(super) pidfd: Option<OwnedFd>,
+    beneath: HashMap<String, Child>,
+    /// Kills of groups beneath that were removed since.
+    counted_by_gone: u64,
+    /// Pids in it when memory last ran out, and their groups.
+    pub(super) members: HashMap<i32, String>,
+    deeds: Arc<Deeds>,
+    /// `oom_kill` and the sum beneath, as read last.
+    counted: (Option<u64>, u64),
+}
+
+/// A group beneath it.
+struct Child {
+    group: Arc<Cgroup>,
+    oom_control: Knob,
+    /// `oom_kill` when watching began.
+    before: u64,
+    last: u64,
+}
+
+impl Group {
+    /// Opens everything.
+    pub(super) fn open(
+        group: Arc<Cgroup>,
+        above: Vec<(PathBuf, Arc<Level>)>,
+        path: String,
+        deeds: Arc<Deeds>,
+    ) -> Result<Group> {
+        let level = Arc::new(Level::open(&group)?);
+        let dir: Arc<dyn ControlDir> = group.clone();
+        let (peak, oom) = match level.memory.version() {
+            Version::V1 => ("memory.max_usage_in_bytes", Notification::oom(&group).ok()),
+            Version::V2 => ("memory.peak", None),
+        };
+        let (above_paths, above) = above.into_iter().unzip();
+        let mut opened = Group {
+            peak: Knob::open(&dir, peak, Access::Read).ok(),
+            group,
+            path,
+            level,
+            above,
+            above_paths,
+            oom,
+            pidfd: None,
+            beneath: HashMap::new(),
+            counted_by_gone: 0,
+            members: HashMap::new(),
+            deeds,
+            counted: (None, 0),
+        };
+        opened.find_beneath(true);
+        Ok(opened)
+    }
+
+    /// Its books' first page.
+    pub(super) fn subject(&mut self, identity: &Identity, host: &Host) -> Result<Subject> {
+        let counters = self.level.memory.counters()?;
+        self.counted = (counters.oom_kill, 0);
+        let directory = self.group.path();
+        let name = directory.file_name().map(|name| name.to_string_lossy().into_owned());
+        let named = |given: &str| match given {
+            "" => name.clone().unwrap_or_default(),
+            given => given.to_owned(),
+        };
+        Ok(Subject {
+            name: named(&identity.name),
+            container: named(&identity.container),
+            cgroup: directory.display().to_string(),
+            generation: self.group.inode(),
+            path: self.path.clone(),
+            ancestors: self.above_paths.iter().map(|path| host.path(path)).collect(),
+            init: identity.init,
+            // What somebody announced already, or what is there now.
+            oom_kill: counters
+                .oom_kill
+                .map(|now| identity.oom_kill.map_or(now, |announced| announced.min(now))),
+            levels: self.levels(),
+            v1: self.level.memory.version() == Version::V1,
+        })
+    }
+
+    fn levels(&self) -> Vec<LevelLook> {
+        std::iter::once(&self.level).chain(&self.above).map(|level| level.look()).collect()
+    }
+
+    /// Looks at the counter, and at everything if told so or if it rose.
+    ///
+    /// [`cgroupfs::Error::Vanished`] once the group is gone.
+    pub(super) fn look(&mut self, all: bool) -> Result<Look> {
+        // First what vanishes first.
+        let counters = self.level.memory.counters()?;
+        let counted = (counters.oom_kill, self.count_beneath());
+        let rose = counted != self.counted;
+        self.counted = counted;
+        let detail = (all || rose).then(|| Box::new(self.detail()));
+        if all {
+            self.find_beneath(false);
+            self.remember_members();
+        }
+        Ok(Look { oom_kill: counted.0, beneath: counted.1, detail })
+    }
+
+    /// Usage, for whoever is told at once.
+    pub(super) fn usage(&self) -> Bytes {
+        self.level.memory.usage().unwrap_or_default()
+    }
+
+    fn detail(&self) -> Detail {
+        let levels = self.levels();
+        let stat = self.level.memory.stat().unwrap_or_default();
+        let bytes = |bytes: Option<Bytes>| bytes.map(|bytes| bytes.0);
+        let (declared, deeds, lowered) = self.deeds.look();
+        let v2 = self.level.memory.version() == Version::V2;
+        let swap = if v2 { self.level.memory.swap_usage().ok().flatten() } else { stat.swap };
+        Detail {
+            levels,
+            breakdown: Breakdown {
+                anon_bytes: bytes(stat.anon),
+                file_bytes: bytes(stat.file),
+                shmem_bytes: bytes(stat.shmem),
+                kernel_bytes: bytes(stat.kernel_or_parts()),
+                dirty_bytes: bytes(stat.dirty),
+                swap_bytes: bytes(swap),
+            },
+            peak: self.peak.as_ref().and_then(|knob| knob.read_u64().ok()).map(Bytes),
+            declared,
+            deeds,
+            lowered,
+        }
+    }
+
+    /// The pids in it and beneath, while they are there: the log may name one of them and no group.
+    fn remember_members(&mut self) {
+        self.members.clear();
+        let groups = std::iter::once((&self.path, &self.group))
+            .map(|(path, group)| (path.clone(), group.clone()))
+            .chain(self.beneath.iter().map(|(name, child)| {
+                (format!("{}/{name}", self.path), child.group.clone())
+            }))
+            .collect::<Vec<_>>();
+        for (path, group) in groups {
+            for pid in group.procs().unwrap_or_default() {
+                if self.members.len() >= MOST_MEMBERS {
+                    return;
+                }
+                self.members.insert(pid, path.clone());
+            }
+        }
+    }
+
+    /// Finds the groups beneath (v1): `oom_kill` rises in the victim's own. One that was made after the
+    /// watch began has counted from 0.
+    fn find_beneath(&mut self, at_start: bool) {
+        if self.level.memory.version() == Version::V2 {
+            return;
+        }
+        let mut queue = vec![(String::new(), self.group.clone())];
+        while let Some((name, group)) = queue.pop() {
+            for child in group.children().unwrap_or_default() {
+                let path = if name.is_empty() { child.clone() } else { format!("{name}/{child}") };
+                let known = self.beneath.get(&path).map(|known| known.group.clone());
+                let opened = match known.filter(|known| !known.is_gone()) {
+                    Some(known) => known,
+                    None if self.beneath.len() >= MOST_BENEATH => return,
+                    None => {
+                        let Ok(opened) = group.child(&child).map(Arc::new) else { continue };
+                        let dir: Arc<dyn ControlDir> = opened.clone();
+                        let Ok(oom_control) = Knob::open(&dir, "memory.oom_control", Access::Read)
+                        else {
+                            continue;
+                        };
+                        let now = oom_kill(&oom_control).unwrap_or(0);
+                        let before = if at_start { now } else { 0 };
+                        // What one of that name before it had counted stays counted.
+                        self.counted_by_gone +=
+                            self.beneath.remove(&path).map_or(0, |old| old.last - old.before);
+                        let last = before;
+                        self.beneath.insert(
+                            path.clone(),
+                            Child { group: opened.clone(), oom_control, before, last },
+                        );
+                        opened
+                    }
+                };
+                queue.push((path, opened));
+            }
+        }
+    }
+
+    fn count_beneath(&mut self) -> u64 {
+        let mut sum = self.counted_by_gone;
+        for child in self.beneath.values_mut() {
+            if let Some(now) = oom_kill(&child.oom_control) {
+                child.last = child.last.max(now);
+            }
+            sum += child.last - child.before;
+        }
+        sum
+    }
+}
+
+fn oom_kill(oom_control: &Knob) -> Option<u64> {
+    flat::get(&oom_control.read().ok()?, "oom_kill")
+}
+
+/// Opens the group at `directory`.
+pub(super) fn open_level(host: &Host, directory: &std::path::Path) -> Result<(Arc<Cgroup>, Level)> {
+    let group = Arc::new(host.hierarchy.open(directory)?);
+    let level = Level::open(&group)?;
+    Ok((group, level))
+}

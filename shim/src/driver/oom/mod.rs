@@ -1,0 +1,283 @@
+//! The OOM watch: a thread of its own that sees every OOM of the containers given to it, and writes the
+//! records ([`crate::core::oom`] keeps the books).
+//!
+//! It runs at the lowest real-time priority where that is allowed, as a killed container's group may be
+//! removed within a millisecond, and waits for eventfds and inotify, the kernel log, and the pidfds of
+//! the containers' inits. Nothing is polled but in the 100 ms after a signal; where neither the log nor a
+//! tracepoint can be had on v1, once a second, as nothing else tells of a kill for want of host memory.
+
+mod group;
+mod log;
+mod names;
+mod thread;
+
+pub use names::kernel_path;
+
+use super::worker::Ticket;
+use crate::core::oom::{Deed, Record};
+use crate::core::{Now, Report};
+use cgroupfs::{Bytes, Cgroup, Error, Limit, Op, Result};
+use crossbeam_channel::{Receiver, Sender, bounded};
+use nix::errno::Errno;
+use nix::sys::eventfd::{EfdFlags, EventFd};
+use std::collections::VecDeque;
+use std::os::fd::{AsFd, BorrowedFd};
+use std::path::PathBuf;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
+
+/// What a watch is started with.
+#[derive(Debug, Clone)]
+pub struct OomOptions {
+    /// Records go to a store under this run directory; nowhere if `None`.
+    pub run_dir: Option<PathBuf>,
+    /// The kernel log, [`LOG`] but in tests.
+    pub log: PathBuf,
+    /// Where tracefs may be, for hosts whose log cannot be read.
+    pub tracefs: Vec<PathBuf>,
+    /// Ask for real-time priority.
+    pub real_time: bool,
+}
+
+/// The kernel log.
+pub const LOG: &str = "/dev/kmsg";
+
+impl Default for OomOptions {
+    fn default() -> OomOptions {
+        OomOptions {
+            run_dir: None,
+            log: LOG.into(),
+            tracefs: vec!["/sys/kernel/tracing".into(), "/sys/kernel/debug/tracing".into()],
+            real_time: true,
+        }
+    }
+}
+
+/// Whose OOMs these are.
+#[derive(Debug, Clone, Default)]
+pub struct Identity {
+    /// A name for people.
+    pub name: String,
+    /// The container's id.
+    pub container: String,
+    /// Its init, as this process's pid namespace numbers it.
+    pub init: Option<i32>,
+    /// `oom_kill` when it was last announced, where somebody remembers: kills since then are new.
+    pub oom_kill: Option<u64>,
+}
+
+/// What the watch tells.
+#[derive(Debug)]
+pub enum Told {
+    /// So many tasks were killed just now, seen at this usage.
+    Killed(u64, u64, Bytes),
+    /// A record is complete; it was written before.
+    Record(u64, Box<Record>),
+    /// Nothing more will be told of it.
+    Forgotten(u64),
+}
+
+/// What can be known on this host.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Sources {
+    /// The kernel log can be read; else why not.
+    pub log: std::result::Result<(), String>,
+    /// The tracepoint is used instead.
+    pub tracepoint: bool,
+    /// The watch runs at real-time priority; else why not.
+    pub real_time: std::result::Result<(), String>,
+    /// Records are written; else why not.
+    pub store: std::result::Result<(), String>,
+}
+
+enum Command {
+    Watch(u64, Arc<Cgroup>, Identity, Arc<Deeds>),
+    Init(u64, i32),
+    Unwatch(u64),
+}
+
+/// A watch that runs. Dropping it ends it; what is open then is written as it is.
+#[derive(Debug)]
+pub struct OomWatch {
+    commands: Option<Sender<Command>>,
+    wake: Arc<EventFd>,
+    told: Receiver<Told>,
+    news: Arc<EventFd>,
+    sources: Sources,
+    thread: Option<JoinHandle<()>>,
+}
+
+impl OomWatch {
+    /// Starts the thread. Only what it cannot do without fails: an epoll, a timer, the hierarchy. What
+    /// else is missing is in [`OomWatch::sources`], and logged once.
+    pub fn start(options: OomOptions) -> Result<OomWatch> {
+        let failed = |errno| Error::refused(Op::Watch, "the OOM watch", errno);
+        let eventfd =
+            || EventFd::from_flags(EfdFlags::EFD_CLOEXEC | EfdFlags::EFD_NONBLOCK).map_err(failed);
+        let (wake, news) = (Arc::new(eventfd()?), Arc::new(eventfd()?));
+        let (commands, orders) = bounded(1024);
+        let (tell, told) = bounded(4096);
+        let (ready, started) = bounded(1);
+        let (orders_fd, news_fd) = (wake.clone(), news.clone());
+        let thread = std::thread::Builder::new()
+            .name("cgshim-oom".into())
+            .stack_size(256 << 10)
+            .spawn(move || match thread::Watcher::new(&options, &orders_fd) {
+                Ok((mut watcher, sources)) => {
+                    let _ = ready.send(Ok(sources));
+                    watcher.run(&orders, &tell, &news_fd);
+                }
+                Err(error) => {
+                    let _ = ready.send(Err(error));
+                }
+            })
+            .map_err(|error| failed(Errno::from_raw(error.raw_os_error().unwrap_or(0))))?;
+        let sources = started.recv().unwrap_or(Err(failed(Errno::ECHILD)))?;
+        Ok(OomWatch { commands: Some(commands), wake, told, news, sources, thread: Some(thread) })
+    }
+
+    /// What can be known here.
+    pub fn sources(&self) -> &Sources {
+        &self.sources
+    }
+
+    /// Watches a group from now on, as `key`.
+    pub fn watch(&self, key: u64, group: Arc<Cgroup>, identity: Identity, deeds: Arc<Deeds>) {
+        self.command(Command::Watch(key, group, identity, deeds));
+    }
+
+    /// The init of a container is this process.
+    pub fn init(&self, key: u64, pid: i32) {
+        self.command(Command::Init(key, pid));
+    }
+
+    /// Ends the watch of a container: [`Told::Forgotten`] comes after the last record.
+    pub fn unwatch(&self, key: u64) {
+        self.command(Command::Unwatch(key));
+    }
+
+    /// Readable when there is something to be told.
+    pub fn fd(&self) -> BorrowedFd<'_> {
+        self.news.as_fd()
+    }
+
+    /// What there is to be told, without waiting.
+    pub fn told(&self) -> impl Iterator<Item = Told> {
+        let _ = self.news.read();
+        self.told.try_iter()
+    }
+
+    /// The next thing to be told, `patience` at most.
+    pub fn next(&self, patience: Duration) -> Option<Told> {
+        self.told.recv_timeout(patience).ok()
+    }
+
+    fn command(&self, command: Command) {
+        if let Some(commands) = &self.commands {
+            let _ = commands.send(command);
+            let _ = self.wake.write(1);
+        }
+    }
+}
+
+impl Drop for OomWatch {
+    fn drop(&mut self) {
+        self.commands = None;
+        let _ = self.wake.write(1);
+        if let Some(thread) = self.thread.take() {
+            let _ = thread.join();
+        }
+    }
+}
+
+/// What cgshim did to a container lately: written by the event loop, read by the watch.
+#[derive(Debug, Default)]
+pub struct Deeds(Mutex<Inner>);
+
+#[derive(Debug, Default)]
+struct Inner {
+    declared: Option<Limit>,
+    done: VecDeque<Done>,
+    flight: Option<Arc<Ticket>>,
+}
+
+#[derive(Debug)]
+struct Done {
+    at: Instant,
+    what: &'static str,
+    bytes: Option<u64>,
+    lowered: bool,
+}
+
+/// Deeds kept for a record, and for how long.
+const MOST_DEEDS: usize = 8;
+const DEEDS_FOR: Duration = Duration::from_secs(10);
+
+impl Deeds {
+    /// The declared limit is this.
+    pub fn declare(&self, limit: Limit) {
+        self.locked().declared = Some(limit);
+    }
+
+    /// Something was done that has no report: a freeze, a limit adopted. `lowered`: a limit of ours stood
+    /// below the declared one meanwhile.
+    pub fn note(&self, what: &'static str, bytes: Option<u64>, lowered: bool) {
+        let mut inner = self.locked();
+        if inner.done.len() >= MOST_DEEDS {
+            inner.done.pop_front();
+        }
+        inner.done.push_back(Done { at: Instant::now(), what, bytes, lowered });
+    }
+
+    /// A job is under way.
+    pub(super) fn started(&self, ticket: Arc<Ticket>) {
+        self.locked().flight = Some(ticket);
+    }
+
+    /// It has ended.
+    pub(super) fn ended(&self, report: Option<&Report>) {
+        self.locked().flight = None;
+        if let Some(report) = report {
+            let lowers = matches!(
+                report.strategy,
+                crate::core::Strategy::LimitStep | crate::core::Strategy::HighStep
+            );
+            self.note(report.strategy.as_str(), Some(report.freed.0), lowers && report.steps > 0);
+        }
+    }
+
+    /// The declared limit, what was done lately (newest first), and whether a limit is lowered now.
+    fn look(&self) -> (Option<Limit>, Vec<Deed>, bool) {
+        let inner = self.locked();
+        let deeds = inner
+            .done
+            .iter()
+            .rev()
+            .filter(|done| done.at.elapsed() <= DEEDS_FOR)
+            .map(|done| Deed {
+                before_ms: u64::try_from(done.at.elapsed().as_millis()).unwrap_or(u64::MAX),
+                what: done.what.to_owned(),
+                bytes: done.bytes,
+                lowered: done.lowered,
+            })
+            .collect();
+        let lowered = inner.flight.as_ref().is_some_and(|ticket| ticket.stop.lowered().is_some());
+        (inner.declared, deeds, lowered)
+    }
+
+    fn locked(&self) -> std::sync::MutexGuard<'_, Inner> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// All clocks at once.
+fn stamp(start: Instant) -> crate::core::oom::Stamp {
+    let wall = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH);
+    let now: Now = start.elapsed();
+    crate::core::oom::Stamp {
+        now,
+        wall_ms: wall.map_or(0, |wall| u64::try_from(wall.as_millis()).unwrap_or(u64::MAX)),
+        boot_ms: crate::oom::boot_ms(),
+    }
+}

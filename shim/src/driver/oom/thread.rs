@@ -1,0 +1,619 @@
+//! The watch's loop: what happens goes into the books, what they ask for is done.
+
+use super::group::{Group, Level, open_level};
+use super::log::Log;
+use super::names::Host;
+use super::{Command, Deeds, Identity, OomOptions, Sources, Told, stamp};
+use crate::core::Now;
+use crate::core::oom::{Action, Event, From, Ledger, LogKill};
+use crate::driver::sys;
+use crate::oom::Store;
+use cgroupfs::events::{ModifiedSet, Notification, Watch};
+use cgroupfs::files::ControlDir;
+use cgroupfs::kmsg::oom::Killed;
+use cgroupfs::memory::Version;
+use cgroupfs::procfs::Zoneinfo;
+use cgroupfs::{Cgroup, Error, Membership, Op, Result};
+use crossbeam_channel::{Receiver, Sender, TryRecvError};
+use nix::errno::Errno;
+use nix::sys::epoll::{Epoll, EpollCreateFlags, EpollEvent, EpollFlags, EpollTimeout};
+use nix::sys::eventfd::EventFd;
+use nix::sys::time::TimeSpec;
+use nix::sys::timer::{Expiration, TimerSetTimeFlags};
+use nix::sys::timerfd::{ClockId, TimerFd, TimerFlags};
+use std::collections::{BTreeSet, HashMap, VecDeque};
+use std::os::fd::{AsFd, BorrowedFd};
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+/// How often counters are read where nothing tells of a kill for want of host memory.
+const SLOW_POLL: Duration = Duration::from_secs(1);
+
+/// A flood of the log is read in pieces, with this long for everything else between.
+const FLOOD_PAUSE: Duration = Duration::from_millis(1);
+
+/// All groups are looked at for a kill of nobody known at most this often.
+const ALL_EVERY: Duration = Duration::from_millis(10);
+
+/// What an epoll token stands for.
+const WAKE: u64 = 1;
+const TIMER: u64 = 2;
+const LOG: u64 = 3;
+const MODIFIED: u64 = 4;
+const OWN: u64 = 5;
+const ABOVE: u64 = 6;
+const INIT: u64 = 7;
+const SHIFT: u32 = 56;
+
+/// A group that containers are in: watched once for all of them.
+struct Above {
+    directory: PathBuf,
+    group: Arc<Cgroup>,
+    level: Arc<Level>,
+    oom: Option<Notification>,
+    watch: Option<Watch>,
+    /// `oom` of `memory.events.local` when it was last read.
+    oom_local: u64,
+    users: BTreeSet<(u64, usize)>,
+}
+
+struct Watched {
+    group: Group,
+    above: Vec<u64>,
+    watch: Option<Watch>,
+    /// v2: `oom` of the group itself and of its subtree, as read last.
+    ooms: (u64, u64),
+    gone: bool,
+}
+
+/// The loop's state.
+pub(super) struct Watcher {
+    epoll: Epoll,
+    timer: TimerFd,
+    start: Instant,
+    host: Host,
+    ledger: Ledger,
+    store: Option<Store>,
+    log: Option<Log>,
+    /// The log is in flood: read on at this time.
+    log_again: Option<Now>,
+    modified: Option<ModifiedSet>,
+    groups: HashMap<u64, Watched>,
+    above: HashMap<u64, Above>,
+    next_above: u64,
+    slow: Option<Now>,
+    all_looked: Option<Now>,
+    /// pids in the log are ours.
+    pids_are_ours: bool,
+    store_failed: bool,
+    queue: VecDeque<Event>,
+}
+
+impl Watcher {
+    pub(super) fn new(options: &OomOptions, orders: &EventFd) -> Result<(Watcher, Sources)> {
+        let failed = |errno| Error::refused(Op::Watch, "the OOM watch", errno);
+        sys::block_signals();
+        let real_time = match options.real_time {
+            true => sys::may_be_real_time().map_err(|errno| errno.to_string()),
+            false => Err("not asked for".into()),
+        };
+        let host = Host::find()?;
+        let epoll = Epoll::new(EpollCreateFlags::EPOLL_CLOEXEC).map_err(failed)?;
+        let timer =
+            TimerFd::new(ClockId::CLOCK_MONOTONIC, TimerFlags::TFD_CLOEXEC | TimerFlags::TFD_NONBLOCK)
+                .map_err(failed)?;
+        let store = match &options.run_dir {
+            None => Err("not asked for".to_owned()),
+            Some(run_dir) => Store::open(run_dir).map_err(|error| {
+                let dir = crate::oom::directory(run_dir);
+                format!("{}: {error}", dir.display())
+            }),
+        };
+        let kmsg = Log::kmsg(&options.log);
+        let readable = kmsg.as_ref().map(drop).map_err(ToString::to_string);
+        let log = match kmsg {
+            Ok(log) => Some(log),
+            Err(_) => Log::trace(&options.tracefs).ok(),
+        };
+        let sources = Sources {
+            tracepoint: matches!(log, Some(Log::Trace(_))),
+            log: readable,
+            real_time,
+            store: store.as_ref().map(drop).map_err(String::clone),
+        };
+        let modified = match host.hierarchy.version {
+            Version::V1 => None,
+            Version::V2 => Some(ModifiedSet::new()?),
+        };
+        let mut watcher = Watcher {
+            epoll,
+            timer,
+            start: Instant::now(),
+            ledger: Ledger::new(std::process::id()),
+            store: store.ok(),
+            log,
+            log_again: None,
+            modified,
+            groups: HashMap::new(),
+            above: HashMap::new(),
+            next_above: 0,
+            slow: None,
+            all_looked: None,
+            pids_are_ours: in_initial_pid_namespace(),
+            store_failed: false,
+            queue: VecDeque::new(),
+            host,
+        };
+        watcher.listen(orders.as_fd(), WAKE, 0)?;
+        watcher.listen(watcher.timer.as_fd(), TIMER, 0)?;
+        if let Some(log) = &watcher.log {
+            watcher.listen(log.fd(), LOG, 0)?;
+        }
+        if let Some(modified) = &watcher.modified {
+            watcher.listen(modified.as_fd(), MODIFIED, 0)?;
+        }
+        let readable = matches!(watcher.log, Some(Log::Kmsg(..)));
+        watcher.ledger.handle(stamp(watcher.start), Event::LogReadable(readable), &mut Vec::new());
+        Ok((watcher, sources))
+    }
+
+    /// Until nobody gives orders any more.
+    pub(super) fn run(
+        &mut self,
+        orders: &Receiver<Command>,
+        tell: &Sender<Told>,
+        news: &EventFd,
+    ) {
+        let mut tell = |told: Told| {
+            if tell.try_send(told).is_err() {
+                // The records are in the store; whoever does not listen reads them there.
+                log::debug!("an OOM event was told to nobody");
+            }
+            let _ = news.write(1);
+        };
+        loop {
+            self.set_timer();
+            let mut events = [EpollEvent::empty(); 64];
+            let ready = match self.epoll.wait(&mut events, EpollTimeout::NONE) {
+                Ok(n) => n,
+                Err(Errno::EINTR) => 0,
+                Err(errno) => {
+                    log::error!("the OOM watch ends: {errno}");
+                    return;
+                }
+            };
+            let mut ended = false;
+            let mut log_ready = false;
+            for event in events.iter().take(ready) {
+                let number = event.data() & ((1 << SHIFT) - 1);
+                match event.data() >> SHIFT {
+                    WAKE => {
+                        // What the log says by now is about those who are still there.
+                        self.read_log(&mut tell);
+                        ended = self.obey(orders, &mut tell);
+                    }
+                    TIMER => {
+                        let _ = self.timer.wait();
+                    }
+                    LOG => log_ready = true,
+                    MODIFIED => self.modified(),
+                    OWN => self.own(number),
+                    ABOVE => self.signalled_above(number),
+                    _ => self.init_exited(number),
+                }
+            }
+            self.work(&mut tell);
+            let now = self.start.elapsed();
+            if log_ready || self.log_again.is_some_and(|at| now >= at) {
+                self.read_log(&mut tell);
+            }
+            if self.slow.is_some_and(|at| now >= at) {
+                self.slow = Some(now + SLOW_POLL);
+                self.look_at_all();
+            }
+            self.queue.push_back(Event::Tick);
+            self.work(&mut tell);
+            if ended {
+                return self.end(&mut tell);
+            }
+        }
+    }
+
+    fn listen(&self, fd: BorrowedFd<'_>, kind: u64, number: u64) -> Result<()> {
+        self.epoll
+            .add(fd, EpollEvent::new(EpollFlags::EPOLLIN, kind << SHIFT | number))
+            .map_err(|errno| Error::refused(Op::Watch, "the OOM watch", errno))
+    }
+
+    fn set_timer(&self) {
+        let now = self.start.elapsed();
+        let next = [self.ledger.deadline(), self.slow, self.log_again].into_iter().flatten().min();
+        let _ = match next {
+            None => self.timer.unset(),
+            Some(at) => {
+                // 0 would disarm it.
+                let wait = at.saturating_sub(now).max(Duration::from_micros(1));
+                self.timer.set(
+                    Expiration::OneShot(TimeSpec::from_duration(wait)),
+                    TimerSetTimeFlags::empty(),
+                )
+            }
+        };
+    }
+
+    /// Takes orders; true when there will be no more.
+    fn obey(&mut self, orders: &Receiver<Command>, tell: &mut impl FnMut(Told)) -> bool {
+        loop {
+            match orders.try_recv() {
+                Ok(Command::Watch(key, group, identity, deeds)) => {
+                    if let Err(error) = self.watch(key, group, &identity, deeds) {
+                        if !error.is_vanished() {
+                            log::warn!("{error}; OOMs of it are not recorded");
+                        }
+                        self.drop_group(key);
+                        tell(Told::Forgotten(key));
+                    }
+                }
+                Ok(Command::Init(key, pid)) => self.init(key, pid),
+                Ok(Command::Unwatch(key)) => {
+                    if self.groups.contains_key(&key) {
+                        self.look(key, true);
+                        self.work(tell);
+                        self.queue.push_back(Event::Unwatch(key));
+                        self.work(tell);
+                    }
+                }
+                Err(TryRecvError::Empty) => return false,
+                Err(TryRecvError::Disconnected) => return true,
+            }
+        }
+    }
+
+    /// What is open is written as it is.
+    fn end(&mut self, tell: &mut impl FnMut(Told)) {
+        let keys: Vec<u64> = self.groups.keys().copied().collect();
+        for key in keys {
+            self.look(key, true);
+            self.queue.push_back(Event::Unwatch(key));
+        }
+        self.read_log(tell);
+        self.queue.push_back(Event::LogReadable(false));
+        self.queue.push_back(Event::Tick);
+        self.work(tell);
+    }
+
+    fn watch(
+        &mut self,
+        key: u64,
+        group: Arc<Cgroup>,
+        identity: &Identity,
+        deeds: Arc<Deeds>,
+    ) -> Result<()> {
+        let directory = group.path().to_path_buf();
+        let (mut levels, mut ids) = (Vec::new(), Vec::new());
+        for (n, path) in self.host.ancestors(&directory).into_iter().enumerate() {
+            // A group above that cannot be read (a delegated subtree) ends the chain.
+            let Ok(id) = self.share(&path) else { break };
+            if let Some(above) = self.above.get_mut(&id) {
+                above.users.insert((key, n + 1));
+                levels.push((path, above.level.clone()));
+                ids.push(id);
+            }
+        }
+        let path = self.host.path(&directory);
+        let mut group = Group::open(group, levels, path, deeds)?;
+        if let Some(oom) = &group.oom {
+            self.listen(oom.as_fd(), OWN, key)?;
+        }
+        let watch = match &mut self.modified {
+            Some(modified) => modified.watch(&group.group, "memory.events", key << 1).ok(),
+            None => None,
+        };
+        let subject = group.subject(identity, &self.host)?;
+        let own = subject.levels.first().copied().unwrap_or_default();
+        let ooms = (own.oom_local.unwrap_or(0), own.oom.unwrap_or(0));
+        self.groups.insert(key, Watched { group, above: ids, watch, ooms, gone: false });
+        self.queue.push_back(Event::Watch(key, Box::new(subject)));
+        if let Some(pid) = identity.init {
+            self.init(key, pid);
+        }
+        // Between the books' first page and the first event.
+        self.look(key, false);
+        if self.slow.is_none()
+            && !matches!(self.log, Some(Log::Kmsg(..)))
+            && self.host.hierarchy.version == Version::V1
+        {
+            self.slow = Some(self.start.elapsed() + SLOW_POLL);
+        }
+        Ok(())
+    }
+
+    /// The group at `directory`, opened and listened to once.
+    fn share(&mut self, directory: &std::path::Path) -> Result<u64> {
+        let known = self.above.iter().find(|(_, above)| {
+            above.directory == *directory && !above.group.is_gone()
+        });
+        if let Some((id, _)) = known {
+            return Ok(*id);
+        }
+        let (group, level) = open_level(&self.host, directory)?;
+        self.next_above += 1;
+        let id = self.next_above;
+        let (mut oom, mut watch) = (None, None);
+        match &mut self.modified {
+            None => oom = Notification::oom(&group).ok(),
+            Some(modified) => {
+                watch = modified.watch(&group, "memory.events.local", id << 1 | 1).ok();
+            }
+        }
+        if let Some(oom) = &oom {
+            self.listen(oom.as_fd(), ABOVE, id)?;
+        }
+        let oom_local = level.look().oom_local.unwrap_or(0);
+        let level = Arc::new(level);
+        let directory = directory.to_path_buf();
+        let users = BTreeSet::new();
+        self.above.insert(id, Above { directory, group, level, oom, watch, oom_local, users });
+        Ok(id)
+    }
+
+    fn init(&mut self, key: u64, pid: i32) {
+        let Some(watched) = self.groups.get_mut(&key) else { return };
+        self.queue.push_back(Event::Init(key, pid));
+        match sys::pidfd_open(pid) {
+            Ok(pidfd) => {
+                let added = self.epoll.add(
+                    pidfd.as_fd(),
+                    EpollEvent::new(EpollFlags::EPOLLIN, INIT << SHIFT | key),
+                );
+                if added.is_ok() {
+                    watched.group.pidfd = Some(pidfd);
+                }
+            }
+            Err(Errno::ESRCH) => self.queue.push_back(Event::InitExited(key)),
+            // Before 5.3: whether it survived stays unknown.
+            Err(errno) => log::debug!("pidfd of {pid}: {errno}"),
+        }
+    }
+
+    fn own(&mut self, key: u64) {
+        let Some(watched) = self.groups.get_mut(&key) else { return };
+        if let Some(oom) = &watched.group.oom {
+            oom.take();
+        }
+        // The signal comes at removal too; then there is nothing to read any more.
+        if watched.group.group.is_gone() {
+            return self.vanished(key);
+        }
+        self.queue.push_back(Event::Signal(key, 0));
+    }
+
+    fn signalled_above(&mut self, id: u64) {
+        let Some(above) = self.above.get_mut(&id) else { return };
+        if let Some(oom) = &above.oom {
+            oom.take();
+        }
+        if above.group.is_gone() {
+            return self.above_gone(id);
+        }
+        self.queue.extend(above.users.iter().map(|(key, level)| Event::Signal(*key, *level)));
+    }
+
+    fn above_gone(&mut self, id: u64) {
+        if let Some(above) = self.above.get_mut(&id)
+            && let Some(oom) = above.oom.take()
+        {
+            let _ = self.epoll.delete(oom.as_fd());
+        }
+    }
+
+    /// v2: `memory.events` of a container, or `memory.events.local` of a group above.
+    fn modified(&mut self) {
+        let changed = self.modified.as_mut().map(ModifiedSet::take).unwrap_or_default();
+        for number in changed {
+            let id = number >> 1;
+            if number & 1 == 1 {
+                let Some(above) = self.above.get_mut(&id) else { continue };
+                let now = above.level.look().oom_local.unwrap_or(0);
+                if now > above.oom_local {
+                    above.oom_local = now;
+                    self.queue
+                        .extend(above.users.iter().map(|(key, level)| Event::Signal(*key, *level)));
+                }
+                continue;
+            }
+            let Some(watched) = self.groups.get_mut(&id) else { continue };
+            let own = watched.group.level.look();
+            let ooms = (own.oom_local.unwrap_or(0), own.oom.unwrap_or(0));
+            if ooms.0 > watched.ooms.0 || ooms.1 > watched.ooms.1 {
+                watched.ooms = ooms;
+                self.queue.push_back(Event::Signal(id, 0));
+            }
+            self.look(id, false);
+        }
+    }
+
+    fn init_exited(&mut self, key: u64) {
+        let Some(watched) = self.groups.get_mut(&key) else { return };
+        if let Some(pidfd) = watched.group.pidfd.take() {
+            let _ = self.epoll.delete(pidfd.as_fd());
+        }
+        // Before its runtime removes the group.
+        self.look(key, true);
+        self.queue.push_back(Event::InitExited(key));
+    }
+
+    fn read_log(&mut self, tell: &mut impl FnMut(Told)) {
+        let Some(log) = &mut self.log else { return };
+        let from = log.from();
+        let brought = match log.read() {
+            Ok(brought) => brought,
+            Err(error) => {
+                ::log::warn!("{error}; victims of the OOM killer are not known from now on");
+                let _ = self.epoll.delete(log.fd());
+                self.log = None;
+                self.log_again = None;
+                self.queue.push_back(Event::LogReadable(false));
+                return;
+            }
+        };
+        let paused = self.log_again.is_some();
+        if brought.more != paused {
+            let flags = if brought.more { EpollFlags::empty() } else { EpollFlags::EPOLLIN };
+            let _ = self.epoll.modify(log.fd(), &mut EpollEvent::new(flags, LOG << SHIFT));
+        }
+        self.log_again = brought.more.then(|| self.start.elapsed() + FLOOD_PAUSE);
+        if brought.lost {
+            self.queue.push_back(Event::LogLost);
+        }
+        for killed in brought.kills {
+            self.killed(killed, from);
+            self.work(tell);
+        }
+    }
+
+    fn killed(&mut self, killed: Killed, from: From) {
+        let group = match killed.task_memcg {
+            Some(_) => None,
+            None => self.group_of(&killed),
+        };
+        if killed.task_memcg.is_none() && group.is_none() {
+            // Whoever it was: the counters tell whether it was one of ours.
+            let now = self.start.elapsed();
+            if self.all_looked.is_none_or(|at| now >= at + ALL_EVERY) {
+                self.all_looked = Some(now);
+                self.look_at_all();
+            }
+        }
+        let node_has_room = match killed.memcg {
+            Some(false) if killed.order.is_some_and(|order| order > 0) => Zoneinfo::read()
+                .ok()
+                .map(|zones| zones.free() > zones.low_watermarks()),
+            _ => None,
+        };
+        self.queue.push_back(Event::Killed(Box::new(LogKill { killed, from, group, node_has_room })));
+    }
+
+    /// The group of a victim that the log does not name: while it is there, `/proc` tells (on v1 only until
+    /// it starts to exit: then it is shown in `/`), else who was in which group when memory ran out.
+    fn group_of(&self, killed: &Killed) -> Option<(String, From)> {
+        if !self.pids_are_ours {
+            return None;
+        }
+        let pid = u32::try_from(killed.pid).ok()?;
+        let same = killed.comm.is_empty()
+            || std::fs::read(format!("/proc/{pid}/comm"))
+                .is_ok_and(|comm| comm.strip_suffix(b"\n") == Some(&killed.comm));
+        if same && let Ok(membership) = Membership::read(pid) {
+            let path = match self.host.hierarchy.version {
+                Version::V1 => membership.path("memory"),
+                Version::V2 => membership.unified_group().map(|group| group.path.as_path()),
+            };
+            if let Some(path) = path.and_then(|path| path.to_str()).filter(|path| *path != "/") {
+                return Some((path.to_owned(), From::Procfs));
+            }
+        }
+        let mut found = self.groups.values().filter_map(|group| group.group.members.get(&killed.pid));
+        let only = found.next()?;
+        found.all(|other| other == only).then(|| (only.clone(), From::Members))
+    }
+
+    fn look_at_all(&mut self) {
+        let keys: Vec<u64> =
+            self.groups.iter().filter(|(_, group)| !group.gone).map(|(key, _)| *key).collect();
+        for key in keys {
+            self.look(key, false);
+        }
+    }
+
+    fn look(&mut self, key: u64, all: bool) {
+        let Some(watched) = self.groups.get_mut(&key).filter(|watched| !watched.gone) else {
+            return;
+        };
+        match watched.group.look(all) {
+            Ok(look) => self.queue.push_back(Event::Looked(key, Box::new(look))),
+            Err(error) if error.is_vanished() => self.vanished(key),
+            Err(error) => log::debug!("{error}"),
+        }
+    }
+
+    fn vanished(&mut self, key: u64) {
+        let Some(watched) = self.groups.get_mut(&key) else { return };
+        if std::mem::replace(&mut watched.gone, true) {
+            return;
+        }
+        if let Some(oom) = watched.group.oom.take() {
+            let _ = self.epoll.delete(oom.as_fd());
+        }
+        self.queue.push_back(Event::Vanished(key));
+    }
+
+    /// Works off what has happened, and what the books ask for because of it.
+    fn work(&mut self, tell: &mut impl FnMut(Told)) {
+        let mut actions = Vec::new();
+        while let Some(event) = self.queue.pop_front() {
+            self.ledger.handle(stamp(self.start), event, &mut actions);
+            for action in actions.drain(..) {
+                match action {
+                    Action::Look(key, all) => self.look(key, all),
+                    Action::Write { key, record, new } => {
+                        self.write(&record);
+                        if new && record.kills > 0 {
+                            let usage = self.groups.get(&key).map(|watched| watched.group.usage());
+                            tell(Told::Killed(key, record.kills, usage.unwrap_or_default()));
+                        }
+                    }
+                    Action::Announce(key, record) => tell(Told::Record(key, record)),
+                    Action::Forget(key) => {
+                        self.drop_group(key);
+                        tell(Told::Forgotten(key));
+                    }
+                }
+            }
+        }
+    }
+
+    fn write(&mut self, record: &crate::core::oom::Record) {
+        let Some(store) = &mut self.store else { return };
+        match store.write(record) {
+            Ok(()) => self.store_failed = false,
+            Err(error) => {
+                if !std::mem::replace(&mut self.store_failed, true) {
+                    log::warn!("an OOM record cannot be written: {}: {error}", store.dir().display());
+                }
+            }
+        }
+    }
+
+    fn drop_group(&mut self, key: u64) {
+        let above = match self.groups.remove(&key) {
+            Some(watched) => {
+                if let (Some(modified), Some(watch)) = (&mut self.modified, &watched.watch) {
+                    modified.forget(watch);
+                }
+                watched.above
+            }
+            None => self.above.keys().copied().collect(),
+        };
+        for id in above {
+            let Some(shared) = self.above.get_mut(&id) else { continue };
+            shared.users.retain(|(user, _)| *user != key);
+            if shared.users.is_empty()
+                && let Some(shared) = self.above.remove(&id)
+                && let (Some(modified), Some(watch)) = (&mut self.modified, &shared.watch)
+            {
+                modified.forget(watch);
+            }
+        }
+        if self.groups.is_empty() {
+            self.slow = None;
+        }
+    }
+}
+
+/// Whether this process sees the pids that the kernel logs (`PROC_PID_INIT_INO`).
+fn in_initial_pid_namespace() -> bool {
+    std::fs::read_link("/proc/self/ns/pid")
+        .is_ok_and(|link| link.as_os_str() == "pid:[4026531836]")
+}

@@ -1,0 +1,63 @@
+//! The engine and the OOM watch: containers are given to the watch, and what it tells comes out of
+//! [`Engine::turn`].
+
+use super::engine::{Engine, Source};
+use super::oom::{Deeds, Identity, OomWatch, Told};
+use super::{Happened, Key};
+use cgroupfs::Result;
+use std::sync::Arc;
+
+impl Engine {
+    /// From now on containers can be given to `watch`.
+    pub fn attach_oom_watch(&mut self, watch: OomWatch) -> Result<()> {
+        self.listen(watch.fd(), Source::OomWatch, 0)?;
+        self.oom_watch = Some(watch);
+        Ok(())
+    }
+
+    /// Has the OOMs of a container recorded, as [`Happened::Oom`]. Without a watch, or for one that is
+    /// not given to it, kills are only counted ([`Happened::OomKill`]).
+    pub fn record_ooms(&mut self, key: Key, identity: Identity) {
+        let (Some(watch), Some(enforced)) = (&self.oom_watch, self.containers.get_mut(&key.0))
+        else {
+            return;
+        };
+        let deeds = Arc::new(Deeds::default());
+        deeds.declare(enforced.core.declared());
+        enforced.deeds = Some(deeds.clone());
+        watch.watch(key.0, enforced.group.clone(), identity, deeds);
+    }
+
+    /// The init of a container is this process: whether it survives an OOM is then recorded.
+    pub fn oom_init(&self, key: Key, pid: i32) {
+        if let Some(watch) = &self.oom_watch {
+            watch.init(key.0, pid);
+        }
+    }
+
+    /// Ends the recording of a container, after a last look: [`Happened::OomsRecorded`] says when all
+    /// that there is to say has been said.
+    pub fn finish_ooms(&mut self, key: Key) {
+        let watched = self.containers.get_mut(&key.0).and_then(|enforced| enforced.deeds.take());
+        if let (Some(watch), Some(_)) = (&self.oom_watch, watched) {
+            watch.unwatch(key.0);
+        }
+    }
+
+    /// What the watch can know here; `None` if there is none.
+    pub fn oom_sources(&self) -> Option<&super::oom::Sources> {
+        self.oom_watch.as_ref().map(OomWatch::sources)
+    }
+
+    pub(super) fn told_of_ooms(&mut self) {
+        let now = self.now();
+        let Some(watch) = &self.oom_watch else { return };
+        for told in watch.told() {
+            self.happened.push(match told {
+                Told::Killed(key, kills, usage) => Happened::OomKill(Key(key), now, kills, usage),
+                Told::Record(key, record) => Happened::Oom(Key(key), record),
+                Told::Forgotten(key) => Happened::OomsRecorded(Key(key)),
+            });
+        }
+    }
+}
