@@ -26,7 +26,9 @@ pub(super) fn start(engine: &mut Engine, run_dir: &Path) -> Vec<Feature> {
                 Err(why) if sources.tracepoint => feature(
                     "oom_victims",
                     "emulated",
-                    format!("from the oom:mark_victim tracepoint, as the kernel log cannot be read: {why}"),
+                    format!(
+                        "from the oom:mark_victim tracepoint, as the kernel log cannot be read: {why}"
+                    ),
                 ),
                 Err(why) => feature(
                     "oom_victims",
@@ -39,7 +41,9 @@ pub(super) fn start(engine: &mut Engine, run_dir: &Path) -> Vec<Feature> {
                 Err(why) => feature(
                     "oom_watch_real_time",
                     "absent",
-                    format!("a kill whose group is removed at once may be missed on a busy host: {why}"),
+                    format!(
+                        "a kill whose group is removed at once may be missed on a busy host: {why}"
+                    ),
                 ),
             },
         ],

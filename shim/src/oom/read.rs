@@ -35,8 +35,8 @@ pub fn all(run_dir: &Path) -> io::Result<Vec<Record>> {
     };
     names.sort_unstable_by(|a, b| b.cmp(a));
     names.truncate(MOST_RECORDS);
-    let oldest = super::boot_ms()
-        .saturating_sub(u64::try_from(LONGEST.as_millis()).unwrap_or(u64::MAX));
+    let oldest =
+        super::boot_ms().saturating_sub(u64::try_from(LONGEST.as_millis()).unwrap_or(u64::MAX));
     Ok(names
         .iter()
         .filter(|name| boot_ms_of(name).is_some_and(|at| at >= oldest))

@@ -44,11 +44,8 @@ impl Store {
         self.buf.push(b'\n');
         // Left over from a process that died here: not ours to read, but to replace.
         let _ = std::fs::remove_file(&temporary);
-        let mut file = OpenOptions::new()
-            .write(true)
-            .create_new(true)
-            .mode(0o644)
-            .open(&temporary)?;
+        let mut file =
+            OpenOptions::new().write(true).create_new(true).mode(0o644).open(&temporary)?;
         file.write_all(&self.buf)?;
         drop(file);
         std::fs::rename(&temporary, self.dir.join(&name))?;

@@ -41,7 +41,12 @@ pub struct Verdict {
 
 /// Judges one kill. `levels` start with the container's own group; `beneath` says that the victim was in
 /// a group beneath it, whose own limit nobody watches.
-pub fn judge(log: Option<&Killed>, levels: &[Evidence], beneath: bool, log_readable: bool) -> Verdict {
+pub fn judge(
+    log: Option<&Killed>,
+    levels: &[Evidence],
+    beneath: bool,
+    log_readable: bool,
+) -> Verdict {
     if let Some(log) = log
         && let Some(verdict) = by_log(log, levels)
     {
@@ -73,7 +78,11 @@ pub fn judge(log: Option<&Killed>, levels: &[Evidence], beneath: bool, log_reada
         // With the log at hand its line would be there.
         (None, false) if log_readable => Cause::Unknown,
         (None, false) => {
-            return Verdict { cause: Cause::Node, limit_cgroup: None, from: Some(From::NoLimitHit) };
+            return Verdict {
+                cause: Cause::Node,
+                limit_cgroup: None,
+                from: Some(From::NoLimitHit),
+            };
         }
         (Some(false), _) => Cause::Node,
     };
@@ -81,9 +90,8 @@ pub fn judge(log: Option<&Killed>, levels: &[Evidence], beneath: bool, log_reada
 }
 
 fn by_log(log: &Killed, levels: &[Evidence]) -> Option<Verdict> {
-    let verdict = |cause, limit_cgroup| {
-        Some(Verdict { cause, limit_cgroup, from: Some(From::KernelLog) })
-    };
+    let verdict =
+        |cause, limit_cgroup| Some(Verdict { cause, limit_cgroup, from: Some(From::KernelLog) });
     match log.constraint? {
         Constraint::None if log.order.is_some_and(|order| order > 0) => {
             verdict(Cause::Fragmentation, None)
@@ -127,7 +135,5 @@ fn of_level(level: usize, levels: &[Evidence], from: From) -> Verdict {
 /// Whether `path` is `group` or in it.
 pub(super) fn is_beneath(path: &str, group: &str) -> bool {
     group == "/"
-        || path
-            .strip_prefix(group)
-            .is_some_and(|rest| rest.is_empty() || rest.starts_with('/'))
+        || path.strip_prefix(group).is_some_and(|rest| rest.is_empty() || rest.starts_with('/'))
 }

@@ -372,8 +372,8 @@ impl Ledger {
             return;
         }
         watched.seen += rise;
-        let beneath = look.beneath > 0
-            && look.oom_kill.unwrap_or(0) == watched.subject.oom_kill.unwrap_or(0);
+        let beneath =
+            look.beneath > 0 && look.oom_kill.unwrap_or(0) == watched.subject.oom_kill.unwrap_or(0);
         let known = watched.owed.min(rise);
         watched.owed -= known;
         let rise = rise - known;
@@ -469,7 +469,8 @@ impl Ledger {
                 }
                 self.next += 1;
                 let id = id(at, self.tag, self.next);
-                let beneath = kill.group.as_ref().is_some_and(|(path, _)| *path != watched.subject.path);
+                let beneath =
+                    kill.group.as_ref().is_some_and(|(path, _)| *path != watched.subject.path);
                 let from = kill.from;
                 watched.episode(at.now).kills += 1;
                 let mut open = watched.open(at, id, 1, beneath, from);
@@ -523,7 +524,13 @@ impl Ledger {
                 if let Some(path) = &record.limit_cgroup {
                     record.ancestor_limit_bytes = watched.limit_of(path);
                 }
-                settle(&mut record, &watched.subject, watched.init_exited, readable, self.log_lost_at);
+                settle(
+                    &mut record,
+                    &watched.subject,
+                    watched.init_exited,
+                    readable,
+                    self.log_lost_at,
+                );
                 out.push(write(key, &record, false));
                 out.push(Action::Announce(key, Box::new(record)));
             }
@@ -660,8 +667,8 @@ impl Watched {
             record.limit_declared_bytes = bytes(detail.declared.or(own.limit));
             record.breakdown = detail.breakdown;
             record.deeds.clone_from(&detail.deeds);
-            record.cgshim_could_be_cause =
-                detail.lowered || detail.deeds.iter().any(|deed| deed.lowered && deed.before_ms <= 20);
+            record.cgshim_could_be_cause = detail.lowered
+                || detail.deeds.iter().any(|deed| deed.lowered && deed.before_ms <= 20);
             for field in ["usage_bytes", "peak_bytes", "limit_in_force_bytes", "breakdown"] {
                 record.source(field, when);
             }
@@ -794,7 +801,8 @@ fn settle(
         record.unknown.push(match (log_readable, log_lost_at) {
             (false, _) => "who was killed: the kernel log cannot be read here".into(),
             (true, Some(_)) => {
-                "who was killed: no line of the kernel log is surely about it, and lines were lost".into()
+                "who was killed: no line of the kernel log is surely about it, and lines were lost"
+                    .into()
             }
             (true, None) => "who was killed: no line of the kernel log is surely about it".into(),
         });

@@ -37,10 +37,8 @@ impl Log {
     }
 
     pub(super) fn trace(places: &[PathBuf]) -> Result<Log> {
-        let mut refused = Error::Absent {
-            path: "events/oom/mark_victim".into(),
-            why: "tracefs is not mounted",
-        };
+        let mut refused =
+            Error::Absent { path: "events/oom/mark_victim".into(), why: "tracefs is not mounted" };
         for place in places {
             match Trace::start(place) {
                 Ok(trace) => return Ok(Log::Trace(trace)),

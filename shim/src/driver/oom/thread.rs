@@ -100,9 +100,11 @@ impl Watcher {
         };
         let host = Host::find()?;
         let epoll = Epoll::new(EpollCreateFlags::EPOLL_CLOEXEC).map_err(failed)?;
-        let timer =
-            TimerFd::new(ClockId::CLOCK_MONOTONIC, TimerFlags::TFD_CLOEXEC | TimerFlags::TFD_NONBLOCK)
-                .map_err(failed)?;
+        let timer = TimerFd::new(
+            ClockId::CLOCK_MONOTONIC,
+            TimerFlags::TFD_CLOEXEC | TimerFlags::TFD_NONBLOCK,
+        )
+        .map_err(failed)?;
         let store = match &options.run_dir {
             None => Err("not asked for".to_owned()),
             Some(run_dir) => Store::open(run_dir).map_err(|error| {
@@ -159,12 +161,7 @@ impl Watcher {
     }
 
     /// Until nobody gives orders any more.
-    pub(super) fn run(
-        &mut self,
-        orders: &Receiver<Command>,
-        tell: &Sender<Told>,
-        news: &EventFd,
-    ) {
+    pub(super) fn run(&mut self, orders: &Receiver<Command>, tell: &Sender<Told>, news: &EventFd) {
         let mut tell = |told: Told| {
             if tell.try_send(told).is_err() {
                 // The records are in the store; whoever does not listen reads them there.
@@ -331,9 +328,10 @@ impl Watcher {
 
     /// The group at `directory`, opened and listened to once.
     fn share(&mut self, directory: &std::path::Path) -> Result<u64> {
-        let known = self.above.iter().find(|(_, above)| {
-            above.directory == *directory && !above.group.is_gone()
-        });
+        let known = self
+            .above
+            .iter()
+            .find(|(_, above)| above.directory == *directory && !above.group.is_gone());
         if let Some((id, _)) = known {
             return Ok(*id);
         }
@@ -363,10 +361,9 @@ impl Watcher {
         self.queue.push_back(Event::Init(key, pid));
         match sys::pidfd_open(pid) {
             Ok(pidfd) => {
-                let added = self.epoll.add(
-                    pidfd.as_fd(),
-                    EpollEvent::new(EpollFlags::EPOLLIN, INIT << SHIFT | key),
-                );
+                let added = self
+                    .epoll
+                    .add(pidfd.as_fd(), EpollEvent::new(EpollFlags::EPOLLIN, INIT << SHIFT | key));
                 if added.is_ok() {
                     watched.group.pidfd = Some(pidfd);
                 }
@@ -487,12 +484,17 @@ impl Watcher {
             }
         }
         let node_has_room = match killed.memcg {
-            Some(false) if killed.order.is_some_and(|order| order > 0) => Zoneinfo::read()
-                .ok()
-                .map(|zones| zones.free() > zones.low_watermarks()),
+            Some(false) if killed.order.is_some_and(|order| order > 0) => {
+                Zoneinfo::read().ok().map(|zones| zones.free() > zones.low_watermarks())
+            }
             _ => None,
         };
-        self.queue.push_back(Event::Killed(Box::new(LogKill { killed, from, group, node_has_room })));
+        self.queue.push_back(Event::Killed(Box::new(LogKill {
+            killed,
+            from,
+            group,
+            node_has_room,
+        })));
     }
 
     /// The group of a victim that the log does not name: while it is there, `/proc` tells (on v1 only until
@@ -514,7 +516,8 @@ impl Watcher {
                 return Some((path.to_owned(), From::Procfs));
             }
         }
-        let mut found = self.groups.values().filter_map(|group| group.group.members.get(&killed.pid));
+        let mut found =
+            self.groups.values().filter_map(|group| group.group.members.get(&killed.pid));
         let only = found.next()?;
         found.all(|other| other == only).then(|| (only.clone(), From::Members))
     }
@@ -580,7 +583,10 @@ impl Watcher {
             Ok(()) => self.store_failed = false,
             Err(error) => {
                 if !std::mem::replace(&mut self.store_failed, true) {
-                    log::warn!("an OOM record cannot be written: {}: {error}", store.dir().display());
+                    log::warn!(
+                        "an OOM record cannot be written: {}: {error}",
+                        store.dir().display()
+                    );
                 }
             }
         }
@@ -614,6 +620,5 @@ impl Watcher {
 
 /// Whether this process sees the pids that the kernel logs (`PROC_PID_INIT_INO`).
 fn in_initial_pid_namespace() -> bool {
-    std::fs::read_link("/proc/self/ns/pid")
-        .is_ok_and(|link| link.as_os_str() == "pid:[4026531836]")
+    std::fs::read_link("/proc/self/ns/pid").is_ok_and(|link| link.as_os_str() == "pid:[4026531836]")
 }
