@@ -78,6 +78,9 @@ pub(super) struct Watcher {
     log: Option<Log>,
     /// The log is in flood: read on at this time.
     log_again: Option<Now>,
+    log_wakes: bool,
+    /// The log's descriptor is listened to now.
+    log_heard: bool,
     modified: Option<ModifiedSet>,
     groups: HashMap<u64, Watched>,
     above: HashMap<u64, Above>,
@@ -136,6 +139,8 @@ impl Watcher {
             store: store.ok(),
             log,
             log_again: None,
+            log_wakes: options.log_wakes,
+            log_heard: true,
             modified,
             groups: HashMap::new(),
             above: HashMap::new(),
@@ -170,6 +175,7 @@ impl Watcher {
             let _ = news.write(1);
         };
         loop {
+            self.hear_the_log();
             self.set_timer();
             let mut events = [EpollEvent::empty(); 64];
             let ready = match self.epoll.wait(&mut events, EpollTimeout::NONE) {
@@ -221,6 +227,23 @@ impl Watcher {
         self.epoll
             .add(fd, EpollEvent::new(EpollFlags::EPOLLIN, kind << SHIFT | number))
             .map_err(|errno| Error::refused(Op::Watch, "the OOM watch", errno))
+    }
+
+    /// Listens to the log, unless it is in flood, or there is no reason to.
+    fn hear_the_log(&mut self) {
+        let Some(log) = &self.log else { return };
+        let wanted = self.log_wakes || self.ledger.deadline().is_some();
+        let hear = wanted && self.log_again.is_none();
+        if hear != self.log_heard {
+            let flags = if hear { EpollFlags::EPOLLIN } else { EpollFlags::empty() };
+            let mut event = EpollEvent::new(flags, LOG << SHIFT);
+            if self.epoll.modify(log.fd(), &mut event).is_ok() {
+                self.log_heard = hear;
+            }
+        }
+        if !wanted {
+            self.log_again = None;
+        }
     }
 
     fn set_timer(&self) {
@@ -455,13 +478,9 @@ impl Watcher {
                 return;
             }
         };
-        let paused = self.log_again.is_some();
-        if brought.more != paused {
-            let flags = if brought.more { EpollFlags::empty() } else { EpollFlags::EPOLLIN };
-            let _ = self.epoll.modify(log.fd(), &mut EpollEvent::new(flags, LOG << SHIFT));
-        }
         self.log_again = brought.more.then(|| self.start.elapsed() + FLOOD_PAUSE);
-        if brought.lost {
+        // What was overwritten while nobody had a reason to read is not missed.
+        if brought.lost && (self.log_wakes || self.log_heard) {
             self.queue.push_back(Event::LogLost);
         }
         for killed in brought.kills {

@@ -318,7 +318,8 @@ fn attend(
 /// Has every OOM of the command recorded; whether that can be done. What is missing shows in the
 /// records themselves.
 fn attach_witness(engine: &mut Engine, spec: &Spec) -> bool {
-    let options = OomOptions { run_dir: spec.run_dir.clone(), ..OomOptions::default() };
+    let options =
+        OomOptions { run_dir: spec.run_dir.clone(), log_wakes: false, ..OomOptions::default() };
     let attached = OomWatch::start(options).and_then(|watch| {
         if let Err(why) = &watch.sources().store {
             log::info!("OOM records are in the report only: {why}");
