@@ -128,7 +128,7 @@ impl OomWatch {
         let thread = std::thread::Builder::new()
             .name("cgshim-oom".into())
             .stack_size(256 << 10)
-            .spawn(move || match thread::Watcher::new(&options, &orders_fd) {
+            .spawn(move || match thread::Watcher::new(&options, orders_fd) {
                 Ok((mut watcher, sources)) => {
                     let _ = ready.send(Ok(sources));
                     watcher.run(&orders, &tell, &news_fd);

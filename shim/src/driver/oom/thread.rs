@@ -71,6 +71,8 @@ struct Watched {
 pub(super) struct Watcher {
     epoll: Epoll,
     timer: TimerFd,
+    /// Signalled when there are orders.
+    wake: Arc<EventFd>,
     start: Instant,
     host: Host,
     ledger: Ledger,
@@ -94,7 +96,7 @@ pub(super) struct Watcher {
 }
 
 impl Watcher {
-    pub(super) fn new(options: &OomOptions, orders: &EventFd) -> Result<(Watcher, Sources)> {
+    pub(super) fn new(options: &OomOptions, orders: Arc<EventFd>) -> Result<(Watcher, Sources)> {
         let failed = |errno| Error::refused(Op::Watch, "the OOM watch", errno);
         sys::block_signals();
         let real_time = match options.real_time {
@@ -134,6 +136,7 @@ impl Watcher {
         let mut watcher = Watcher {
             epoll,
             timer,
+            wake: orders,
             start: Instant::now(),
             ledger: Ledger::new(std::process::id()),
             store: store.ok(),
@@ -152,7 +155,7 @@ impl Watcher {
             queue: VecDeque::new(),
             host,
         };
-        watcher.listen(orders.as_fd(), WAKE, 0)?;
+        watcher.listen(watcher.wake.as_fd(), WAKE, 0)?;
         watcher.listen(watcher.timer.as_fd(), TIMER, 0)?;
         if let Some(log) = &watcher.log {
             watcher.listen(log.fd(), LOG, 0)?;
@@ -192,6 +195,7 @@ impl Watcher {
                 let number = event.data() & ((1 << SHIFT) - 1);
                 match event.data() >> SHIFT {
                     WAKE => {
+                        let _ = self.wake.read();
                         // What the log says by now is about those who are still there.
                         self.read_log(&mut tell);
                         ended = self.obey(orders, &mut tell);
