@@ -167,7 +167,7 @@ impl Daemon {
                 container: about.id.clone(),
                 // The first process that discovery sees need not be init.
                 init: about.pid.filter(|_| about.source != Source::Discovery),
-                oom_kill: None,
+                oom_kill: self.announced.remove(&(path.trim_start_matches('/').to_owned(), inode)),
             },
         );
         let mut all_refused = about.refused.clone();

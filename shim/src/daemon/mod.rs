@@ -134,6 +134,8 @@ pub struct Daemon {
     engine: Engine,
     registry: Registry,
     history: History,
+    /// `oom_kill` of groups when the daemon before us last told of it, by path and inode.
+    announced: HashMap<(String, u64), u64>,
     server: Server,
     spool: Spool,
     /// The spool had more than was taken.
@@ -182,7 +184,10 @@ impl Daemon {
             log::error!("{remark}");
         }
         restore_all(&journal, &kernel, &mut |path, undone| log::warn!("{path}: {undone}"));
+        let mut announced = HashMap::new();
         for found in opened.found {
+            let (identity, counters) = (found.record.identity, found.record.counters);
+            announced.insert((identity.path, identity.inode), counters.oom_kill_seen);
             journal.remove(found.slot);
         }
         let journal = Arc::new(journal);
@@ -221,6 +226,7 @@ impl Daemon {
             engine,
             registry: Registry::new(),
             history: History::new(),
+            announced,
             server,
             spool,
             spool_more: true,

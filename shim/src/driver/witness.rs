@@ -2,6 +2,7 @@
 //! [`Engine::turn`].
 
 use super::engine::{Engine, Source};
+use super::journaled::Journaled;
 use super::oom::{Deeds, Identity, OomWatch, Told};
 use super::{Happened, Key};
 use cgroupfs::{Cgroup, Result};
@@ -17,7 +18,7 @@ impl Engine {
 
     /// Has the OOMs of a container recorded, as [`Happened::Oom`]. Without a watch, or for one that is
     /// not given to it, kills are only counted ([`Happened::OomKill`]).
-    pub fn record_ooms(&mut self, key: Key, identity: Identity) {
+    pub fn record_ooms(&mut self, key: Key, mut identity: Identity) {
         let (Some(watch), Some(enforced)) = (&self.oom_watch, self.containers.get_mut(&key.0))
         else {
             return;
@@ -25,6 +26,9 @@ impl Engine {
         let deeds = Arc::new(Deeds::default());
         deeds.declare(enforced.core.declared());
         enforced.deeds = Some(deeds.clone());
+        if identity.oom_kill.is_none() {
+            identity.oom_kill = enforced.journaled.as_ref().and_then(Journaled::oom_kill_seen);
+        }
         self.witnessed.insert(key.0);
         watch.watch(key.0, enforced.group.clone(), identity, deeds);
     }
@@ -63,6 +67,13 @@ impl Engine {
         let now = self.now();
         let Some(watch) = &self.oom_watch else { return };
         for told in watch.told() {
+            if let Told::Killed(key, kills, _) = &told
+                && let Some(enforced) = self.containers.get(key)
+                && let Some(journaled) = &enforced.journaled
+                && let Ok(counters) = enforced.memory.counters()
+            {
+                journaled.killed(counters.oom_kill.unwrap_or(0), *kills);
+            }
             self.happened.push(match told {
                 Told::Killed(key, kills, usage) => Happened::OomKill(Key(key), now, kills, usage),
                 Told::Record(key, record) => Happened::Oom(Key(key), record),

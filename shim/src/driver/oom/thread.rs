@@ -77,6 +77,8 @@ pub(super) struct Watcher {
     host: Host,
     ledger: Ledger,
     store: Option<Store>,
+    /// What earlier processes have on record.
+    recorded: HashMap<(String, u64), u64>,
     log: Option<Log>,
     /// The log is in flood: read on at this time.
     log_again: Option<Now>,
@@ -139,6 +141,7 @@ impl Watcher {
             wake: orders,
             start: Instant::now(),
             ledger: Ledger::new(std::process::id()),
+            recorded: store.as_ref().map(Store::recorded).unwrap_or_default(),
             store: store.ok(),
             log,
             log_again: None,
@@ -334,7 +337,10 @@ impl Watcher {
             Some(modified) => modified.watch(&group.group, "memory.events", key << 1).ok(),
             None => None,
         };
-        let subject = group.subject(identity, &self.host)?;
+        let mut identity = identity.clone();
+        let recorded = self.recorded.remove(&(directory.display().to_string(), group.group.inode()));
+        identity.oom_kill = identity.oom_kill.max(recorded);
+        let subject = group.subject(&identity, &self.host)?;
         let own = subject.levels.first().copied().unwrap_or_default();
         let ooms = (own.oom_local.unwrap_or(0), own.oom.unwrap_or(0));
         self.groups.insert(key, Watched { group, above: ids, watch, ooms, gone: false });
