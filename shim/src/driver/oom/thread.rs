@@ -338,7 +338,8 @@ impl Watcher {
             None => None,
         };
         let mut identity = identity.clone();
-        let recorded = self.recorded.remove(&(directory.display().to_string(), group.group.inode()));
+        let recorded =
+            self.recorded.remove(&(directory.display().to_string(), group.group.inode()));
         identity.oom_kill = identity.oom_kill.max(recorded);
         let subject = group.subject(&identity, &self.host)?;
         let own = subject.levels.first().copied().unwrap_or_default();
