@@ -17,7 +17,7 @@ use cgroupfs::memory::{Counters, Memory, ReclaimFile, Version};
 use cgroupfs::{Bytes, Cgroup, Error, Limit, MemoryHierarchy, Result};
 use nix::errno::Errno;
 use nix::sys::epoll::{Epoll, EpollCreateFlags, EpollEvent, EpollFlags, EpollTimeout};
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::os::fd::{AsFd, BorrowedFd};
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -69,6 +69,8 @@ pub struct Engine {
     pub(super) next_key: u64,
     pub(super) happened: Vec<Happened>,
     pub(super) oom_watch: Option<OomWatch>,
+    /// Containers that it has.
+    pub(super) witnessed: HashSet<u64>,
     /// Answers taken by [`Engine::quiesce`], to be handled by the next turn; whether of
     /// [`Engine::reclaim`].
     pub(super) later: Vec<(u64, Answer, bool)>,
@@ -129,6 +131,7 @@ impl Engine {
             next_key: 0,
             happened: Vec::new(),
             oom_watch: None,
+            witnessed: HashSet::new(),
             later: Vec::new(),
             throttles: Throttles::default(),
             journal,

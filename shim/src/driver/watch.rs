@@ -107,13 +107,11 @@ impl Engine {
                     .unwrap_or(0)
                     .saturating_sub(enforced.counters.oom_kill.unwrap_or(0));
                 enforced.counters = counters;
-                if kills > 0
-                    && let Some(journaled) = &enforced.journaled
-                {
-                    journaled.killed(counters.oom_kill.unwrap_or(0), kills);
-                }
                 // The OOM watch tells of its own.
                 if kills > 0 && enforced.deeds.is_none() {
+                    if let Some(journaled) = &enforced.journaled {
+                        journaled.killed(counters.oom_kill.unwrap_or(0), kills);
+                    }
                     let usage = enforced.memory.usage().unwrap_or_default();
                     self.happened.push(Happened::OomKill(Key(key), now, kills, usage));
                 }

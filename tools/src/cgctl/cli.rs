@@ -50,6 +50,8 @@ pub(crate) enum Command {
     Caps(CapsArgs),
     /// Take so many bytes from a cgroup, and no more
     Reclaim(ReclaimArgs),
+    /// Why was it killed? What is on record of a container's OOMs, and what to do next
+    Why(WhyArgs),
     /// Record a cgroup's control files, to send to somebody or to test with
     Record(RecordArgs),
     /// Show what the engine does: bundled loads with it off and on, side by side, in under a minute
@@ -210,6 +212,27 @@ pub(crate) struct EventsArgs {
     /// One JSON object a line
     #[arg(long)]
     pub(crate) json: bool,
+}
+
+#[derive(Debug, Args)]
+#[command(after_help = "\
+Examples:
+  cgctl why                        every OOM of the last hour
+  cgctl why web                    by name, container id (or the start of it), or cgroup
+  cgctl why 3f2a91c07b55 --json    for programs
+
+The newest 1,000 OOMs are kept, for an hour. Needs no daemon. Exit code: 0; 1 if there is nothing on
+record, or nothing any more.")]
+pub(crate) struct WhyArgs {
+    /// A container's name, its id or the start of it, its cgroup, or a record's id [default: all]
+    #[arg(value_name = "ID|NAME|PREFIX|CGROUP")]
+    pub(crate) whose: Option<String>,
+    /// One JSON object
+    #[arg(long)]
+    pub(crate) json: bool,
+    /// No header line
+    #[arg(long)]
+    pub(crate) no_headers: bool,
 }
 
 #[derive(Debug, Args)]

@@ -471,7 +471,7 @@ fn page_by_page(done: &AtomicU64, rate: u64, mut page: impl FnMut() -> bool) {
     let start = Instant::now();
     while page() {
         let done = done.fetch_add(4096, Ordering::SeqCst) + 4096;
-        if done % (64 << 10) == 0 {
+        if done.is_multiple_of(64 << 10) {
             let due = Duration::from_secs_f64(done as f64 / rate as f64);
             std::thread::sleep(due.saturating_sub(start.elapsed()));
         }

@@ -307,6 +307,7 @@ fn one_run(
         timeline: true,
         stdout: Some(stdout),
         progress: Some(progress),
+        run_dir: None,
     });
     drop(live);
     let finished = finished?;

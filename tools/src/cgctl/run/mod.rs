@@ -13,6 +13,7 @@ use cgroupfs::memory::Version;
 use cgroupfs::{Bytes, Limit, MemoryHierarchy};
 use cgshim::core::throttle::WayOut;
 use cgshim::core::{Notice, WatermarkSpec};
+use cgshim::driver::oom::{Identity, OomOptions, OomWatch};
 use cgshim::driver::{Engine, Happened, Key, Policy};
 use child::Child;
 pub(crate) use child::Ended;
@@ -36,6 +37,9 @@ const WORKERS: usize = 1;
 /// interrupted within a pass.
 const RELEASE_PATIENCE: Duration = Duration::from_secs(5);
 
+/// How long the last records of OOMs are waited for: the kernel log's line on a kill may be late.
+const SETTLE_PATIENCE: Duration = Duration::from_secs(1);
+
 /// What to run, and how it is to be held.
 #[derive(Debug)]
 pub(crate) struct Spec {
@@ -54,6 +58,8 @@ pub(crate) struct Spec {
     pub(crate) timeline: bool,
     /// Where the command's standard output goes; ours if `None`.
     pub(crate) stdout: Option<File>,
+    /// Records of OOMs are kept under this run directory.
+    pub(crate) run_dir: Option<PathBuf>,
     /// Told about the run while it goes on, as often as samples are taken.
     pub(crate) progress: Option<Arc<Progress>>,
 }
@@ -77,8 +83,9 @@ pub(crate) struct Finished {
 }
 
 /// `cgctl run`.
-pub(crate) fn main(args: Box<RunArgs>) -> Result<ExitCode, Failure> {
-    let spec = spec(&args)?;
+pub(crate) fn main(args: Box<RunArgs>, run_dir: Option<&Path>) -> Result<ExitCode, Failure> {
+    let mut spec = spec(&args)?;
+    spec.run_dir = Some(cgshim::api::client::run_dir(run_dir));
     // A file that cannot be written is better known before the command has run for an hour.
     let mut made = Vec::new();
     let finished = prepare(&args.report, &mut made).and_then(|()| execute(spec));
@@ -180,6 +187,7 @@ fn spec(args: &RunArgs) -> Result<Spec, Failure> {
         timeline: args.report.iter().any(|file| matches!(file, ReportFile::Svg(_))),
         stdout: None,
         progress: None,
+        run_dir: None,
     })
 }
 
@@ -195,8 +203,10 @@ pub(crate) fn execute(mut spec: Spec) -> Result<Finished, Failure> {
     let memory = group.memory();
     // Before the command starts: it may be killed within its first millisecond.
     let mut recorder = Recorder::new(&spec, &*memory);
+    let witness = attach_witness(&mut engine, &spec);
     // v2 has memory.oom.group; on v1 somebody must watch for the first kill.
-    let watch_only = spec.off && spec.oom == OomPolicy::Group && group.version() == Version::V1;
+    let watch_only =
+        spec.off && !witness && spec.oom == OomPolicy::Group && group.version() == Version::V1;
     let key = if spec.off && !watch_only {
         None
     } else {
@@ -218,9 +228,23 @@ pub(crate) fn execute(mut spec: Spec) -> Result<Finished, Failure> {
             log::warn!("growth above {} is not throttled: {error}", spec.high);
         }
     }
+    let identity = Identity { name: spec.name.clone(), ..Identity::default() };
+    let witnessed = match key {
+        Some(key) => {
+            engine.record_ooms(key, identity);
+            Some(key)
+        }
+        None => engine.witness(group.group(), identity),
+    };
     let mut child = Child::start(&mut spec, &group, &engine)?;
+    if let Some(key) = witnessed {
+        engine.oom_init(key, child.pid());
+    }
     let ended = attend(&mut engine, key, &mut child, &group, &spec, &mut recorder)?;
     recorder.wall = recorder.start.elapsed();
+    if let Some(key) = witnessed {
+        settle(&mut engine, key, &mut recorder)?;
+    }
     if let Some(key) = key {
         // A job in flight may have its look at the limit still to come.
         engine.quiesce(key, RELEASE_PATIENCE);
@@ -303,6 +327,50 @@ fn attend(
             }
         }
     }
+}
+
+/// Has every OOM of the command recorded; whether that can be done. What is missing shows in the
+/// records themselves.
+fn attach_witness(engine: &mut Engine, spec: &Spec) -> bool {
+    let options =
+        OomOptions { run_dir: spec.run_dir.clone(), log_wakes: false, ..OomOptions::default() };
+    let attached = OomWatch::start(options).and_then(|watch| {
+        if let Err(why) = &watch.sources().store {
+            log::info!("OOM records are in the report only: {why}");
+        }
+        engine.attach_oom_watch(watch)
+    });
+    match attached {
+        Ok(()) => true,
+        Err(error) => {
+            log::warn!("{error}; kills are counted, and not explained");
+            false
+        }
+    }
+}
+
+/// Waits until all that is to be said about OOMs has been said: at once if there were none.
+fn settle(engine: &mut Engine, key: Key, recorder: &mut Recorder) -> Result<(), Failure> {
+    engine.finish_ooms(key);
+    if engine.oom_sources().is_none() {
+        return Ok(());
+    }
+    let start = Instant::now();
+    let mut happened = Vec::new();
+    while start.elapsed() < SETTLE_PATIENCE {
+        engine
+            .turn(Some(Duration::from_millis(20)), &mut happened)
+            .map_err(|error| Failure::from(error).code(RUN_FAILED))?;
+        let mut settled = false;
+        for event in happened.drain(..) {
+            settled |= matches!(event, Happened::OomsRecorded(of) if of == key);
+            recorder.take(&event);
+        }
+        if settled {
+            break;
+        }
+    }
+    Ok(())
 }
 
 /// Nothing of ours stands while we are stopped.
