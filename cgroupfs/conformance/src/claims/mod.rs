@@ -86,7 +86,7 @@ pub fn of(version: Version) -> Vec<Claim> {
 }
 
 /// What a signal or an event may take to arrive on a machine that is busy.
-const SOON: Duration = Duration::from_secs(5);
+const SOON: Duration = Duration::from_secs(30);
 /// What is waited to see that nothing comes.
 const A_WHILE: Duration = Duration::from_millis(60);
 
@@ -116,7 +116,7 @@ fn parent(world: &mut dyn World) -> Result<Group, Stop> {
 /// Tells a task to fill so much, and gives it time to.
 fn fill(world: &mut dyn World, task: Task, kind: Kind, size: Bytes) -> Result<Filled, Stop> {
     world.start(task, kind, size)?;
-    Ok(world.finish(task, Duration::from_secs(10)))
+    Ok(world.finish(task, Duration::from_secs(60)))
 }
 
 /// The same, where nothing is in the way.

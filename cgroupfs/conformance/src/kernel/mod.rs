@@ -227,7 +227,7 @@ impl World for KernelWorld<'_> {
     fn free(&mut self, task: Task) -> Result<(), Stop> {
         let child = &mut self.tasks[task.0];
         child.tell(load::FREE).map_err(|error| Stop::Fails(format!("its task: {error}")))?;
-        match child.answer(Duration::from_secs(10)) {
+        match child.answer(Duration::from_secs(60)) {
             Filled::All => Ok(()),
             other => Err(Stop::Fails(format!("freeing: {other:?}"))),
         }

@@ -30,7 +30,7 @@ impl Child {
         let mut child = Child { process, orders, answers };
         // It is up, and has done everything once that it will do again.
         child.tell(load::FREE)?;
-        match child.answer(Duration::from_secs(10)) {
+        match child.answer(Duration::from_secs(60)) {
             Filled::All => Ok(child),
             other => Err(io::Error::other(format!("it did not come up: {other:?}"))),
         }
