@@ -63,7 +63,8 @@ impl Freezer {
         Freezer::among(Mounts::read()?)
     }
 
-    fn among(mounts: Mounts) -> Result<Freezer> {
+    /// The one that these mounts have: see [`Freezer::find`].
+    pub(crate) fn among(mounts: Mounts) -> Result<Freezer> {
         let no = |why: &str| Error::NoController { controller: "freezer", why: why.into() };
         let (kind, mount_point, read_only) = match (mounts.v1("freezer"), mounts.v2()) {
             (Some(v1), _) => (Kind::V1, v1.mount_point.clone(), v1.read_only),

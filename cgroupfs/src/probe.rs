@@ -217,7 +217,7 @@ impl Probe {
         match (self.v1, self.has("memory.high")) {
             (false, true) => feature(NAME, Support::Native, "memory.high"),
             (true, true) => feature(NAME, Support::Vendor, "memory.high on v1"),
-            _ => match Freezer::find() {
+            _ => match Freezer::among(self.node.mounts.clone()) {
                 Ok(freezer) => feature(
                     NAME,
                     Support::Emulated,
