@@ -53,6 +53,7 @@ const SIGNALS: u64 = 2;
 const SPOOL: u64 = 3;
 const CONFIG: u64 = 4;
 const DISCOVERY: u64 = 5;
+const GUARDIAN: u64 = 6;
 
 /// How long the guardian of a daemon that was killed may still be at work.
 const GUARDIAN_PATIENCE: Duration = Duration::from_secs(5);
@@ -150,8 +151,10 @@ pub struct Daemon {
     said: String,
     stopping: bool,
     /// Goes after the engine, which leaves nothing to undo.
-    _guardian: Guardian,
-    _run_dir: RunDir,
+    guardian: Option<Guardian>,
+    journal: Arc<Journal>,
+    kernel: Kernel,
+    run_dir: RunDir,
     _lock: Lock,
 }
 
@@ -188,7 +191,7 @@ impl Daemon {
         let journal = Arc::new(journal);
         let guardian = Guardian::start(&journal, Some(&run_dir), &kernel)
             .map_err(system("start the guardian process"))?;
-        let mut engine = Engine::new(config.workers, journal)?;
+        let mut engine = Engine::new(config.workers, journal.clone())?;
         features.extend(witness::start(&mut engine, &options.run_dir));
         let spool = Spool::open(&options.run_dir).map_err(|why| StartError::RunDir {
             path: options.run_dir.join(crate::api::SPOOL),
@@ -204,6 +207,7 @@ impl Daemon {
             (spool.fd(), SPOOL),
             (watcher.fd(), CONFIG),
             (discovery.fd(), DISCOVERY),
+            (guardian.gone(), GUARDIAN),
         ] {
             engine.watch(fd, number)?;
         }
@@ -232,8 +236,10 @@ impl Daemon {
             incoming: Vec::new(),
             said: String::new(),
             stopping: false,
-            _guardian: guardian,
-            _run_dir: run_dir,
+            guardian: Some(guardian),
+            journal,
+            kernel,
+            run_dir,
             _lock: lock,
         };
         daemon.take_spool();
@@ -286,6 +292,25 @@ impl Daemon {
         .min()
     }
 
+    /// Something has killed the guardian: another takes its place.
+    fn post_guardian(&mut self) {
+        // Reaped; and its descriptor, readable for good, wakes the loop no more.
+        self.guardian = None;
+        match Guardian::start(&self.journal, Some(&self.run_dir), &self.kernel) {
+            Ok(guardian) => {
+                log::warn!("the guardian process was killed: there is another");
+                if let Err(error) = self.engine.watch(guardian.gone(), GUARDIAN) {
+                    log::error!("nobody watches over the guardian process: {error}");
+                }
+                self.guardian = Some(guardian);
+            }
+            Err(error) => log::error!(
+                "no guardian process: {error}; a kill of the daemon between a step and its restore leaves \
+                 the limit lowered until its next start"
+            ),
+        }
+    }
+
     fn happened(&mut self, event: Happened) {
         match event {
             // Served after every turn anyway.
@@ -294,6 +319,7 @@ impl Daemon {
             Happened::Fd(SPOOL) => self.spool_more = true,
             Happened::Fd(CONFIG) => self.watcher.changed(Instant::now()),
             Happened::Fd(DISCOVERY) => self.discover(),
+            Happened::Fd(GUARDIAN) => self.post_guardian(),
             Happened::Asked(key, _, once) => self.reclaimed(key, &once),
             event => self.of_container(event),
         }

@@ -1,9 +1,10 @@
-//! What stands by a run, so that a `kill -9` of `cgctl` leaves the declared limit: a journal, and a
-//! guardian process that reads it.
+//! What stands by while `cgctl` itself changes limits, so that a `kill -9` leaves the declared ones: a
+//! journal, and a guardian process that reads it.
 
 use cgroupfs::Result;
 use cgshim::guardian::{Guardian, Kernel, restore};
 use cgshim::journal::{Journal, RunDir};
+use std::os::fd::BorrowedFd;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
@@ -11,9 +12,11 @@ use std::time::Duration;
 /// Where runs have a directory each. `CGSHIM_RUN_DIR` says otherwise.
 const RUN_DIR: &str = "/run/cgshim";
 
-/// The journal and the guardian of one run. To be made before any thread is, and to go after the engine.
+/// The journal and the guardian of this process. To be made before any thread is, and to go after the
+/// engine.
 pub(super) struct Guard {
     pub(super) journal: Arc<Journal>,
+    kernel: Kernel,
     guardian: Option<Guardian>,
     run_dir: Option<RunDir>,
 }
@@ -33,15 +36,31 @@ impl Guard {
             log::error!("{error}");
             cgroupfs::Error::refused(cgroupfs::Op::Create, "the journal", errno)
         })?);
-        let guardian = Guardian::start(&journal, run_dir.as_ref(), &kernel)
-            .inspect_err(|error| {
-                log::warn!(
-                    "no guardian process ({error}): a kill -9 of cgctl between a step and its restore \
-                     would leave the limit lowered"
-                );
-            })
-            .ok();
-        Ok(Guard { journal, guardian, run_dir })
+        let mut guard = Guard { journal, kernel, guardian: None, run_dir };
+        guard.post();
+        Ok(guard)
+    }
+
+    /// Posts a guardian: at first, and again where something has killed it. Readable is the descriptor
+    /// once that one is gone too.
+    pub(super) fn post(&mut self) -> Option<BorrowedFd<'_>> {
+        if self.guardian.take().is_some() {
+            log::warn!("the guardian process was killed: starting another");
+        }
+        let started = Guardian::start(&self.journal, self.run_dir.as_ref(), &self.kernel);
+        match started {
+            Ok(guardian) => self.guardian = Some(guardian),
+            Err(error) => log::warn!(
+                "no guardian process ({error}): a kill -9 of cgctl between a step and its restore would \
+                 leave the limit lowered"
+            ),
+        }
+        self.gone()
+    }
+
+    /// Readable once the guardian is gone.
+    pub(super) fn gone(&self) -> Option<BorrowedFd<'_>> {
+        self.guardian.as_ref().map(Guardian::gone)
     }
 }
 
@@ -80,7 +99,7 @@ fn sweep(base: &Path, kernel: &Kernel) {
         }
         let path = entry.path();
         let mut say =
-            |group: &str, undone| log::warn!("left by a run that was killed: {group}: {undone}");
+            |group: &str, undone| log::warn!("left by one that was killed: {group}: {undone}");
         match restore(&path, kernel, &mut say) {
             Ok((restored, _)) if restored.failed == 0 => {
                 let _ = std::fs::remove_dir_all(&path);
