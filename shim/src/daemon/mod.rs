@@ -180,6 +180,12 @@ impl Daemon {
         // After memory is locked: the journal is mostly holes, which locking would fill.
         let kernel = Kernel::find()?;
         let run_dir = RunDir::lock(&options.run_dir, GUARDIAN_PATIENCE)?;
+        if !run_dir.is_in_memory() {
+            log::warn!(
+                "{} is not on tmpfs: what is in flight may wait for a disk, and does not go with a reboot",
+                run_dir.path().display()
+            );
+        }
         let (journal, opened) = Journal::open(&run_dir)?;
         for remark in opened.remarks {
             log::error!("{remark}");

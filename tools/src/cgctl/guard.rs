@@ -74,19 +74,19 @@ impl Drop for Guard {
     }
 }
 
-/// A journal that outlives us and the guardian, where there is a directory for it.
+/// A journal that outlives us and the guardian, where there is a directory in memory for it.
 fn in_run_dir(base: &Path) -> Option<(RunDir, Journal)> {
     let path = base.join(format!("run-{}", std::process::id()));
     let run_dir =
         RunDir::lock(&path, Duration::ZERO).inspect_err(|error| log::debug!("{error}")).ok()?;
-    match Journal::open(&run_dir) {
-        Ok((journal, _)) => Some((run_dir, journal)),
-        Err(error) => {
-            log::debug!("{error}");
-            let _ = std::fs::remove_dir_all(&path);
-            None
-        }
+    let opened = match run_dir.is_in_memory() {
+        true => Journal::open(&run_dir).inspect_err(|error| log::debug!("{error}")).ok(),
+        false => None,
+    };
+    if opened.is_none() {
+        let _ = std::fs::remove_dir_all(&path);
     }
+    opened.map(|(journal, _)| (run_dir, journal))
 }
 
 /// Puts right what runs left that were killed together with their guardians.
