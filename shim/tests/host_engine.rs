@@ -376,7 +376,7 @@ fn once_takes_what_can_be_taken_and_never_goes_under_the_rest() {
     assert!(load.anon(Bytes::mib(64)));
     load.read(&file, Bytes::mib(80));
     let lowest = LowestLimit::watch(memory.clone());
-    let once = reclaim_once(&memory, Bytes::mib(500), &|| false, 5 * SECOND, None).unwrap();
+    let once = reclaim_once(&memory, Bytes::mib(500), &|| false, 5 * SECOND, None, None).unwrap();
     let (_, report) = once.report.unwrap();
     assert!(once.why.is_some(), "500 MiB cannot be had");
     assert!((Bytes::mib(40)..Bytes::mib(84)).contains(&report.freed), "{report:?}");

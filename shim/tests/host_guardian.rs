@@ -158,7 +158,8 @@ impl Bed {
         memory.set_limit(LIMIT).unwrap();
         let mut load = Load::in_group(&group);
         load.stream(&file, Bytes::mib(600));
-        let run_dir = tempfile::tempdir().unwrap();
+        // As a run directory is: on tmpfs. On a disk, stores to the journal wait for its writeback.
+        let run_dir = tempfile::tempdir_in("/dev/shm").unwrap();
         Some(Bed { group, memory, run_dir, load, file, _ground: ground })
     }
 

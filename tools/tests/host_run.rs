@@ -418,7 +418,7 @@ fn killed_between_a_step_and_its_restore_it_leaves_the_declared_limit() {
         return common::skip(test, "faults can be had in builds with debug assertions");
     }
     let _alone = alone();
-    let run_dir = tempfile::tempdir().unwrap();
+    let run_dir = tempfile::tempdir_in("/dev/shm").unwrap();
     let log = run_dir.path().join("faults");
     for what in ["kill", "stop"] {
         let name = format!("{what}ed");

@@ -55,6 +55,7 @@ const SIGNALS: u64 = 2;
 const SPOOL: u64 = 3;
 const CONFIG: u64 = 4;
 const DISCOVERY: u64 = 5;
+const GUARDIAN: u64 = 6;
 
 /// How long the guardian of a daemon that was killed may still be at work.
 const GUARDIAN_PATIENCE: Duration = Duration::from_secs(5);
@@ -153,8 +154,10 @@ pub struct Daemon {
     said: String,
     stopping: bool,
     /// Goes after the engine, which leaves nothing to undo.
-    _guardian: Guardian,
-    _run_dir: RunDir,
+    guardian: Option<Guardian>,
+    journal: Arc<Journal>,
+    kernel: Kernel,
+    run_dir: RunDir,
     _lock: Lock,
 }
 
@@ -180,6 +183,12 @@ impl Daemon {
         // After memory is locked: the journal is mostly holes, which locking would fill.
         let kernel = Kernel::find()?;
         let run_dir = RunDir::lock(&options.run_dir, GUARDIAN_PATIENCE)?;
+        if !run_dir.is_in_memory() {
+            log::warn!(
+                "{} is not on tmpfs: what is in flight may wait for a disk, and does not go with a reboot",
+                run_dir.path().display()
+            );
+        }
         let (journal, opened) = Journal::open(&run_dir)?;
         for remark in opened.remarks {
             log::error!("{remark}");
@@ -188,7 +197,7 @@ impl Daemon {
         let journal = Arc::new(journal);
         let guardian = Guardian::start(&journal, Some(&run_dir), &kernel)
             .map_err(system("start the guardian process"))?;
-        let mut engine = Engine::new(config.workers, journal)?;
+        let mut engine = Engine::new(config.workers, journal.clone())?;
         features.extend(witness::start(&mut engine, &options.run_dir));
         let notes = Notes::open(&options.run_dir)
             .map_err(|why| StartError::RunDir { path: options.run_dir.join("containers"), why })?;
@@ -206,6 +215,7 @@ impl Daemon {
             (spool.fd(), SPOOL),
             (watcher.fd(), CONFIG),
             (discovery.fd(), DISCOVERY),
+            (guardian.gone(), GUARDIAN),
         ] {
             engine.watch(fd, number)?;
         }
@@ -235,8 +245,10 @@ impl Daemon {
             incoming: Vec::new(),
             said: String::new(),
             stopping: false,
-            _guardian: guardian,
-            _run_dir: run_dir,
+            guardian: Some(guardian),
+            journal,
+            kernel,
+            run_dir,
             _lock: lock,
         };
         daemon.adopt(opened.found);
@@ -290,6 +302,25 @@ impl Daemon {
         .min()
     }
 
+    /// Something has killed the guardian: another takes its place.
+    fn post_guardian(&mut self) {
+        // Reaped; and its descriptor, readable for good, wakes the loop no more.
+        self.guardian = None;
+        match Guardian::start(&self.journal, Some(&self.run_dir), &self.kernel) {
+            Ok(guardian) => {
+                log::warn!("the guardian process was killed: there is another");
+                if let Err(error) = self.engine.watch(guardian.gone(), GUARDIAN) {
+                    log::error!("nobody watches over the guardian process: {error}");
+                }
+                self.guardian = Some(guardian);
+            }
+            Err(error) => log::error!(
+                "no guardian process: {error}; a kill of the daemon between a step and its restore leaves \
+                 the limit lowered until its next start"
+            ),
+        }
+    }
+
     fn happened(&mut self, event: Happened) {
         match event {
             // Served after every turn anyway.
@@ -298,6 +329,7 @@ impl Daemon {
             Happened::Fd(SPOOL) => self.spool_more = true,
             Happened::Fd(CONFIG) => self.watcher.changed(Instant::now()),
             Happened::Fd(DISCOVERY) => self.discover(),
+            Happened::Fd(GUARDIAN) => self.post_guardian(),
             Happened::Asked(key, _, once) => self.reclaimed(key, &once),
             event => self.of_container(event),
         }

@@ -24,7 +24,7 @@ mod witness;
 mod worker;
 
 pub use engine::Engine;
-pub use once::{Once, empty, reclaim_once};
+pub use once::{Once, empty, enter, reclaim_once};
 pub use reclaim::Stop;
 
 use crate::core::{Capabilities, Notice, Now, Report, Totals, WatermarkSpec};

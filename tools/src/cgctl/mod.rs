@@ -8,6 +8,7 @@ mod demo;
 mod error;
 mod events;
 mod find;
+mod guard;
 mod hook;
 mod install;
 mod ps;

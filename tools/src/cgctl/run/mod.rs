@@ -2,12 +2,12 @@
 
 mod child;
 mod group;
-mod guard;
 mod record;
 mod report;
 
 use super::cli::{OomPolicy, ReportFile, RunArgs, Share, Switch};
 use super::error::{Failure, RUN_FAILED, USAGE, cannot_write};
+use super::guard::Guard;
 use crate::report::Timeline;
 use cgroupfs::memory::Version;
 use cgroupfs::{Bytes, Limit, MemoryHierarchy};
@@ -18,12 +18,12 @@ use cgshim::driver::{Engine, Happened, Key, Policy};
 use child::Child;
 pub(crate) use child::Ended;
 use group::RunGroup;
-use guard::Guard;
 use nix::sys::signal::Signal;
 use record::Recorder;
 pub(crate) use report::{DirectReclaim, RunReport};
 use std::ffi::OsString;
 use std::fs::File;
+use std::os::fd::BorrowedFd;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::sync::Arc;
@@ -198,7 +198,7 @@ pub(crate) fn execute(mut spec: Spec) -> Result<Finished, Failure> {
     // From here on no signal ends us with a group left behind.
     let _blocked = child::block()?;
     let mut group = RunGroup::create(&hierarchy, &spec).map_err(failed)?;
-    let guard = Guard::set_up().map_err(failed)?;
+    let mut guard = Guard::set_up().map_err(failed)?;
     let mut engine = Engine::new(WORKERS, guard.journal.clone()).map_err(failed)?;
     let memory = group.memory();
     // Before the command starts: it may be killed within its first millisecond.
@@ -237,10 +237,11 @@ pub(crate) fn execute(mut spec: Spec) -> Result<Finished, Failure> {
         None => engine.witness(group.group(), identity),
     };
     let mut child = Child::start(&mut spec, &group, &engine)?;
+    watch_over(&engine, guard.gone()).map_err(failed)?;
     if let Some(key) = witnessed {
         engine.oom_init(key, child.pid());
     }
-    let ended = attend(&mut engine, key, &mut child, &group, &spec, &mut recorder)?;
+    let ended = attend(&mut engine, &mut guard, key, &mut child, &group, &spec, &mut recorder)?;
     recorder.wall = recorder.start.elapsed();
     if let Some(key) = witnessed {
         settle(&mut engine, key, &mut recorder)?;
@@ -286,6 +287,7 @@ pub(crate) fn may_create(
 /// Turns the loop until the command ends.
 fn attend(
     engine: &mut Engine,
+    guard: &mut Guard,
     key: Option<Key>,
     child: &mut Child,
     group: &RunGroup,
@@ -300,6 +302,8 @@ fn attend(
             .map_err(|error| Failure::from(error).code(RUN_FAILED))?;
         for event in happened.drain(..) {
             match event {
+                Happened::Fd(GUARDIAN) => watch_over(engine, guard.post())
+                    .map_err(|error| Failure::from(error).code(RUN_FAILED))?,
                 Happened::Fd(_) => {
                     if let Some(ended) = child.signals(|| quiesce(engine, key))? {
                         return Ok(ended);
@@ -371,6 +375,13 @@ fn settle(engine: &mut Engine, key: Key, recorder: &mut Recorder) -> Result<(), 
         }
     }
     Ok(())
+}
+
+/// What wakes the loop when the guardian is gone.
+const GUARDIAN: u64 = 1;
+
+fn watch_over(engine: &Engine, gone: Option<BorrowedFd<'_>>) -> cgroupfs::Result<()> {
+    gone.map_or(Ok(()), |gone| engine.watch(gone, GUARDIAN))
 }
 
 /// Nothing of ours stands while we are stopped.
