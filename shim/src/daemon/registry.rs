@@ -115,7 +115,7 @@ impl Container {
 
 /// All of them.
 pub(super) struct Registry {
-    by_id: BTreeMap<String, Container>,
+    by_id: BTreeMap<String, Box<Container>>,
     ids: HashMap<Key, String>,
     ended: Retained<View>,
     generation: u64,
@@ -148,27 +148,27 @@ impl Registry {
 
     pub(super) fn add(&mut self, container: Container) {
         self.ids.insert(container.key, container.id.clone());
-        self.by_id.insert(container.id.clone(), container);
+        self.by_id.insert(container.id.clone(), Box::new(container));
     }
 
     pub(super) fn get(&self, id: &str) -> Option<&Container> {
-        self.by_id.get(id)
+        self.by_id.get(id).map(|container| &**container)
     }
 
     pub(super) fn get_mut(&mut self, id: &str) -> Option<&mut Container> {
-        self.by_id.get_mut(id)
+        self.by_id.get_mut(id).map(|container| &mut **container)
     }
 
     /// The container of this key. A key is one registration's: none of an older one is found by it.
     pub(super) fn of_key(&mut self, key: Key) -> Option<&mut Container> {
-        self.by_id.get_mut(self.ids.get(&key)?)
+        self.by_id.get_mut(self.ids.get(&key)?).map(|container| &mut **container)
     }
 
     /// Takes it out; nothing that the engine still says of that key is for anybody.
     pub(super) fn remove(&mut self, id: &str) -> Option<Container> {
         let container = self.by_id.remove(id)?;
         self.ids.remove(&container.key);
-        Some(container)
+        Some(*container)
     }
 
     /// Remembers one that has ended.
@@ -183,7 +183,7 @@ impl Registry {
     }
 
     pub(super) fn iter(&self) -> impl Iterator<Item = &Container> {
-        self.by_id.values()
+        self.by_id.values().map(|container| &**container)
     }
 
     pub(super) fn ids(&self) -> Vec<String> {
@@ -192,7 +192,7 @@ impl Registry {
 
     /// Who has this group, or one that this group is in.
     pub(super) fn at_or_above(&self, path: &str) -> Option<&Container> {
-        self.by_id.values().find(|container| {
+        self.iter().find(|container| {
             let rest = path.strip_prefix(container.path.as_str());
             rest.is_some_and(|rest| rest.is_empty() || rest.starts_with('/'))
         })

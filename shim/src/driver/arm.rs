@@ -2,7 +2,7 @@
 //! (`__mem_cgroup_usage_register_event()` calls `synchronize_rcu()`), measured on 6.18 at 7 to 20 ms,
 //! in which a hook would wait for its answer.
 
-use super::engine::{Enforced, Engine, Source, kernel, token};
+use super::engine::{Engine, Source, kernel, token};
 use crate::core::Event;
 use cgroupfs::events::Notification;
 use cgroupfs::{Bytes, Cgroup, Error, Result};
@@ -99,8 +99,8 @@ impl Drop for Armer {
 
 impl Engine {
     pub(super) fn crossed(&mut self, key: u64) {
-        let Some(Enforced { threshold, .. }) = self.containers.get(&key) else { return };
-        if let Some((_, notification)) = &threshold.armed {
+        let Some(enforced) = self.containers.get(&key) else { return };
+        if let Some((_, notification)) = &enforced.threshold.armed {
             notification.take();
             self.look(key, Event::Crossed);
         }

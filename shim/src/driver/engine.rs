@@ -65,7 +65,7 @@ pub struct Engine {
     pub(super) armer: Armer,
     /// The control files that are watched for writes, by container.
     pub(super) modified: ModifiedSet,
-    pub(super) containers: HashMap<u64, Enforced>,
+    pub(super) containers: HashMap<u64, Box<Enforced>>,
     pub(super) next_key: u64,
     pub(super) happened: Vec<Happened>,
     pub(super) oom_watch: Option<OomWatch>,
@@ -226,7 +226,7 @@ impl Engine {
         };
         self.containers.insert(
             key,
-            Enforced {
+            Box::new(Enforced {
                 group,
                 memory,
                 core,
@@ -241,7 +241,7 @@ impl Engine {
                 counters,
                 journaled,
                 deeds: None,
-            },
+            }),
         );
         // Kills between the last look of whoever was before us and ours; the OOM watch tells of its own.
         if self.oom_watch.is_none() {

@@ -203,7 +203,7 @@ pub enum Action {
 pub struct Ledger {
     tag: u32,
     next: u64,
-    watched: BTreeMap<u64, Watched>,
+    watched: BTreeMap<u64, Box<Watched>>,
     /// Those that something is waited for.
     active: BTreeSet<u64>,
     log_readable: bool,
@@ -269,7 +269,7 @@ impl Ledger {
     pub fn handle(&mut self, at: Stamp, event: Event, out: &mut Vec<Action>) {
         match event {
             Event::Watch(key, subject) => {
-                self.watched.insert(key, Watched::new(at.now, *subject));
+                self.watched.insert(key, Box::new(Watched::new(at.now, *subject)));
             }
             Event::Init(key, pid) => {
                 if let Some(watched) = self.watched.get_mut(&key) {

@@ -86,7 +86,7 @@ pub(super) struct Watcher {
     /// The log's descriptor is listened to now.
     log_heard: bool,
     modified: Option<ModifiedSet>,
-    groups: HashMap<u64, Watched>,
+    groups: HashMap<u64, Box<Watched>>,
     above: HashMap<u64, Above>,
     next_above: u64,
     slow: Option<Now>,
@@ -344,7 +344,8 @@ impl Watcher {
         let subject = group.subject(&identity, &self.host)?;
         let own = subject.levels.first().copied().unwrap_or_default();
         let ooms = (own.oom_local.unwrap_or(0), own.oom.unwrap_or(0));
-        self.groups.insert(key, Watched { group, above: ids, watch, ooms, gone: false });
+        let watched = Watched { group, above: ids, watch, ooms, gone: false };
+        self.groups.insert(key, Box::new(watched));
         self.queue.push_back(Event::Watch(key, Box::new(subject)));
         if let Some(pid) = identity.init {
             self.init(key, pid);
