@@ -118,8 +118,9 @@ fn hold_to_the_bar(installed: bool, mut round: impl FnMut(usize) -> Vec<(Duratio
             at(&wall),
             at(&own),
         );
-        let good = wall[100] <= slack * Duration::from_millis(2);
-        if good && own[198] <= slack * Duration::from_millis(10) {
+        // Waits that overlap count twice: on a machine with more to do than CPUs this says too little, not too much.
+        let bar = [Duration::from_millis(2), Duration::from_millis(10)];
+        if own[100] <= slack * bar[0] && own[198] <= slack * bar[1] {
             return;
         }
     }
