@@ -385,7 +385,7 @@ impl Manager {
                         continue;
                     }
                     let patience = pulsing.map(|_| KILLED);
-                    let _ = self.poll(&[at.pulser.wake_fd()], patience);
+                    self.poll(&[at.pulser.wake_fd()], patience);
                 }
             }
         }
