@@ -16,9 +16,10 @@ use std::time::Duration;
 /// Shares are averaged over about so many windows.
 const WINDOWS: f64 = 16.0;
 
-/// What a share may be larger by and still be luck: with four growers on two CPUs the largest of the
-/// four averages is 0.05 above its 0.25 by chance alone.
-const LUCK: f64 = 0.08;
+/// What a share may be larger by and still be luck. With four growers on two CPUs the largest of the four
+/// averages is 0.05 above its 0.25 by chance, and more because a thaw wakes them in the same order each
+/// time: measured on 6.18, with 0.08 four growers stayed 5 to 8 % below the curve's overage.
+const LUCK: f64 = 0.12;
 
 /// Who has this part of the largest share grows.
 const GROWS: f64 = 0.25;
@@ -161,7 +162,7 @@ mod tests {
             let due = due_in_all(|_| vec![(0, 1.0), (1, others), (2, others), (3, others)]);
             let alone = 400 * 50 * MS;
             assert!(due <= alone * 11 / 10, "{others}: {due:?}");
-            assert!(due >= alone * 7 / 10, "{others}: {due:?}");
+            assert!(due >= alone * 65 / 100, "{others}: {due:?}");
         }
     }
 

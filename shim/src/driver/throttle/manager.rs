@@ -385,7 +385,7 @@ impl Manager {
                         continue;
                     }
                     let patience = pulsing.map(|_| KILLED);
-                    let _ = self.poll(&[at.pulser.wake_fd()], patience);
+                    self.poll(&[at.pulser.wake_fd()], patience);
                 }
             }
         }
@@ -560,7 +560,7 @@ impl Manager {
         levels
     }
 
-    /// Page cache that is being reclaimed is not slept on: some of it, as what is in use may stay.
+    /// Clean page cache is reclaimed, not slept on: the kernel, too, reclaims before it lets anybody sleep.
     fn reclaimable(&mut self) -> Bytes {
         if !self.config.reclaims {
             return Bytes(0);
@@ -570,9 +570,8 @@ impl Manager {
         {
             return bytes;
         }
-        let most = Bytes::mib(16).max(Bytes(self.config.high.0 / 50));
         let bytes = survey(&*self.memory)
-            .map(|survey| Floor::of(&survey, 0).clean_file.min(most))
+            .map(|survey| Floor::of(&survey, 0).clean_file)
             .unwrap_or_default();
         self.surveyed = Some((Instant::now(), bytes));
         bytes

@@ -72,7 +72,7 @@ pub struct ThrottleConfig {
     pub way_out: WayOut,
     /// Ancestors with an emulated high of their own: the largest overage counts.
     pub ancestors: Vec<(Arc<dyn Memory>, Bytes)>,
-    /// Somebody reclaims page cache above high: a little of it is not slept on.
+    /// Somebody reclaims page cache above high: it is not slept on.
     pub reclaims: bool,
     /// Where freezes are recorded.
     pub journal: Arc<dyn FreezeJournal>,
