@@ -12,6 +12,7 @@ mod history;
 mod lock;
 mod logging;
 mod notify;
+mod oom_hook;
 mod privileges;
 mod registry;
 mod reload;
@@ -34,6 +35,7 @@ use lock::{Lock, LockError};
 use nix::sys::signal::{SigSet, Signal};
 use nix::sys::signalfd::{SfdFlags, SignalFd};
 use notify::Notify;
+use oom_hook::OomHooks;
 use registry::Registry;
 use reload::Watcher;
 use requests::Waiting;
@@ -134,6 +136,7 @@ pub struct Daemon {
     engine: Engine,
     registry: Registry,
     history: History,
+    hooks: OomHooks,
     /// `oom_kill` of groups when the daemon before us last told of it, by path and inode.
     announced: HashMap<(String, u64), u64>,
     server: Server,
@@ -226,6 +229,7 @@ impl Daemon {
             engine,
             registry: Registry::new(),
             history: History::new(),
+            hooks: OomHooks::default(),
             announced,
             server,
             spool,
@@ -260,6 +264,7 @@ impl Daemon {
         while !self.stopping {
             self.watchdog();
             self.status();
+            self.hooks.reap();
             self.engine.turn(self.patience(), &mut happened)?;
             for event in happened.drain(..) {
                 self.happened(event);
@@ -285,6 +290,7 @@ impl Daemon {
             self.spool_more.then_some(Duration::ZERO),
             (!self.incoming.is_empty()).then_some(Duration::ZERO),
             self.watcher.at().map(until),
+            self.hooks.timeout(now),
             self.watchdog_at.map(until),
         ]
         .into_iter()
