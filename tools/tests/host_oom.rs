@@ -1,7 +1,12 @@
 //! Real OOM kills, and what is put on record of them.
 
+#![allow(clippy::unwrap_used)] // helpers outside of #[test] functions
+
+#[path = "common/cgctl.rs"]
+mod cgctl;
 mod common;
 
+use cgroupfs::files::ControlDir;
 use cgroupfs::memory::Memory;
 use cgroupfs::{Bytes, Cgroup, Limit};
 use cgshim::core::oom::{Cause, From, Record};
@@ -110,7 +115,7 @@ fn greedy(group: &Cgroup) -> Child {
         .arg("-c")
         .arg("echo $$ > \"$0\" && exec \"$@\"")
         .arg(procs)
-        .arg(common::memload())
+        .arg(cgctl::memload())
         .args(["anon", "--size", "256M"])
         .stdout(Stdio::null())
         .stderr(Stdio::null())
@@ -178,7 +183,8 @@ fn the_limit_of_the_group_above_is_named_and_an_idle_sibling_has_no_record() {
             ground.hierarchy.enable_memory(made.path()).unwrap()
         });
         limit(&pod, Bytes::mib(48));
-        let (a, b) = (Arc::new(pod.create_child("a").unwrap()), Arc::new(pod.create_child("b").unwrap()));
+        let (a, b) =
+            (Arc::new(pod.create_child("a").unwrap()), Arc::new(pod.create_child("b").unwrap()));
         without_swap(&a);
         let mut idle = Load::in_group(&b);
         let mut load = Load::in_group(&a);
@@ -259,7 +265,9 @@ fn a_kill_in_a_group_beneath_is_the_containers() {
 
 #[test]
 fn tmpfs_that_fills_the_limit_is_seen_in_the_breakdown() {
-    let Some(ground) = Ground::new("tmpfs_that_fills_the_limit_is_seen_in_the_breakdown") else { return };
+    let Some(ground) = Ground::new("tmpfs_that_fills_the_limit_is_seen_in_the_breakdown") else {
+        return;
+    };
     let shm = Path::new("/dev/shm");
     if !shm.is_dir() {
         return skip("tmpfs_that_fills_the_limit_is_seen_in_the_breakdown", "no /dev/shm");
@@ -328,7 +336,12 @@ fn times(default: u64) -> u64 {
 }
 
 /// Kills, each in a group of its own that is removed at once, `threads` at a time. Records and pids.
-fn kill_and_remove(ground: &Ground, watching: &Watching, all: u64, threads: u64) -> (Vec<Record>, Vec<(String, i32)>) {
+fn kill_and_remove(
+    ground: &Ground,
+    watching: &Watching,
+    all: u64,
+    threads: u64,
+) -> (Vec<Record>, Vec<(String, i32)>) {
     let next = AtomicU64::new(0);
     let killed = std::sync::Mutex::new(Vec::new());
     std::thread::scope(|scope| {
@@ -375,7 +388,9 @@ fn each_has_its_record(records: &[Record], killed: &[(String, i32)], log: bool) 
 
 #[test]
 fn kills_whose_group_is_removed_at_once_are_all_on_record() {
-    let Some(ground) = Ground::new("kills_whose_group_is_removed_at_once_are_all_on_record") else { return };
+    let Some(ground) = Ground::new("kills_whose_group_is_removed_at_once_are_all_on_record") else {
+        return;
+    };
     let _alone = alone();
     for threads in [1, 8] {
         let watching = Watching::new();
@@ -388,7 +403,9 @@ fn kills_whose_group_is_removed_at_once_are_all_on_record() {
 
 #[test]
 fn without_the_log_they_are_on_record_with_no_victim() {
-    let Some(ground) = Ground::new("without_the_log_they_are_on_record_with_no_victim") else { return };
+    let Some(ground) = Ground::new("without_the_log_they_are_on_record_with_no_victim") else {
+        return;
+    };
     let _alone = alone();
     for threads in [1, 8] {
         let watching = Watching::blind();
@@ -399,7 +416,9 @@ fn without_the_log_they_are_on_record_with_no_victim() {
 
 #[test]
 fn clean_exits_with_removal_right_after_leave_no_record() {
-    let Some(ground) = Ground::new("clean_exits_with_removal_right_after_leave_no_record") else { return };
+    let Some(ground) = Ground::new("clean_exits_with_removal_right_after_leave_no_record") else {
+        return;
+    };
     let _alone = alone();
     let watching = Watching::new();
     let exits = times(40) * 10;
@@ -419,7 +438,9 @@ fn clean_exits_with_removal_right_after_leave_no_record() {
 
 #[test]
 fn a_record_is_readable_within_milliseconds_of_its_kill() {
-    let Some(ground) = Ground::new("a_record_is_readable_within_milliseconds_of_its_kill") else { return };
+    let Some(ground) = Ground::new("a_record_is_readable_within_milliseconds_of_its_kill") else {
+        return;
+    };
     let _alone = alone();
     let watching = Watching::new();
     let mut late: Vec<Duration> = Vec::new();
@@ -438,7 +459,8 @@ fn a_record_is_readable_within_milliseconds_of_its_kill() {
             }
         };
         let own = group.path().display().to_string();
-        let readable = || all(watching.run_dir()).unwrap().iter().any(|record| record.cgroup == own);
+        let readable =
+            || all(watching.run_dir()).unwrap().iter().any(|record| record.cgroup == own);
         while !readable() {
             assert!(rose.elapsed() < 5 * SECOND, "no record after 5 s");
             std::thread::sleep(Duration::from_micros(100));
@@ -454,7 +476,10 @@ fn a_record_is_readable_within_milliseconds_of_its_kill() {
     let _ = writeln!(
         std::io::stderr(),
         "kill to readable record: p50 {:?}, p99 {:?}, worst {:?} of {}",
-        at(50), at(99), late[late.len() - 1], late.len()
+        at(50),
+        at(99),
+        late[late.len() - 1],
+        late.len()
     );
     // The promise is 5 ms at p99; a test machine may be busy with other tests.
     assert!(at(50) < Duration::from_millis(5), "{late:?}");
@@ -462,7 +487,11 @@ fn a_record_is_readable_within_milliseconds_of_its_kill() {
 
 #[test]
 fn a_clock_is_needed_by_nobody_and_ids_are_found_until_they_expire() {
-    let Some(ground) = Ground::new("a_clock_is_needed_by_nobody_and_ids_are_found_until_they_expire") else { return };
+    let Some(ground) =
+        Ground::new("a_clock_is_needed_by_nobody_and_ids_are_found_until_they_expire")
+    else {
+        return;
+    };
     let _alone = alone();
     let watching = Watching::new();
     let group = ground.group("named-c");

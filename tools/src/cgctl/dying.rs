@@ -130,15 +130,18 @@ fn look(
     let memory = cgshim::driver::open_memory(group).ok()?;
     let usage = memory.usage().ok()?;
     let dir: Arc<dyn ControlDir> = group.clone();
-    let read = |name: &'static str| Knob::open(&dir, name, Access::Read).and_then(|knob| knob.read());
+    let read =
+        |name: &'static str| Knob::open(&dir, name, Access::Read).and_then(|knob| knob.read());
     let mut hierarchical = true;
     let mut dying = None;
     match hierarchy.version {
         Version::V1 => {
-            hierarchical = read("memory.use_hierarchy").map_or(true, |text| text.trim_ascii() != b"0");
+            hierarchical =
+                read("memory.use_hierarchy").map_or(true, |text| text.trim_ascii() != b"0");
         }
         Version::V2 => {
-            dying = read("cgroup.stat").ok().and_then(|text| flat::get(&text, "nr_dying_descendants"));
+            dying =
+                read("cgroup.stat").ok().and_then(|text| flat::get(&text, "nr_dying_descendants"));
         }
     }
     *flat_v1 |= !hierarchical;
@@ -215,7 +218,8 @@ fn reap(hierarchy: &MemoryHierarchy, seen: &[Seen], before: Option<u64>) -> Reap
 }
 
 fn say(args: &DyingArgs, found: &Dying) {
-    let many = |count: Option<u64>| count.map_or_else(|| "an unknown number".into(), |n| n.to_string());
+    let many =
+        |count: Option<u64>| count.map_or_else(|| "an unknown number".into(), |n| n.to_string());
     super::print(&format!(
         "{} dying memory cgroups beside {} live ones\n",
         many(found.dying),
