@@ -794,7 +794,7 @@ fn hostile(next: &mut impl FnMut() -> u64, good: &Register) -> Vec<u8> {
         7 => json!({"schema": 1, "op": "reclaim", "id": "", "bytes": u64::MAX})
             .to_string()
             .into_bytes(),
-        8 => vec![b'x'; if next() % 50 == 0 { 70_000 } else { 100 }],
+        8 => vec![b'x'; if next().is_multiple_of(50) { 70_000 } else { 100 }],
         9 => {
             let text = register.to_string();
             text.as_bytes()[..usize::try_from(next()).unwrap_or(0) % text.len()].to_vec()

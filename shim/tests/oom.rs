@@ -1,5 +1,7 @@
 //! The books of OOMs: which records come of which events, in virtual time.
 
+#![allow(clippy::unwrap_used)] // helpers outside of #[test] functions
+
 use cgroupfs::kmsg::oom::{Constraint, Killed};
 use cgroupfs::{Bytes, Limit};
 use cgshim::core::oom::{

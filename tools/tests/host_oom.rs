@@ -1,7 +1,9 @@
 //! Real OOM kills, and what is put on record of them.
 
+#![allow(clippy::unwrap_used)] // helpers outside of #[test] functions
+
 #[path = "common/cgctl.rs"]
-mod commands;
+mod cgctl;
 mod common;
 
 use cgroupfs::files::ControlDir;
@@ -76,7 +78,7 @@ impl Watching {
         let record = records.remove(0);
         // Any process finds the same on disk.
         match find(self.run_dir.path(), &record.id).unwrap() {
-            Found::Records(found) => assert_eq!(found, [record.clone()]),
+            Found::Records(found) => assert_eq!(found, std::slice::from_ref(&record)),
             other => panic!("{other:?}"),
         }
         record
@@ -113,7 +115,7 @@ fn greedy(group: &Cgroup) -> Child {
         .arg("-c")
         .arg("echo $$ > \"$0\" && exec \"$@\"")
         .arg(procs)
-        .arg(commands::memload())
+        .arg(cgctl::memload())
         .args(["anon", "--size", "256M"])
         .stdout(Stdio::null())
         .stderr(Stdio::null())

@@ -35,6 +35,8 @@ pub struct Config {
     pub workers: usize,
     /// Containers at most.
     pub most_containers: usize,
+    /// A program with its arguments that is run for every OOM; empty for none.
+    pub oom_hook: Vec<String>,
     /// The files it was read from.
     pub files: Vec<PathBuf>,
 }
@@ -49,6 +51,7 @@ impl Default for Config {
             discovery: Vec::new(),
             workers: 2,
             most_containers: 4096,
+            oom_hook: Vec::new(),
             files: Vec::new(),
         }
     }
@@ -175,6 +178,8 @@ struct Daemon {
     workers: Option<usize>,
     #[serde(default, deserialize_with = "containers")]
     max_containers: Option<usize>,
+    #[serde(default, deserialize_with = "program")]
+    oom_hook: Option<Vec<String>>,
 }
 
 fn text<'de, D: Deserializer<'de>, T: FromStr>(from: D) -> Result<Option<T>, D::Error>
@@ -182,6 +187,16 @@ where
     T::Err: std::fmt::Display,
 {
     String::deserialize(from)?.parse().map(Some).map_err(D::Error::custom)
+}
+
+fn program<'de, D: Deserializer<'de>>(from: D) -> Result<Option<Vec<String>>, D::Error> {
+    let words = Vec::<String>::deserialize(from)?;
+    match words.first() {
+        Some(program) if !program.starts_with('/') => {
+            Err(D::Error::custom(format!("oom_hook: {program}: give its whole path")))
+        }
+        _ => Ok(Some(words)),
+    }
 }
 
 fn on_or_off<'de, D: Deserializer<'de>>(from: D) -> Result<Option<bool>, D::Error> {
@@ -311,6 +326,9 @@ impl Config {
         self.discovery.extend(file.discovery.patterns);
         self.workers = file.daemon.workers.unwrap_or(self.workers);
         self.most_containers = file.daemon.max_containers.unwrap_or(self.most_containers);
+        if let Some(program) = file.daemon.oom_hook {
+            self.oom_hook = program;
+        }
         if self.policies.len() > MOST_RULES || self.discovery.len() > MOST_RULES {
             let message = format!("more than {MOST_RULES} policies or patterns in all");
             return Err(wrong(content.len(), message));

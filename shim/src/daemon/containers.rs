@@ -325,6 +325,7 @@ impl Daemon {
             detail: serde_json::to_value(record).unwrap_or_default(),
             ..event("oom", format!("{cause}{victim}"))
         };
+        self.hooks.run(&self.config.oom_hook, record);
         self.tell(told);
     }
 

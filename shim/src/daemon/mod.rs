@@ -13,6 +13,7 @@ mod history;
 mod lock;
 mod logging;
 mod notify;
+mod oom_hook;
 mod privileges;
 mod registry;
 mod reload;
@@ -36,6 +37,7 @@ use lock::{Lock, LockError};
 use nix::sys::signal::{SigSet, Signal};
 use nix::sys::signalfd::{SfdFlags, SignalFd};
 use notify::Notify;
+use oom_hook::OomHooks;
 use registry::Registry;
 use reload::Watcher;
 use requests::Waiting;
@@ -138,6 +140,7 @@ pub struct Daemon {
     registry: Registry,
     notes: Notes,
     history: History,
+    hooks: OomHooks,
     server: Server,
     spool: Spool,
     /// The spool had more than was taken.
@@ -234,6 +237,7 @@ impl Daemon {
             registry: Registry::new(),
             notes,
             history: History::new(),
+            hooks: OomHooks::default(),
             server,
             spool,
             spool_more: true,
@@ -270,6 +274,7 @@ impl Daemon {
         while !self.stopping {
             self.watchdog();
             self.status();
+            self.hooks.reap();
             self.engine.turn(self.patience(), &mut happened)?;
             for event in happened.drain(..) {
                 self.happened(event);
@@ -295,6 +300,7 @@ impl Daemon {
             self.spool_more.then_some(Duration::ZERO),
             (!self.incoming.is_empty()).then_some(Duration::ZERO),
             self.watcher.at().map(until),
+            self.hooks.timeout(now),
             self.watchdog_at.map(until),
         ]
         .into_iter()

@@ -7,7 +7,11 @@ use std::path::Path;
 
 /// Starts the watch; what it has and lacks, for `cgctl caps`. Without it kills are counted, no more.
 pub(super) fn start(engine: &mut Engine, run_dir: &Path) -> Vec<Feature> {
-    let options = OomOptions { run_dir: Some(run_dir.to_path_buf()), ..OomOptions::default() };
+    let options = OomOptions {
+        run_dir: Some(run_dir.to_path_buf()),
+        empty_at_exit: true,
+        ..OomOptions::default()
+    };
     let started = OomWatch::start(options);
     let attached = started.and_then(|watch| {
         let sources = watch.sources().clone();

@@ -178,6 +178,8 @@ fn unrestored(ticket: &Ticket, job: &Job, at: Now) -> Option<Unrestored> {
 impl Drop for Engine {
     /// Leaves no write in flight: the workers are joined next, and would wait for it.
     fn drop(&mut self) {
+        // It may interrupt workers, and must not once they are joined.
+        self.oom_watch = None;
         let keys: Vec<u64> = self.containers.keys().copied().collect();
         for key in keys {
             self.quiesce(Key(key), QUIESCE_AT_END);

@@ -11,6 +11,9 @@ use std::os::unix::fs::{DirBuilderExt, FileExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
+/// linux/magic.h; an initramfs may be one.
+const RAMFS_MAGIC: FsType = FsType(0x8584_58f6);
+
 /// A run directory that is ours alone: the daemon's and its guardian's, or that of whoever restores.
 ///
 /// The lock is of the open file (`F_OFD_SETLK`): a forked guardian has a share in it, so it is free
@@ -68,9 +71,8 @@ impl RunDir {
     /// Whether it is in memory. On a disk, a store to the journal may wait for its writeback, and a lowered
     /// limit with it.
     pub fn is_in_memory(&self) -> bool {
-        fstatfs(&self.lock).is_ok_and(|stat| {
-            [TMPFS_MAGIC, FsType(libc::RAMFS_MAGIC as _)].contains(&stat.filesystem_type())
-        })
+        fstatfs(&self.lock)
+            .is_ok_and(|stat| [TMPFS_MAGIC, RAMFS_MAGIC].contains(&stat.filesystem_type()))
     }
 
     /// Whether somebody has the directory locked now.

@@ -52,6 +52,8 @@ pub(crate) enum Command {
     Reclaim(ReclaimArgs),
     /// Why was it killed? What is on record of a container's OOMs, and what to do next
     Why(WhyArgs),
+    /// Dying memory cgroups: how many, whose, and how to be rid of them
+    Dying(DyingArgs),
     /// Record a cgroup's control files, to send to somebody or to test with
     Record(RecordArgs),
     /// Show what the engine does: bundled loads with it off and on, side by side, in under a minute
@@ -212,6 +214,16 @@ pub(crate) struct EventsArgs {
     /// One JSON object a line
     #[arg(long)]
     pub(crate) json: bool,
+    /// OOM kills only, as 'runc events' prints them
+    #[arg(long, value_enum, conflicts_with = "json")]
+    pub(crate) format: Option<EventsFormat>,
+}
+
+/// A form of events that others know.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(crate) enum EventsFormat {
+    /// `{"type":"oom","id":"..."}`
+    Runc,
 }
 
 #[derive(Debug, Args)]
@@ -227,6 +239,29 @@ pub(crate) struct WhyArgs {
     /// A container's name, its id or the start of it, its cgroup, or a record's id [default: all]
     #[arg(value_name = "ID|NAME|PREFIX|CGROUP")]
     pub(crate) whose: Option<String>,
+    /// One JSON object
+    #[arg(long)]
+    pub(crate) json: bool,
+    /// No header line
+    #[arg(long)]
+    pub(crate) no_headers: bool,
+}
+
+#[derive(Debug, Args)]
+#[command(after_help = "\
+Examples:
+  cgctl dying            removed groups that are still there, and where
+  cgctl dying --reap     empties the groups that nobody is in, their dead children with them
+
+Memory of live processes is never touched. On cgroup v1 the kernel does not say under which parent they
+are: shown are groups without processes that hold memory.")]
+pub(crate) struct DyingArgs {
+    /// Be rid of them
+    #[arg(long)]
+    pub(crate) reap: bool,
+    /// Show so many parents
+    #[arg(long, value_name = "N", default_value_t = 20)]
+    pub(crate) most: usize,
     /// One JSON object
     #[arg(long)]
     pub(crate) json: bool,

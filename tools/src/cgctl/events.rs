@@ -1,6 +1,6 @@
 //! `cgctl events`: what has happened, and what happens.
 
-use super::cli::EventsArgs;
+use super::cli::{EventsArgs, EventsFormat};
 use super::daemon;
 use super::error::Failure;
 use super::print_json;
@@ -16,6 +16,14 @@ pub(super) fn main(args: &EventsArgs, run_dir: Option<&Path>) -> Result<ExitCode
         client.patience(None)?;
     }
     while let Some(event) = client.next_line::<EventLine>()? {
+        if args.format == Some(EventsFormat::Runc) {
+            if let Some(line) = runc(&event)
+                && std::io::stdout().write_all(line.as_bytes()).is_err()
+            {
+                break;
+            }
+            continue;
+        }
         if args.json {
             print_json(&event)?;
             continue;
@@ -28,6 +36,13 @@ pub(super) fn main(args: &EventsArgs, run_dir: Option<&Path>) -> Result<ExitCode
         }
     }
     Ok(ExitCode::SUCCESS)
+}
+
+/// An OOM kill as `runc events` has it (`types.Event`); what is no kill is not shown there.
+fn runc(event: &EventLine) -> Option<String> {
+    let kills = event.detail.get("kills").and_then(serde_json::Value::as_u64).unwrap_or(0);
+    let id = event.id.as_deref().filter(|_| event.event == "oom" && kills > 0)?;
+    Some(format!("{}\n", serde_json::json!({ "type": "oom", "id": id })))
 }
 
 /// `2026-01-31T12:34:56.789Z`: civil_from_days of
@@ -56,6 +71,22 @@ fn time(unix_ms: u64) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn an_oom_kill_is_as_runc_has_it_and_nothing_else_is_shown() {
+        let event = |event: &str, kills: u64| EventLine {
+            schema: 1,
+            at_ms: 0,
+            event: event.into(),
+            id: Some("web".into()),
+            generation: None,
+            message: String::new(),
+            detail: serde_json::json!({ "kills": kills }),
+        };
+        assert_eq!(runc(&event("oom", 1)).unwrap(), "{\"id\":\"web\",\"type\":\"oom\"}\n");
+        assert_eq!(runc(&event("oom", 0)), None);
+        assert_eq!(runc(&event("oom_kill", 1)), None);
+    }
 
     #[test]
     fn times_are_utc() {

@@ -5,6 +5,7 @@ mod caps;
 mod cli;
 mod daemon;
 mod demo;
+mod dying;
 mod error;
 mod events;
 mod find;
@@ -46,6 +47,7 @@ pub fn main() -> ExitCode {
     let run_dir = cli.run_dir.as_deref();
     let result = match cli.command {
         cli::Command::Run(args) => run::main(args, run_dir),
+        cli::Command::Dying(args) => dying::main(&args),
         cli::Command::Why(args) => why::main(&args, run_dir),
         cli::Command::Record(args) => record::main(&args),
         cli::Command::Hook(args) => hook::main(&args),

@@ -124,8 +124,11 @@ fn words(summary: &Summary) -> String {
     )
 }
 
-/// The group's files by name, each with its content where it was read.
-fn control_files(group: &Arc<Cgroup>) -> Result<Vec<(Line, Option<Vec<u8>>)>, Failure> {
+/// A file of the group: what is said of it, and its content where it was read.
+type Captured = (Line, Option<Vec<u8>>);
+
+/// The group's files by name.
+fn control_files(group: &Arc<Cgroup>) -> Result<Vec<Captured>, Failure> {
     let failed = |error: std::io::Error| {
         Failure::new(error::FAILED, format!("cannot read {}: {error}", group.path().display()))
     };

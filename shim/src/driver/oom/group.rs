@@ -1,5 +1,6 @@
 //! One watched container: its files, held open, and looks at them.
 
+use super::empty::Files;
 use super::{Deeds, Identity, names::Host};
 use crate::core::oom::{Breakdown, Detail, LevelLook, Look, Subject};
 use crate::driver::open_memory;
@@ -64,6 +65,8 @@ pub(super) struct Group {
     kmem: Option<Knob>,
     pub(super) oom: Option<Notification>,
     pub(super) pidfd: Option<OwnedFd>,
+    /// For emptying it when init exits.
+    pub(super) files: Option<Files>,
     beneath: HashMap<String, Child>,
     /// Kills of groups beneath that were removed since.
     counted_by_gone: u64,
@@ -108,6 +111,7 @@ impl Group {
             above_paths,
             oom,
             pidfd: None,
+            files: None,
             beneath: HashMap::new(),
             counted_by_gone: 0,
             members: HashMap::new(),
@@ -164,6 +168,16 @@ impl Group {
             self.remember_members();
         }
         Ok(Look { oom_kill: counted.0, beneath: counted.1, detail })
+    }
+
+    /// Opens what emptying it takes.
+    pub(super) fn prepare_to_empty(&mut self) {
+        self.files = Files::open(&self.group, self.level.memory.version());
+    }
+
+    /// Nothing of ours is in the way of its end.
+    pub(super) fn cancel(&self) {
+        self.deeds.cancel();
     }
 
     /// Usage, for whoever is told at once.

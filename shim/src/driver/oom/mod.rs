@@ -6,6 +6,7 @@
 //! the containers' inits. Nothing is polled but in the 100 ms after a signal; where neither the log nor a
 //! tracepoint can be had on v1, once a second, as nothing else tells of a kill for want of host memory.
 
+mod empty;
 mod group;
 mod log;
 mod names;
@@ -42,6 +43,8 @@ pub struct OomOptions {
     /// memory. Without it the log is read when something else says that there is a reason to, and an idle
     /// watch sleeps whatever is logged.
     pub log_wakes: bool,
+    /// As a container's init exits, cancel what is in flight for it and empty its cache.
+    pub empty_at_exit: bool,
 }
 
 /// The kernel log.
@@ -55,6 +58,7 @@ impl Default for OomOptions {
             tracefs: vec!["/sys/kernel/tracing".into(), "/sys/kernel/debug/tracing".into()],
             real_time: true,
             log_wakes: true,
+            empty_at_exit: false,
         }
     }
 }
@@ -233,6 +237,14 @@ impl Deeds {
             inner.done.pop_front();
         }
         inner.done.push_back(Done { at: Instant::now(), what, bytes, lowered });
+    }
+
+    /// Stops what is under way: its group is about to be removed.
+    fn cancel(&self) {
+        if let Some(ticket) = &self.locked().flight {
+            ticket.stop.cancel();
+            ticket.interrupt();
+        }
     }
 
     /// A job is under way.

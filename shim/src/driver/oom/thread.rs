@@ -1,5 +1,6 @@
 //! The watch's loop: what happens goes into the books, what they ask for is done.
 
+use super::empty::Emptier;
 use super::group::{Group, Level, open_level};
 use super::log::Log;
 use super::names::Host;
@@ -94,6 +95,8 @@ pub(super) struct Watcher {
     /// pids in the log are ours.
     pids_are_ours: bool,
     store_failed: bool,
+    /// Empties containers that end, if that is asked for.
+    emptier: Option<Emptier>,
     queue: VecDeque<Event>,
 }
 
@@ -155,6 +158,7 @@ impl Watcher {
             all_looked: None,
             pids_are_ours: in_initial_pid_namespace(),
             store_failed: false,
+            emptier: options.empty_at_exit.then(|| Emptier::new(options.real_time)),
             queue: VecDeque::new(),
             host,
         };
@@ -255,7 +259,9 @@ impl Watcher {
 
     fn set_timer(&self) {
         let now = self.start.elapsed();
-        let next = [self.ledger.deadline(), self.slow, self.log_again].into_iter().flatten().min();
+        let emptying = self.emptier.as_ref().and_then(Emptier::watch).map(|wait| now + wait);
+        let next = [self.ledger.deadline(), self.slow, self.log_again, emptying];
+        let next = next.into_iter().flatten().min();
         let _ = match next {
             None => self.timer.unset(),
             Some(at) => {
@@ -401,6 +407,9 @@ impl Watcher {
                     .add(pidfd.as_fd(), EpollEvent::new(EpollFlags::EPOLLIN, INIT << SHIFT | key));
                 if added.is_ok() {
                     watched.group.pidfd = Some(pidfd);
+                    if self.emptier.is_some() {
+                        watched.group.prepare_to_empty();
+                    }
                 }
             }
             Err(Errno::ESRCH) => self.queue.push_back(Event::InitExited(key)),
@@ -471,8 +480,16 @@ impl Watcher {
         if let Some(pidfd) = watched.group.pidfd.take() {
             let _ = self.epoll.delete(pidfd.as_fd());
         }
+        if self.emptier.is_some() {
+            watched.group.cancel();
+        }
         // Before its runtime removes the group.
-        self.look(key, true);
+        self.look(key, false);
+        if let (Some(emptier), Some(watched)) = (&mut self.emptier, self.groups.get_mut(&key))
+            && let Some(files) = watched.group.files.take()
+        {
+            emptier.empty(files);
+        }
         self.queue.push_back(Event::InitExited(key));
     }
 
