@@ -24,6 +24,16 @@ pub enum Kind {
     Unified,
 }
 
+impl Kind {
+    /// For people.
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Kind::V1 => "the v1 freezer",
+            Kind::Unified => "cgroup.freeze",
+        }
+    }
+}
+
 /// What a group's freezer says.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum State {
@@ -53,7 +63,8 @@ impl Freezer {
         Freezer::among(Mounts::read()?)
     }
 
-    fn among(mounts: Mounts) -> Result<Freezer> {
+    /// The one that these mounts have: see [`Freezer::find`].
+    pub(crate) fn among(mounts: Mounts) -> Result<Freezer> {
         let no = |why: &str| Error::NoController { controller: "freezer", why: why.into() };
         let (kind, mount_point, read_only) = match (mounts.v1("freezer"), mounts.v2()) {
             (Some(v1), _) => (Kind::V1, v1.mount_point.clone(), v1.read_only),

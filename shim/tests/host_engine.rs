@@ -8,7 +8,7 @@ mod common;
 use cgroupfs::files::ControlDir;
 use cgroupfs::memory::{Memory, Version};
 use cgroupfs::{Bytes, Cgroup, Limit};
-use cgshim::core::{Notice, Outcome, Totals};
+use cgshim::core::{Notice, Outcome, Strategy, Totals};
 use cgshim::driver::{Engine, Happened, Key, Policy, reclaim_once};
 use cgshim::journal::Journal;
 use common::{DiskFile, Ground, Load, LowestLimit, alone, memory, without_swap};
@@ -168,9 +168,17 @@ fn a_foreign_limit_is_adopted_stands_at_the_end_and_stops_stepping() {
         // Another process, at any moment of our work.
         let foreign = Limit::Bytes(Bytes::mib(100 + run % 20));
         let writer = at.memory.clone();
+        let path = at.group.path().to_path_buf();
         let write = std::thread::spawn(move || {
             std::thread::sleep(Duration::from_micros(run * 137 % 20_000));
-            writer.set_limit(foreign).unwrap();
+            // As runtimes do it, and as one who holds the file open.
+            match run % 2 {
+                0 if writer.version() == Version::V1 => {
+                    let bytes = foreign.bytes().unwrap().0.to_string();
+                    std::fs::write(path.join("memory.limit_in_bytes"), bytes).unwrap();
+                }
+                _ => writer.set_limit(foreign).unwrap(),
+            }
         });
         at.work(Duration::from_millis(25));
         write.join().unwrap();
@@ -193,10 +201,8 @@ fn a_foreign_limit_is_adopted_stands_at_the_end_and_stops_stepping() {
         at.happened.clear();
         at.key = register(&mut at.engine, &at.group);
     }
-    // There is no compare-and-swap: a value that is written while ours is on its way into the file is
-    // overwritten by it (law 4). With reclaim in flight most of the time that is a few in a hundred.
     println!("lost: {lost:#?}");
-    assert!(lost.len() <= 12, "{} of {runs}: {lost:#?}", lost.len());
+    assert!(lost.is_empty(), "{} of {runs}: {lost:#?}", lost.len());
 
     // For half a minute no limit is stepped; what opens no window goes on.
     at.work_rounds(1);
@@ -207,6 +213,55 @@ fn a_foreign_limit_is_adopted_stands_at_the_end_and_stops_stepping() {
     assert_eq!(lowest.seen(), Limit::Bytes(Bytes::mib(120)));
     at.release();
     assert_eq!(at.memory.limit().unwrap(), Limit::Bytes(Bytes::mib(120)));
+}
+
+#[test]
+fn against_a_writer_that_never_rests_no_limit_is_stepped_and_one_alert_is_given() {
+    let test = "against_a_writer_that_never_rests_no_limit_is_stepped_and_one_alert_is_given";
+    let Some(ground) = Ground::new(test) else { return };
+    let _alone = alone();
+    let file = DiskFile::new(Bytes::mib(128));
+    let mut at = Enforced::new(&ground, "g");
+    let mut load = Load::in_group(&at.group);
+    load.stream(&file, Bytes::mib(300));
+    at.work_rounds(3);
+    let seconds = std::env::var("CGSHIM_TEST_WRITER_S").ok().and_then(|s| s.parse().ok());
+    let time = Duration::from_secs(seconds.unwrap_or(8));
+    let writer = at.memory.clone();
+    let start = Instant::now();
+    let write = std::thread::spawn(move || {
+        let mut writes = 0;
+        while start.elapsed() < time {
+            writes += 1;
+            writer.set_limit(Limit::Bytes(Bytes::mib(100 + writes % 10))).unwrap();
+            std::thread::sleep(Duration::from_millis(10));
+        }
+        Limit::Bytes(Bytes::mib(100 + writes % 10))
+    });
+    let adopted = |event: &Happened| matches!(event, Happened::Notice(_, _, Notice::Adopted(..)));
+    // Until it is found: at once on v1, with the next look on v2.
+    while !at.happened.iter().any(adopted) {
+        at.engine.turn(Some(SECOND / 10), &mut at.happened).unwrap();
+    }
+    // What opens no window goes on.
+    let steps = |at: &Enforced| {
+        let steps = |event: &Happened| match event {
+            Happened::Round(_, _, report) if report.strategy == Strategy::LimitStep => report.steps,
+            _ => 0,
+        };
+        at.happened.iter().map(steps).sum::<u32>()
+    };
+    let before = steps(&at);
+    at.work(time.saturating_sub(start.elapsed()));
+    let last = write.join().unwrap();
+    at.work(3 * SECOND / 2);
+    let (made, alerts) = (steps(&at) - before, at.happened.iter().filter(|e| adopted(e)).count());
+    println!("{time:?}: {made} steps of ours, {alerts} alerts");
+    assert!(!ground.v1() || u64::from(made) <= time.as_secs() / 30, "{made} steps");
+    assert_eq!(alerts, 1);
+    assert_eq!(at.memory.limit().unwrap(), last);
+    assert_eq!(at.engine.declared(at.key), Some(last));
+    at.release();
 }
 
 #[test]
@@ -321,7 +376,7 @@ fn once_takes_what_can_be_taken_and_never_goes_under_the_rest() {
     assert!(load.anon(Bytes::mib(64)));
     load.read(&file, Bytes::mib(80));
     let lowest = LowestLimit::watch(memory.clone());
-    let once = reclaim_once(&memory, Bytes::mib(500), &|| false, 5 * SECOND, None).unwrap();
+    let once = reclaim_once(&memory, Bytes::mib(500), &|| false, 5 * SECOND, None, None).unwrap();
     let (_, report) = once.report.unwrap();
     assert!(once.why.is_some(), "500 MiB cannot be had");
     assert!((Bytes::mib(40)..Bytes::mib(84)).contains(&report.freed), "{report:?}");

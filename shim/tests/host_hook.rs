@@ -5,141 +5,23 @@
 
 #[path = "../../tools/tests/common/mod.rs"]
 mod common;
-mod static_hook;
+mod hooked;
 
-use cgroupfs::files::ControlDir;
-use common::{Ground, Load, alone};
+use common::{Ground, alone};
+use hooked::{Container, Daemon, YES, hook, hook_program, program, stderr};
 use serde_json::{Value, json};
 use std::fs;
-use std::io::{BufRead, BufReader, Write};
+use std::io::Write;
 use std::os::unix::net::{UnixListener, UnixStream};
-use std::path::{Path, PathBuf};
-use std::process::{Command, Output, Stdio};
-use std::sync::{Arc, Mutex};
+use std::path::Path;
+use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
-const SECOND: Duration = Duration::from_secs(1);
-
-/// One of our programs: where Cargo put it, or in `/bin` of the machines of the kernel matrix.
-fn program(built: &str) -> PathBuf {
-    let built = PathBuf::from(built);
-    if built.exists() { built } else { Path::new("/bin").join(built.file_name().unwrap()) }
+/// What a hook may take, from its start to its end. It counts from where it gets a CPU: the emulated machines of
+/// the kernel matrix take long to get there.
+fn patience() -> Duration {
+    Duration::from_secs(if std::env::var_os("CGSHIM_LANE").is_some() { 5 } else { 1 })
 }
-
-fn hook_program() -> PathBuf {
-    program(env!("CARGO_BIN_EXE_cgshim-hook"))
-}
-
-/// A process in a group of its own, a bundle that says so, and a run directory.
-struct Container {
-    dir: tempfile::TempDir,
-    load: Load,
-    cgroup: String,
-}
-
-impl Container {
-    fn new(ground: &Ground, annotations: &Value) -> Container {
-        let group = ground.group("web");
-        let load = Load::in_group(&group);
-        let cgroup = group.path().strip_prefix(&ground.hierarchy.mount_point).unwrap();
-        let cgroup = format!("/{}", cgroup.display());
-        let dir = tempfile::tempdir().unwrap();
-        let spec = json!({
-            "linux": {"cgroupsPath": cgroup},
-            "process": {"oomScoreAdj": -997},
-            "annotations": annotations,
-        });
-        fs::write(dir.path().join("config.json"), spec.to_string()).unwrap();
-        Container { dir, load, cgroup }
-    }
-
-    fn run_dir(&self) -> PathBuf {
-        self.dir.path().join("run")
-    }
-
-    fn state(&self) -> Value {
-        json!({"ociVersion": "1.0.2", "id": "web", "status": "creating", "pid": self.load.pid(),
-               "bundle": self.dir.path(), "annotations": {"io.cgshim.high": "90%", "other": "x"}})
-    }
-
-    fn hook(&self, stage: &str) -> Output {
-        hook(&self.run_dir(), stage, &self.state().to_string())
-    }
-
-    /// What lies in the spool: by file name.
-    fn spooled(&self) -> Vec<(String, Value)> {
-        let Ok(files) = fs::read_dir(self.run_dir().join("spool")) else { return Vec::new() };
-        files
-            .map(|entry| entry.unwrap().path())
-            .map(|path| {
-                let text = fs::read_to_string(&path).unwrap();
-                assert!(text.ends_with('\n') && text.lines().count() == 1, "{text:?}");
-                let name = path.file_name().unwrap().to_str().unwrap().to_owned();
-                (name, serde_json::from_str(&text).unwrap())
-            })
-            .collect()
-    }
-
-    /// The request that registers it, but for the daemon-independent details checked here.
-    fn assert_registers(&self, request: &Value) {
-        let mut request = request.clone();
-        let fields = request.as_object_mut().unwrap();
-        assert!(fields.remove("start_time").unwrap().as_u64().unwrap() > 0);
-        let expected = json!({
-            "schema": 1, "op": "register", "id": "web", "pid": self.load.pid(),
-            "cgroup": self.cgroup, "bundle": self.dir.path(), "oom_score_adj": -997,
-            "annotations": {"io.cgshim.high": "90%", "io.cgshim.class": "burstable"},
-            "runtime": null,
-        });
-        assert_eq!(request, expected);
-    }
-}
-
-fn hook(run_dir: &Path, stage: &str, state: &str) -> Output {
-    let mut child = Command::new(hook_program())
-        .arg("--run-dir")
-        .arg(run_dir)
-        .arg(stage)
-        .stdin(Stdio::piped())
-        .stdout(Stdio::piped())
-        .stderr(Stdio::piped())
-        .spawn()
-        .unwrap();
-    child.stdin.take().unwrap().write_all(state.as_bytes()).unwrap();
-    child.wait_with_output().unwrap()
-}
-
-fn stderr(output: &Output) -> String {
-    String::from_utf8(output.stderr.clone()).unwrap()
-}
-
-/// A daemon that notes every request and answers it.
-struct Daemon(Arc<Mutex<Vec<Value>>>);
-
-impl Daemon {
-    fn start(run_dir: &Path, reply: &'static str) -> Daemon {
-        fs::create_dir_all(run_dir).unwrap();
-        let listener = UnixListener::bind(run_dir.join("cgshim.sock")).unwrap();
-        let heard = Arc::new(Mutex::new(Vec::new()));
-        let notes = heard.clone();
-        std::thread::spawn(move || {
-            for stream in listener.incoming() {
-                let mut stream = BufReader::new(stream.unwrap());
-                let mut line = String::new();
-                stream.read_line(&mut line).unwrap();
-                notes.lock().unwrap().push(serde_json::from_str(&line).unwrap());
-                let _ = writeln!(stream.get_mut(), "{reply}");
-            }
-        });
-        Daemon(heard)
-    }
-
-    fn heard(&self) -> Vec<Value> {
-        self.0.lock().unwrap().clone()
-    }
-}
-
-const YES: &str = r#"{"schema":1,"ok":true,"generation":7,"more":[1]}"#;
 
 #[test]
 fn a_container_is_registered_and_released() {
@@ -155,7 +37,8 @@ fn a_container_is_registered_and_released() {
     assert_eq!(heard.len(), 3, "{heard:?}");
     container.assert_registers(&heard[0]);
     container.assert_registers(&heard[1]);
-    assert_eq!(heard[2], json!({"schema": 1, "op": "release", "id": "web"}));
+    let released = ["schema", "op", "id"].map(|field| heard[2][field].clone());
+    assert_eq!(released, [json!(1), json!("release"), json!("web")]);
     assert!(container.spooled().is_empty());
 }
 
@@ -221,7 +104,7 @@ fn a_daemon_that_hangs_costs_less_than_a_second() {
     let listener = UnixListener::bind(&socket).unwrap();
     let start = Instant::now();
     let output = container.hook("createRuntime");
-    assert!(start.elapsed() < SECOND, "{:?}", start.elapsed());
+    assert!(start.elapsed() < patience(), "{:?}", start.elapsed());
     assert!(output.status.success() && stderr(&output).contains("in time"), "{output:?}");
     assert_eq!(container.spooled()[0].1["op"], "register");
 
@@ -234,8 +117,11 @@ fn a_daemon_that_hangs_costs_less_than_a_second() {
     }
     let start = Instant::now();
     let output = container.hook("createRuntime");
-    assert!(start.elapsed() < SECOND, "{:?}", start.elapsed());
-    assert!(output.status.success() && stderr(&output).contains("cannot connect"), "{output:?}");
+    assert!(start.elapsed() < patience(), "{:?}", start.elapsed());
+    assert!(
+        output.status.success() && stderr(&output).contains("no more connections"),
+        "{output:?}"
+    );
     assert_eq!(container.spooled().len(), 1);
 }
 
@@ -363,47 +249,7 @@ fn a_runtime_that_never_closes_the_pipe_is_left_in_time() {
         output.status.success() && stderr(&output).contains("did not end in time"),
         "{output:?}"
     );
-    assert!(start.elapsed() < SECOND, "{:?}", start.elapsed());
-}
-
-/// From the start of the process to its end as its parent sees it, 200 times; the pipes held by nobody else.
-#[test]
-fn two_hundred_hooks_take_two_milliseconds() {
-    let Some(ground) = Ground::new("two_hundred_hooks_take_two_milliseconds") else { return };
-    let _alone = alone();
-    let container = Container::new(&ground, &json!({}));
-    let daemon = Daemon::start(&container.run_dir(), YES);
-    let program = static_hook::current().unwrap_or_else(hook_program);
-    let state = container.state().to_string();
-    let once = || {
-        let start = Instant::now();
-        let mut child = Command::new(&program)
-            .arg("--run-dir")
-            .arg(container.run_dir())
-            .arg("createRuntime")
-            .stdin(Stdio::piped())
-            .spawn()
-            .unwrap();
-        child.stdin.take().unwrap().write_all(state.as_bytes()).unwrap();
-        assert!(child.wait().unwrap().success());
-        start.elapsed()
-    };
-    // In the emulated machines of the kernel matrix everything takes many times as long.
-    let slack = if std::env::var_os("CGSHIM_LANE").is_some() { 30 } else { 1 };
-    // Three tries: what else the machine does is in these figures too.
-    for round in 1..=3 {
-        let mut times: Vec<Duration> = (0..200).map(|_| once()).collect();
-        assert_eq!(daemon.heard().len(), 200 * round);
-        times.sort();
-        let (p50, p99, longest) = (times[100], times[198], times[199]);
-        let name = program.display();
-        let _ =
-            writeln!(std::io::stderr(), "{name}: p50 {p50:?}, p99 {p99:?}, longest {longest:?}");
-        if p50 <= slack * Duration::from_millis(2) && p99 <= slack * Duration::from_millis(10) {
-            return;
-        }
-    }
-    panic!("never within 2 ms (p50) and 10 ms (p99)");
+    assert!(start.elapsed() < patience(), "{:?}", start.elapsed());
 }
 
 /// The wrapper edits the bundle and becomes the runtime, whatever comes of the edit.
@@ -463,6 +309,11 @@ fn the_wrapper_becomes_the_runtime_with_the_hook_in_the_bundle() {
         let last: Value = serde_json::from_str(log.lines().last().unwrap()).unwrap();
         assert_eq!(last["level"], "error");
     }
+    // A copy of the wrapper under the runtime's name ends, and does not become itself for ever.
+    fs::copy(program(env!("CARGO_BIN_EXE_cgshim-runtime")), &runtime).unwrap();
+    let output = run("{}", &hook, &["--version"]);
+    assert_eq!(output.status.code(), Some(127), "{output:?}");
+    assert!(stderr(&output).contains("runc stands in for the runtime"), "{output:?}");
     fs::remove_file(&runtime).unwrap();
     let output = Command::new(program(env!("CARGO_BIN_EXE_cgshim-runtime")))
         .arg("--version")

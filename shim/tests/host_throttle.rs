@@ -5,11 +5,13 @@
 #[path = "../../tools/tests/common/mod.rs"]
 mod common;
 
+use cgroupfs::freezer::Freezer;
 use cgroupfs::memory::Memory;
 use cgroupfs::{Bytes, Cgroup};
-use cgshim::core::throttle::{Then, WayOut};
+use cgshim::core::throttle::{Cause, Then, WayOut};
 use cgshim::driver::throttle::{ThrottleConfig, ThrottleEvent, Throttler, curve};
-use common::{Ground, Load, alone, memory, without_swap};
+use common::{Ground, Load, alone, memory, skip, until, without_swap};
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -24,6 +26,20 @@ struct Throttled {
     events: Vec<ThrottleEvent>,
 }
 
+/// `None`, having said so, where the kernel has its own `memory.high`.
+fn ground(test: &str) -> Option<Ground> {
+    let ground = Ground::new(test)?;
+    if !ground.v1() {
+        skip(test, "v2 has memory.high: nothing is emulated");
+        return None;
+    }
+    if let Err(error) = Freezer::find() {
+        skip(test, &error.to_string());
+        return None;
+    }
+    Some(ground)
+}
+
 impl Throttled {
     fn new(ground: &Ground, name: &str, high: Bytes, way_out: WayOut) -> Throttled {
         let group = ground.group(name);
@@ -36,87 +52,391 @@ impl Throttled {
     fn take(&mut self) {
         self.events.extend(self.throttler.events());
     }
+
+    fn pulses(&mut self) -> Vec<Duration> {
+        self.take();
+        let pulse = |event: &ThrottleEvent| match event {
+            ThrottleEvent::Pulse(_, time) => Some(*time),
+            _ => None,
+        };
+        self.events.iter().filter_map(pulse).collect()
+    }
+
+    fn overage(&self, high: Bytes) -> f64 {
+        self.memory.usage().unwrap().0 as f64 / high.0 as f64 - 1.0
+    }
+
+    /// Our group in the freezer hierarchy, `None` where there is none.
+    fn freezer_group(&self) -> Option<PathBuf> {
+        let mount = Freezer::find().unwrap().mount_point;
+        let path = mount.join(format!("cgshim-{}", self.group.inode()));
+        path.exists().then_some(path)
+    }
+
+    /// Starts loads that fill memory, and waits until they are throttled.
+    fn throttled(&mut self, growers: usize, high: Bytes) -> Vec<Load> {
+        let mut loads: Vec<Load> = (0..growers).map(|_| Load::in_group(&self.group)).collect();
+        for load in &mut loads {
+            load.grow(Bytes(0), Bytes::mib(4096));
+        }
+        let memory = self.memory.clone();
+        until("over high", 20 * SECOND, || memory.usage().unwrap() > high);
+        until("pulses", 20 * SECOND, || self.throttler.totals().pulses > 3);
+        loads
+    }
+}
+
+/// So often the threads with this name were put to sleep.
+fn sleeps(name: &str) -> u64 {
+    let threads = std::fs::read_dir("/proc/self/task").unwrap().flatten();
+    let status =
+        threads.filter_map(|thread| std::fs::read_to_string(thread.path().join("status")).ok());
+    let named =
+        status.filter(|status| status.lines().next().is_some_and(|line| line.ends_with(name)));
+    let count = |status: String| {
+        let line = status.lines().find(|line| line.starts_with("voluntary_ctxt")).unwrap();
+        line.split_whitespace().nth(1).unwrap().parse::<u64>().unwrap()
+    };
+    named.map(count).sum()
 }
 
 #[test]
-fn explore() {
-    let Ok(spec) = std::env::var("EXPLORE") else { return };
-    let _ = env_logger_init();
-    let Some(ground) = Ground::new("explore") else { return };
+fn growers_follow_the_kernels_curve() {
+    let Some(ground) = ground("growers_follow_the_kernels_curve") else { return };
     let _alone = alone();
-    let numbers: Vec<u64> = spec.split(',').map(|n| n.parse().unwrap()).collect();
-    let (high, growers, pace, seconds) =
-        (Bytes::mib(numbers[0]), numbers[1], numbers[2], numbers[3]);
-    let mut at = Throttled::new(&ground, "g", high, ENDLESS);
-    let mut loads: Vec<Load> = (0..growers).map(|_| Load::in_group(&at.group)).collect();
-    std::thread::sleep(SECOND / 5);
-    for load in &mut loads {
-        load.grow(Bytes::mib(pace), Bytes::mib(4096));
-    }
-    let curve = curve();
-    let before = at.memory.usage().unwrap();
-    while at.memory.usage().unwrap() < high {
-        std::thread::sleep(Duration::from_micros(200));
-    }
-    let start = Instant::now();
-    println!("base {before}");
-    for n in 1..=seconds {
-        std::thread::sleep((n as u32 * SECOND).saturating_sub(start.elapsed()));
-        let usage = at.memory.usage().unwrap();
-        let f = usage.0 as f64 / high.0 as f64 - 1.0;
-        let pace = (pace > 0).then_some(pace << 20);
-        let native = curve.overage_after(high, growers as u32, pace, 64, n as u32 * SECOND);
-        println!(
-            "{n:3} s  {:.2} %  native {:.2} %  diff {:+.2}",
-            f * 100.0,
-            native * 100.0,
-            (f - native) * 100.0
-        );
-    }
-    at.take();
-    let pulses: Vec<Duration> = at
-        .events
-        .iter()
-        .filter_map(|event| match event {
-            ThrottleEvent::Pulse(_, time) => Some(*time),
-            _ => None,
-        })
-        .collect();
-    println!(
-        "{} pulses, longest {:?}, {:?}",
-        pulses.len(),
-        pulses.iter().max(),
-        at.throttler.totals()
-    );
-    for event in &at.events {
-        if !matches!(event, ThrottleEvent::Pulse(..)) {
-            println!("{event:?}");
+    let high = Bytes::mib(100);
+    for growers in [1, 4] {
+        let mut at = Throttled::new(&ground, &format!("g{growers}"), high, ENDLESS);
+        let mut loads: Vec<Load> = (0..growers).map(|_| Load::in_group(&at.group)).collect();
+        for load in &mut loads {
+            load.grow(Bytes(0), Bytes::mib(4096));
         }
+        let memory = at.memory.clone();
+        until("at high", 20 * SECOND, || memory.usage().unwrap() >= high);
+        let start = Instant::now();
+        for n in [5, 8, 10] {
+            std::thread::sleep((n * SECOND).saturating_sub(start.elapsed()));
+            let ours = at.overage(high);
+            let native = curve().overage_after(high, growers, None, 64, start.elapsed());
+            // 1 % of high is the aim on a quiet machine (ci/bench-throttle); here others may be at work.
+            assert!((ours - native).abs() < 0.02, "{growers} growers, {n} s: {ours} {native}");
+        }
+        let pulses = at.pulses();
+        assert!(pulses.len() > 3, "{pulses:?}");
+        drop(loads);
+        at.throttler.stop();
     }
-    let usage = std::fs::read_to_string("/proc/self/stat").unwrap();
-    let fields: Vec<&str> = usage.rsplit(')').next().unwrap().split_whitespace().collect();
-    println!("our CPU: {} + {} ticks", fields[11], fields[12]);
-    drop(loads);
-    let start = Instant::now();
-    at.throttler.stop();
-    println!("stopped in {:?}", start.elapsed());
 }
 
-fn env_logger_init() -> bool {
-    struct Log;
-    impl log::Log for Log {
-        fn enabled(&self, _: &log::Metadata<'_>) -> bool {
-            true
-        }
-        fn log(&self, record: &log::Record<'_>) {
-            eprintln!("{:?} {}", Instant::now(), record.args());
-        }
-        fn flush(&self) {}
+#[test]
+fn no_pulse_is_longer_than_two_seconds_however_far_above_high() {
+    let test = "no_pulse_is_longer_than_two_seconds_however_far_above_high";
+    let Some(ground) = ground(test) else { return };
+    let _alone = alone();
+    let high = Bytes::mib(32);
+    let group = ground.group("g");
+    let mut load = Load::in_group(&group);
+    // High is under what is in use already: what is there is not punished, growth is.
+    assert!(load.anon(Bytes::mib(80)));
+    drop(group);
+    let group = Arc::new(ground.dir.child("g").unwrap());
+    let config = ThrottleConfig { way_out: ENDLESS, ..ThrottleConfig::new(group.clone(), high) };
+    let throttler = Throttler::start(config).unwrap();
+    let mut at = Throttled { throttler, memory: memory(&group), group, events: Vec::new() };
+    let before = at.memory.usage().unwrap();
+    load.grow(Bytes(0), Bytes::mib(4096));
+    std::thread::sleep(7 * SECOND);
+    let grown = at.memory.usage().unwrap().saturating_sub(before);
+    let pulses = at.pulses();
+    assert!(pulses.len() >= 3 && pulses.iter().all(|time| time.as_millis() <= 2050), "{pulses:?}");
+    // 128 KiB/s, and what it had before it was known.
+    assert!(grown < Bytes::mib(64), "{grown}");
+    drop(load);
+    at.throttler.stop();
+}
+
+#[test]
+fn who_is_killed_in_a_pulse_is_dead_within_30_ms() {
+    let Some(ground) = ground("who_is_killed_in_a_pulse_is_dead_within_30_ms") else { return };
+    let _alone = alone();
+    let high = Bytes::mib(64);
+    let mut times = Vec::new();
+    for n in 0..8 {
+        let mut at = Throttled::new(&ground, &format!("g{n}"), high, ENDLESS);
+        let mut loads = at.throttled(2, high);
+        let path = at.freezer_group().unwrap();
+        let frozen =
+            || std::fs::read_to_string(path.join("freezer.state")).unwrap().trim() == "FROZEN";
+        until("frozen", 5 * SECOND, frozen);
+        let start = Instant::now();
+        let pid = nix::unistd::Pid::from_raw(loads[0].pid() as i32);
+        nix::sys::signal::kill(pid, nix::sys::signal::Signal::SIGKILL).unwrap();
+        until("dead", 3 * SECOND, || !loads[0].is_alive());
+        times.push(start.elapsed());
+        drop(loads);
+        at.throttler.stop();
     }
-    static LOG: Log = Log;
-    if std::env::var_os("TRACE").is_some() {
-        log::set_max_level(log::LevelFilter::Trace);
-        let _ = log::set_logger(&LOG);
+    times.sort();
+    println!("{times:?}");
+    // The middle one: with others at work on the machine a thread at normal priority may come late.
+    assert!(times[4] < Duration::from_millis(30), "{times:?}");
+    assert!(times[7] < Duration::from_millis(300), "{times:?}");
+}
+
+#[test]
+fn at_the_end_nobody_is_frozen_and_all_are_back_where_they_were() {
+    let test = "at_the_end_nobody_is_frozen_and_all_are_back_where_they_were";
+    let Some(ground) = ground(test) else { return };
+    let _alone = alone();
+    let high = Bytes::mib(64);
+    let mut at = Throttled::new(&ground, "g", high, ENDLESS);
+    let loads = at.throttled(2, high);
+    let path = at.freezer_group().unwrap();
+    let home = Freezer::find().unwrap().path_of(std::process::id()).unwrap();
+    // Only the threads that grow are in it: their processes' main threads wait for orders.
+    let tasks = std::fs::read_to_string(path.join("tasks")).unwrap();
+    let tids: Vec<u32> = tasks.lines().map(|tid| tid.parse().unwrap()).collect();
+    assert_eq!(tids.len(), 2, "{tids:?}");
+    assert!(loads.iter().all(|load| !tids.contains(&load.pid())), "{tids:?}");
+    at.throttler.stop();
+    assert!(!path.exists());
+    for tid in tids {
+        assert_eq!(Freezer::find().unwrap().path_of(tid).unwrap(), home);
     }
-    true
+    // And they grow again.
+    let before = at.memory.usage().unwrap();
+    let memory = at.memory.clone();
+    until("growth", 5 * SECOND, || memory.usage().unwrap() > before.saturating_add(Bytes::mib(64)));
+}
+
+#[test]
+fn a_panic_of_ours_leaves_nobody_frozen() {
+    let Some(ground) = ground("a_panic_of_ours_leaves_nobody_frozen") else { return };
+    let _alone = alone();
+    let high = Bytes::mib(64);
+    let mut at = Throttled::new(&ground, "g", high, ENDLESS);
+    let _loads = at.throttled(1, high);
+    let path = at.freezer_group().unwrap();
+    let panicked = std::thread::spawn(move || {
+        let _at = at;
+        panic!("on purpose");
+    });
+    assert!(panicked.join().is_err());
+    assert!(!path.exists());
+}
+
+#[test]
+fn near_high_and_idle_nothing_wakes_up() {
+    let Some(ground) = ground("near_high_and_idle_nothing_wakes_up") else { return };
+    let _alone = alone();
+    let high = Bytes::mib(64);
+    for above in [false, true] {
+        let mut at = Throttled::new(&ground, &format!("g{above}"), high, ENDLESS);
+        let mut load = Load::in_group(&at.group);
+        assert!(load.anon(Bytes::mib(if above { 70 } else { 62 })));
+        std::thread::sleep(SECOND * 2);
+        at.take();
+        at.events.clear();
+        let before = (sleeps("cgshim-throttle"), sleeps("cgshim-pulse"));
+        std::thread::sleep(SECOND * 2);
+        let after = (sleeps("cgshim-throttle"), sleeps("cgshim-pulse"));
+        assert_eq!(before, after, "above high: {above}");
+        assert!(at.pulses().is_empty());
+        drop(load);
+        at.throttler.stop();
+    }
+}
+
+#[test]
+fn while_its_runtime_has_it_paused_nothing_is_done() {
+    let Some(ground) = ground("while_its_runtime_has_it_paused_nothing_is_done") else { return };
+    let _alone = alone();
+    let high = Bytes::mib(64);
+    let mount = Freezer::find().unwrap().mount_point;
+    let container = FreezerDir::new(&mount, "paused");
+    let mut at = Throttled::new(&ground, "g", high, ENDLESS);
+    let mut load = Load::in_group(&at.group);
+    std::fs::write(container.0.join("cgroup.procs"), load.pid().to_string()).unwrap();
+    load.grow(Bytes(0), Bytes::mib(4096));
+    until("pulses", 20 * SECOND, || at.throttler.totals().pulses > 2);
+    let ours = container.0.join("cgshim");
+    assert!(ours.exists());
+    for _ in 0..10 {
+        // As a runtime does: write, then read until it says so.
+        std::fs::write(container.state(), "FROZEN").unwrap();
+        // However this test ends: a frozen load would not die.
+        let _thaw = Thaw(&container);
+        until("paused", SECOND, || container.says() == "FROZEN");
+        let (usage, pulses) = (at.memory.usage().unwrap(), at.throttler.totals().pulses);
+        std::thread::sleep(SECOND / 5);
+        // A pulse that was going on may have ended.
+        assert!(at.throttler.totals().pulses <= pulses + 1);
+        assert_eq!(container.says(), "FROZEN");
+        assert!(at.memory.usage().unwrap() <= usage.saturating_add(Bytes::mib(1)));
+        std::fs::write(container.state(), "THAWED").unwrap();
+        assert_eq!(container.says(), "THAWED");
+        std::thread::sleep(SECOND / 10);
+    }
+    // It is throttled again, or still.
+    let pulses = at.throttler.totals().pulses;
+    until("pulses again", 5 * SECOND, || at.throttler.totals().pulses > pulses);
+    assert_eq!(container.says(), "THAWED");
+    drop(load);
+    at.take();
+    at.throttler.stop();
+    assert!(!ours.exists());
+}
+
+struct Thaw<'a>(&'a FreezerDir);
+
+impl Drop for Thaw<'_> {
+    fn drop(&mut self) {
+        let _ = std::fs::write(self.0.state(), "THAWED");
+    }
+}
+
+/// A freezer group, as a runtime makes one for a container.
+struct FreezerDir(PathBuf);
+
+impl FreezerDir {
+    fn new(mount: &Path, name: &str) -> FreezerDir {
+        let path = mount.join(format!("cgshim-test-{}-{name}", std::process::id()));
+        std::fs::create_dir(&path).unwrap();
+        FreezerDir(path)
+    }
+
+    fn state(&self) -> PathBuf {
+        self.0.join("freezer.state")
+    }
+
+    fn says(&self) -> String {
+        std::fs::read_to_string(self.state()).unwrap().trim().to_owned()
+    }
+}
+
+impl Drop for FreezerDir {
+    fn drop(&mut self) {
+        let _ = std::fs::write(self.state(), "THAWED");
+        let start = Instant::now();
+        while std::fs::remove_dir(&self.0).is_err() && start.elapsed() < 5 * SECOND {
+            std::thread::sleep(Duration::from_millis(5));
+        }
+    }
+}
+
+#[test]
+fn a_wide_gap_is_released_within_the_budget_with_one_event() {
+    let Some(ground) = ground("a_wide_gap_is_released_within_the_budget_with_one_event") else {
+        return;
+    };
+    let _alone = alone();
+    let high = Bytes::mib(48);
+    let way_out = WayOut { budget: Some(2 * SECOND), then: Then::Release };
+    let mut at = Throttled::new(&ground, "g", high, way_out);
+    let mut load = Load::in_group(&at.group);
+    let start = Instant::now();
+    load.grow(Bytes(0), Bytes::mib(400));
+    let memory = at.memory.clone();
+    until("all of it", 15 * SECOND, || memory.usage().unwrap() >= Bytes::mib(400));
+    assert!(start.elapsed() > 2 * SECOND);
+    std::thread::sleep(SECOND / 5);
+    at.take();
+    let outs: Vec<_> =
+        at.events.iter().filter(|event| matches!(event, ThrottleEvent::WayOut(..))).collect();
+    assert!(
+        matches!(outs[..], [ThrottleEvent::WayOut(Then::Release, Cause::Unreclaimable, _)]),
+        "{outs:?}"
+    );
+    assert_eq!(at.throttler.totals().released, 1);
+}
+
+#[test]
+fn held_for_a_stop_nobody_is_frozen_until_it_goes_on() {
+    let Some(ground) = ground("held_for_a_stop_nobody_is_frozen_until_it_goes_on") else { return };
+    let _alone = alone();
+    let high = Bytes::mib(64);
+    let mut at = Throttled::new(&ground, "g", high, ENDLESS);
+    let _loads = at.throttled(1, high);
+    assert!(at.throttler.hold(SECOND));
+    let path = at.freezer_group().unwrap();
+    let state = std::fs::read_to_string(path.join("freezer.state")).unwrap();
+    assert_eq!(state.trim(), "THAWED");
+    let pulses = at.throttler.totals().pulses;
+    std::thread::sleep(SECOND / 5);
+    assert_eq!(at.throttler.totals().pulses, pulses);
+    at.throttler.resume();
+    until("pulses again", 5 * SECOND, || at.throttler.totals().pulses > pulses);
+}
+
+/// Not a claim but a table: `ci/bench-throttle` prints it. `CGSHIM_BENCH` says what is measured: triples of
+/// high (MiB), growers and pace (MiB/s each, 0: as fast as they can), and for how many seconds.
+#[test]
+#[ignore = "a benchmark: ci/bench-throttle"]
+fn table() {
+    let Some(ground) = ground("table") else { return };
+    let spec = std::env::var("CGSHIM_BENCH").unwrap_or_else(|_| "100,1,0,10 100,4,0,10".into());
+    println!(
+        "| high, growers | overage after 5, 10, 20, 30, 60 s (the curve) | furthest off after 5 s | bar | \
+         pulses, longest | CPU |"
+    );
+    for (n, spec) in spec.split_whitespace().enumerate() {
+        let numbers: Vec<u64> = spec.split(',').map(|n| n.parse().unwrap()).collect();
+        let [high, growers, pace, seconds] = numbers[..] else { panic!("{spec}") };
+        println!("{}", measure(&ground, n, Bytes::mib(high), growers as u32, pace, seconds as u32));
+    }
+}
+
+fn measure(
+    ground: &Ground,
+    n: usize,
+    high: Bytes,
+    growers: u32,
+    pace: u64,
+    seconds: u32,
+) -> String {
+    let mut at = Throttled::new(ground, &format!("table{n}"), high, ENDLESS);
+    let mut loads: Vec<Load> = (0..growers).map(|_| Load::in_group(&at.group)).collect();
+    std::thread::sleep(SECOND / 5);
+    let cpu = cpu_time();
+    for load in &mut loads {
+        load.grow(Bytes::mib(pace), Bytes::mib(8192));
+    }
+    let memory = at.memory.clone();
+    until("at high", 120 * SECOND, || memory.usage().unwrap() >= high);
+    let start = Instant::now();
+    let (mut shown, mut worst, mut bar) = (Vec::new(), 0.0f64, f64::INFINITY);
+    for second in 1..=seconds {
+        std::thread::sleep((second * SECOND).saturating_sub(start.elapsed()));
+        let ours = at.overage(high);
+        let pace = (pace > 0).then_some(pace << 20);
+        let native = curve().overage_after(high, growers, pace, 64, start.elapsed());
+        if [5, 10, 20, 30, 60].contains(&second) {
+            shown.push(format!("{:.1} ({:.1})", ours * 100.0, native * 100.0));
+        }
+        // 5 % of native's, or 1 % of high, or the charge of one task, whichever is larger.
+        let allowed = (native * 0.05).max(0.01).max(262_144.0 / high.0 as f64);
+        if second >= 5 && (ours - native).abs() / allowed > worst.abs() / bar {
+            (worst, bar) = (ours - native, allowed);
+        }
+    }
+    let cpu = cpu_time() - cpu;
+    let pulses = at.pulses();
+    let longest = pulses.iter().max().copied().unwrap_or_default();
+    drop(loads);
+    at.throttler.stop();
+    let pace = if pace == 0 { "memset".into() } else { format!("{pace} MiB/s") };
+    format!(
+        "| {high}, {growers} × {pace} | {} % | {:+.1} | {:.1} | {}, {} ms | {:.1} % |",
+        shown.join(", "),
+        worst * 100.0,
+        bar * 100.0,
+        pulses.len(),
+        longest.as_millis(),
+        cpu.as_secs_f64() / f64::from(seconds) * 100.0,
+    )
+}
+
+/// CPU time of this process, without the loads.
+fn cpu_time() -> Duration {
+    nix::time::clock_gettime(nix::time::ClockId::CLOCK_PROCESS_CPUTIME_ID).unwrap().into()
 }

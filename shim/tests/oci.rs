@@ -3,7 +3,7 @@
 
 #![allow(clippy::unwrap_used)] // helpers outside of #[test] functions
 
-mod static_hook;
+mod installed;
 
 use cgshim::oci::inject::{self, Entry};
 use cgshim::oci::{Spec, State};
@@ -208,7 +208,7 @@ fn a_bundles_file_keeps_owner_mode_and_links() {
 #[test]
 fn the_installed_hook_is_small_and_static() {
     let name = "the_installed_hook_is_small_and_static";
-    let Some(program) = static_hook::current() else {
+    let Some(program) = installed::current("cgshim-hook") else {
         let why = "no current target/static/cgshim-hook: ci/build-static --hook makes it";
         let _ = writeln!(std::io::stderr(), "SKIP {name}: {why}");
         return;

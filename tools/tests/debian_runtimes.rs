@@ -5,7 +5,9 @@
 
 mod debian;
 
-use debian::{Bundle, LISTS_ITSELF, assert_listed_itself, machine, sh, try_sh};
+use debian::{
+    Bundle, LISTS_ITSELF, SECOND, assert_listed_itself, find, machine, ps, sh, try_sh, until,
+};
 use std::fs;
 
 /// A cgroup path of a specification for the driver: one group below another, or slice, prefix, name.
@@ -116,5 +118,45 @@ fn containerd_with_the_wrapper_as_its_binary() {
             LISTS_ITSELF.join(" ")
         ));
         assert_listed_itself(&id, &id, &output);
+    }
+}
+
+#[test]
+#[ignore = "needs container runtimes: ci/vm/tests debian-v2-6.1"]
+fn without_a_daemon_containers_start_and_are_found_when_it_comes() {
+    let _machine = machine();
+    let containers = ["runc", "crun"].map(|runtime| {
+        let id = format!("early-{runtime}");
+        (runtime, Bundle::injected(&id, &cgroups_path("cgroupfs", &id), &["/bin/sleep", "1000"]))
+    });
+    sh("systemctl stop cgshimd");
+    for (runtime, bundle) in &containers {
+        let Bundle { id, path } = bundle;
+        sh(&format!("{runtime} run --detach --bundle {} {id} >/dev/null 2>&1", path.display()));
+    }
+    sh("systemctl start cgshimd");
+    for (runtime, bundle) in &containers {
+        // A second is promised of real machines; most of this is cgctl being started, emulated.
+        let took =
+            until("the container is adopted", 3 * SECOND, || find(&ps(), &bundle.id).is_some());
+        println!("{runtime}: adopted {} ms after the start", took.as_millis());
+        sh(&format!("{runtime} delete --force {}", bundle.id));
+        until("it is forgotten", 15 * SECOND, || find(&ps(), &bundle.id).is_none());
+    }
+}
+
+#[test]
+#[ignore = "needs container runtimes: ci/vm/tests debian-v2-6.1"]
+fn without_a_daemon_a_strict_container_does_not_start_and_the_runtime_says_why() {
+    let _machine = machine();
+    sh("systemctl stop cgshimd");
+    for runtime in ["runc", "crun"] {
+        let id = format!("strict-{runtime}");
+        let bundle = Bundle::injected(&id, &cgroups_path("cgroupfs", &id), &["/bin/true"]);
+        bundle.annotate("io.cgshim.strict", "true");
+        let output = try_sh(&format!("{runtime} run --bundle {} {id}", bundle.path.display()));
+        let said = String::from_utf8_lossy(&output.stderr);
+        assert!(!output.status.success(), "{runtime} started it: {said}");
+        assert!(said.contains("not registered, and io.cgshim.strict is true"), "{runtime}: {said}");
     }
 }

@@ -39,7 +39,7 @@ fn another_than(pid: &str, patience: Duration) -> Duration {
 /// The container is enforced: not only listed, but taken from.
 fn assert_enforced(what: &str, container: &Running) {
     let before = container.freed();
-    until(&format!("{what}: reclaimed from {}", container.id), 20 * SECOND, || {
+    until(&format!("{what}: reclaimed from {}", container.id), 60 * SECOND, || {
         container.freed() > before
     });
 }
@@ -63,8 +63,12 @@ fn start_returns_when_the_daemon_answers() {
     }
     assert_eq!(property("cgshimd", "ActiveState"), "active");
     assert_eq!(property("cgshimd", "StatusText"), "0 containers");
-    let log = sh("journalctl --unit cgshimd --boot --priority warning --output cat --quiet");
-    assert!(log.is_empty(), "warnings of a healthy daemon: {log}");
+    // Of this daemon, not of those that other tests have killed.
+    let invocation = property("cgshimd", "InvocationID");
+    let its = format!("journalctl --output cat --quiet _SYSTEMD_INVOCATION_ID={invocation}");
+    assert!(!sh(&its).is_empty(), "it says nothing at all");
+    let warnings = sh(&format!("{its} --priority warning"));
+    assert!(warnings.is_empty(), "warnings of a healthy daemon: {warnings}");
 }
 
 #[test]
@@ -86,9 +90,9 @@ fn a_daemon_that_hangs_is_killed_and_started_again() {
     sh(&format!("kill -STOP {pid}"));
     assert_declared("stopped", &container);
     // WatchdogSec, and the time that a restart takes.
-    let took = another_than(&pid, 30 * SECOND);
+    let took = another_than(&pid, 90 * SECOND);
     println!("another daemon {:.1} s after SIGSTOP", took.as_secs_f64());
-    let log = sh("journalctl --unit cgshimd --boot --output cat");
+    let log = sh("journalctl --unit cgshimd --boot --output cat --since '-60s'");
     assert!(log.contains("Watchdog timeout"), "not by its watchdog: {log}");
     assert_declared("started again", &container);
     assert_enforced("adopted", &container);
@@ -116,7 +120,7 @@ fn stop_in_the_midst_of_reclaim_leaves_the_declared_limit() {
         // A step that lasts for longer than systemd waits.
         fault(Some("sleep-15000:lowered:2"));
         sh("systemctl restart cgshimd");
-        until("a step is held in the middle", 20 * SECOND, || faults() == 1);
+        until("a step is held in the middle", 60 * SECOND, || faults() == 1);
         sh("systemctl stop cgshimd");
         assert_eq!(container.limit(), LIMIT, "after systemctl stop, a step held in the middle");
         assert_declared("after systemctl stop", &container);
@@ -137,14 +141,14 @@ fn a_daemon_that_dies_or_hangs_in_the_midst_leaves_the_declared_limit() {
         let container = Running::new(what, &STREAMS);
         let pid = main_pid();
         if v1() {
-            until("the fault", 20 * SECOND, || faults() >= 1);
+            until("the fault", 60 * SECOND, || faults() >= 1);
             fault(None);
         } else {
             assert_enforced(what, &container);
             sh(&format!("kill -{signal} {pid}"));
         }
         assert_declared(what, &container);
-        another_than(&pid, 30 * SECOND);
+        another_than(&pid, 90 * SECOND);
         assert_declared(&format!("{what}, started again"), &container);
         assert_enforced(&format!("{what}, adopted"), &container);
     }
@@ -160,7 +164,7 @@ fn with_the_guardian_killed_too_what_the_unit_runs_last_restores() {
         assert_enforced(&format!("round {round}"), &container);
         let pid = main_pid();
         sh("systemctl kill --kill-whom=all --signal=KILL cgshimd");
-        another_than(&pid, 20 * SECOND);
+        another_than(&pid, 60 * SECOND);
         assert_declared(&format!("round {round}"), &container);
     }
     let post = property("cgshimd", "ExecStopPost");
@@ -177,7 +181,7 @@ fn restart_adopts_containers_and_loses_no_oom_kill() {
     let kills = |container: &Running| {
         container.view().map_or(Value::Null, |view| view["oom_kills"].clone())
     };
-    until("its growing child is killed, and counted", 30 * SECOND, || kills(&killed) == 1);
+    until("its growing child is killed, and counted", 90 * SECOND, || kills(&killed) == 1);
     let before: Vec<Value> = [&idle, &killed].map(|c| c.view().unwrap()).into();
     sh("systemctl restart cgshimd");
     for (container, before) in [&idle, &killed].into_iter().zip(before) {
@@ -189,7 +193,7 @@ fn restart_adopts_containers_and_loses_no_oom_kill() {
     for container in [idle, killed] {
         let id = container.id.clone();
         drop(container);
-        until("an adopted container that ends is forgotten", 5 * SECOND, || {
+        until("an adopted container that ends is forgotten", 15 * SECOND, || {
             debian::find(&debian::ps(), &id).is_none()
         });
     }

@@ -100,6 +100,8 @@ fn every_lane_is_recorded_and_nothing_else() {
     let mut lanes: Vec<&str> = LANES
         .lines()
         .filter_map(|line| line.strip_prefix("lane "))
+        // A whole Debian on a kernel of the others, for what needs a system around it.
+        .filter(|line| !line.starts_with("debian-"))
         .filter_map(|line| line.split_whitespace().next())
         .collect();
     lanes.sort_unstable();

@@ -6,7 +6,7 @@
 mod cgctl;
 mod common;
 
-use cgctl::{Scratch, memload, run, run_command, run_sh};
+use cgctl::{Scratch, finish, memload, run, run_command, run_sh};
 use cgroupfs::files::ControlDir;
 use common::{Ground, MIB, alone, data_dir, host_has_swap, until};
 use serde_json::Value;
@@ -404,6 +404,52 @@ fn cold_memory_goes_to_swap_in_the_background() {
     assert_eq!((&on["oom"]["kills"], &on["exit"]["code"]), (&0.into(), &0.into()), "{on}");
     assert_eq!(on["declared_limit_restored"], true);
     assert_clean(&ground);
+}
+
+#[test]
+fn killed_between_a_step_and_its_restore_it_leaves_the_declared_limit() {
+    let test = "killed_between_a_step_and_its_restore_it_leaves_the_declared_limit";
+    let Some(ground) = Ground::new(test) else { return };
+    // v2 steps no limit where it has memory.reclaim: nothing can be left.
+    if !ground.v1() {
+        return;
+    }
+    if !cfg!(debug_assertions) {
+        return common::skip(test, "faults can be had in builds with debug assertions");
+    }
+    let _alone = alone();
+    let run_dir = tempfile::tempdir_in("/dev/shm").unwrap();
+    let log = run_dir.path().join("faults");
+    for what in ["kill", "stop"] {
+        let name = format!("{what}ed");
+        let _ = fs::remove_file(&log);
+        let load = format!("{} read --size 96M --rate 400M --duration 60", memload());
+        let words: Vec<&str> = load.split(' ').collect();
+        let mut command = run_command(&ground, &format!("--limit 64M --name {name}"), &words);
+        command.env("CGSHIM_RUN_DIR", run_dir.path());
+        command.env("CGSHIM_FAULT", format!("{what}:lowered:3")).env("CGSHIM_FAULT_LOG", &log);
+        let mut child = command.stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap();
+        until("the fault", SOON, || log.exists());
+        let limit = ground.path().join(&name).join("memory.limit_in_bytes");
+        let declared = (64 * MIB).to_string();
+        until("the declared limit is back", SOON, || {
+            fs::read_to_string(&limit).unwrap().trim() == declared
+        });
+        if what == "stop" {
+            let pid = nix::unistd::Pid::from_raw(child.id() as i32);
+            nix::sys::signal::kill(pid, nix::sys::signal::Signal::SIGCONT).unwrap();
+            nix::sys::signal::kill(pid, nix::sys::signal::Signal::SIGTERM).unwrap();
+        }
+        child.wait().unwrap();
+    }
+    // A stopped one goes on and cleans up; of a killed one the group stays, and what it wrote down, until
+    // the next.
+    assert_eq!(ground.groups(), ["killed"]);
+    let mut next = run_command(&ground, "--limit 64M", &["true"]);
+    next.env("CGSHIM_RUN_DIR", run_dir.path());
+    assert_eq!(finish(next).code(), Some(0));
+    let _ = fs::remove_file(&log);
+    assert_eq!(fs::read_dir(run_dir.path()).unwrap().count(), 0);
 }
 
 /// A field of /proc/PID/status, summed over the threads.

@@ -10,7 +10,7 @@ use std::collections::BTreeMap;
 pub const SCHEMA: u32 = 1;
 
 /// The longest container id.
-pub const MOST_ID: usize = 256;
+pub const MOST_ID: usize = 128;
 
 /// A request line.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -324,7 +324,7 @@ pub fn check_id(id: &str) -> Result<(), BadRequest> {
     let why = if id.is_empty() {
         "is empty"
     } else if id.len() > MOST_ID {
-        "is longer than 256 bytes"
+        "is longer than 128 bytes"
     } else if id.chars().any(char::is_control) {
         "has control characters"
     } else if id.contains('/') {
@@ -413,7 +413,7 @@ mod tests {
 
     #[test]
     fn ids_that_are_none_are_refused() {
-        for id in ["", "a\nb", "a/b", "\u{1b}[2J", &"x".repeat(257)] {
+        for id in ["", "a\nb", "a/b", "\u{1b}[2J", &"x".repeat(129)] {
             let error = check_id(id).unwrap_err().to_string();
             assert!(!error.contains('\n') && !error.contains('\u{1b}'), "{error}");
         }

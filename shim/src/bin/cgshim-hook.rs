@@ -74,8 +74,8 @@ fn arguments() -> Result<Option<(Stage, PathBuf)>, String> {
         }
     }
     let stage = stage.ok_or("no stage")?;
-    let run_dir = run_dir.or_else(|| std::env::var_os("CGSHIM_RUN_DIR")).filter(|d| !d.is_empty());
-    Ok(Some((stage, run_dir.map_or_else(|| "/run/cgshim".into(), PathBuf::from))))
+    let run_dir = run_dir.map(PathBuf::from);
+    Ok(Some((stage, cgshim::api::client::run_dir(run_dir.as_deref()))))
 }
 
 /// All of standard input, which the runtime closes when it has said everything.

@@ -13,6 +13,9 @@ use std::process::{Command, ExitCode};
 /// Where callers without a PATH have their runtimes.
 const PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
 
+/// Who became whom: see [`main`].
+const PID: &str = "CGSHIM_RUNTIME_PID";
+
 fn main() -> ExitCode {
     let words: Vec<OsString> = std::env::args_os().skip(1).collect();
     let invocation = Invocation::parse(&words);
@@ -36,12 +39,19 @@ fn main() -> ExitCode {
     let path = std::env::var_os("PATH").unwrap_or_else(|| PATH.into());
     // Opened through /proc, so that it is this program even after an upgrade.
     let id = std::fs::metadata("/proc/self/exe").ok().map(|own| (own.dev(), own.ino()));
+    // A copy of this program is not known by its inode. An exec keeps the pid: whoever set this became us.
+    let own_pid = std::process::id().to_string();
+    if std::env::var_os(PID).is_some_and(|pid| pid == *own_pid) {
+        let copy = own.as_deref().unwrap_or("?".as_ref()).display();
+        say(&invocation, "error", &format!("{copy} stands in for the runtime, and is this again"));
+        return ExitCode::from(127);
+    }
     match runtime::find(wanted.as_deref(), &path, id) {
         Ok((program, complaint)) => {
             if let Some(complaint) = complaint {
                 say(&invocation, "warning", &complaint);
             }
-            let error = Command::new(&program).args(&words).exec();
+            let error = Command::new(&program).args(&words).env(PID, own_pid).exec();
             say(&invocation, "error", &format!("cannot execute {}: {error}", program.display()));
             ExitCode::from(126)
         }

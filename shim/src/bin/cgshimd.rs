@@ -2,22 +2,26 @@
 
 use cgshim::api::client::run_dir;
 use cgshim::daemon::{Daemon, Options, init_log};
+use cgshim::guardian::Kernel;
+use cgshim::journal::JournalError;
 use std::path::PathBuf;
 use std::process::ExitCode;
 
 const USAGE: &str = "\
 usage: cgshimd [--config FILE] [--run-dir DIR]
+       cgshimd --restore [--run-dir DIR]
 
 Keeps containers out of direct reclaim, under the policies of FILE (/etc/cgshim/config.toml, and
 config.d/*.toml beside it). Socket and spool are in DIR (/run/cgshim, or CGSHIM_RUN_DIR). SIGHUP reads
-the configuration again; SIGTERM ends it with every declared limit in place.
+the configuration again; SIGTERM ends it with every declared limit in place. --restore puts back what a
+daemon that was killed has left: limits, swappiness, frozen tasks, OOM killers.
 
 exit: 0 ended by a signal; 1 failed; 2 usage. Logging: CGSHIM_LOG=info (error, warn, info, debug).
 ";
 
 fn main() -> ExitCode {
     let mut options = Options { config: None, run_dir: PathBuf::new() };
-    let mut given = None;
+    let (mut given, mut restore) = (None, false);
     let mut arguments = std::env::args_os().skip(1);
     while let Some(argument) = arguments.next() {
         let text = argument.to_string_lossy().into_owned();
@@ -32,6 +36,7 @@ fn main() -> ExitCode {
                 };
                 if name == "--config" { options.config = Some(value) } else { given = Some(value) }
             }
+            "--restore" if attached.is_none() => restore = true,
             "--help" | "-h" => {
                 print!("{USAGE}");
                 return ExitCode::SUCCESS;
@@ -45,6 +50,15 @@ fn main() -> ExitCode {
     }
     options.run_dir = run_dir(given.as_deref());
     init_log();
+    if restore {
+        return match put_back(&options.run_dir) {
+            Ok(code) => code,
+            Err(error) => {
+                log::error!("{error}");
+                ExitCode::FAILURE
+            }
+        };
+    }
     match Daemon::start(options).and_then(Daemon::run) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
@@ -52,6 +66,31 @@ fn main() -> ExitCode {
             ExitCode::FAILURE
         }
     }
+}
+
+/// Undoes what the journal says that stands. A run directory that is in use has nothing to restore for us:
+/// its daemon, or its successor, does.
+fn put_back(run_dir: &std::path::Path) -> Result<ExitCode, Box<dyn std::error::Error>> {
+    if !run_dir.exists() {
+        return Ok(ExitCode::SUCCESS);
+    }
+    let kernel = Kernel::find()?;
+    let done = cgshim::guardian::restore(run_dir, &kernel, &mut |path, undone| {
+        log::warn!("{path}: {undone}");
+    });
+    let (restored, remarks) = match done {
+        Ok(done) => done,
+        Err(error @ JournalError::Locked { .. }) => {
+            log::info!("nothing to restore: {error}");
+            return Ok(ExitCode::SUCCESS);
+        }
+        Err(error) => return Err(error.into()),
+    };
+    for remark in remarks {
+        log::error!("{remark}");
+    }
+    log::info!("{} limits restored, {} could not be", restored.limits, restored.failed);
+    Ok(if restored.failed == 0 { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }
 
 fn usage(what: &str) -> ExitCode {

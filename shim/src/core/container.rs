@@ -200,6 +200,11 @@ impl Container {
         }
     }
 
+    /// `memory.high`, as declared.
+    pub const fn high(&self) -> Limit {
+        self.high
+    }
+
     /// The limit that stands when we do nothing.
     pub const fn declared(&self) -> Limit {
         self.declared

@@ -272,6 +272,12 @@ impl Config {
         Ok(config)
     }
 
+    /// What one file says, read as `path`.
+    pub fn parse(path: &Path, content: &[u8]) -> Result<Config, ConfigError> {
+        let mut config = Config::default();
+        config.add(path, content).map(|()| config)
+    }
+
     /// Adds what a file says.
     fn add(&mut self, path: &Path, content: &[u8]) -> Result<(), ConfigError> {
         let wrong = |at: usize, message: String| {

@@ -4,13 +4,16 @@ use super::Daemon;
 use super::discovery::Found;
 use super::history::event;
 use super::registry::{Container, Moment, Source};
-use super::verify::{Verified, oom_score_adj};
+use super::verify::{Verified, oom_score_adj, start_time};
 use crate::api::message::{EventLine, Register, Release, Request, View};
 use crate::core::oom::Record;
 use crate::core::terms::{KEYS, effective};
+use crate::core::throttle::WayOut;
 use crate::core::{Notice, State, Wishes, qos};
 use crate::driver::oom::Identity;
+use crate::driver::throttle::ThrottleEvent;
 use crate::driver::{Happened, Key, Policy};
+use crate::journal;
 use cgroupfs::files::ControlDir;
 use std::collections::BTreeMap;
 
@@ -45,19 +48,15 @@ impl Daemon {
         if let Some(other) = other.map(|other| other.id.clone()) {
             self.end(&other, "replaced", "registered by its runtime");
         }
-        let (annotations, mut refused) = annotations(&asked.annotations);
-        refused.retain(|key| key != "strict");
-        let from_runtime = qos::from_runtime(&path, asked.oom_score_adj, self.capacity);
+        let ours = asked.annotations.iter().filter(|(name, _)| name.starts_with(PREFIX));
         let about = About {
-            id: asked.id.clone(),
             pid: Some(asked.pid),
-            source,
             runtime: asked.runtime.clone(),
-            from_runtime,
-            annotations,
-            refused,
+            oom_score_adj: asked.oom_score_adj,
+            asked: ours.map(|(name, value)| (name.clone(), value.clone())).collect(),
+            ..About::new(asked.id.clone(), source)
         };
-        self.admit(Verified { group, path }, about)
+        self.admit(Verified { group, path }, about, None)
     }
 
     /// Lets a container go. One that is not there is no failure: the hook of a container that nobody
@@ -128,23 +127,24 @@ impl Daemon {
             if self.registry.get(&id).is_some() {
                 continue;
             }
-            let adj = pid.and_then(oom_score_adj);
             let about = About {
-                id,
                 pid,
-                source: Source::Discovery,
-                runtime: None,
-                from_runtime: qos::from_runtime(&path, adj, self.capacity),
-                annotations: Wishes::default(),
-                refused: Vec::new(),
+                oom_score_adj: pid.and_then(oom_score_adj),
+                ..About::new(id, Source::Discovery)
             };
-            if let Err(why) = self.admit(opened, about) {
+            if let Err(why) = self.admit(opened, about, None) {
                 log::warn!("{path} was found, and is not enforced: {why}");
             }
         }
     }
 
-    fn admit(&mut self, verified: Verified, about: About) -> Result<u64, String> {
+    /// Begins to enforce, or goes on with one that the journal knows.
+    pub(super) fn admit(
+        &mut self,
+        verified: Verified,
+        about: About,
+        found: Option<journal::Found>,
+    ) -> Result<u64, String> {
         if self.registry.len() >= self.config.most_containers {
             return Err(format!(
                 "{} containers are enforced already: raise max_containers in the configuration",
@@ -152,14 +152,35 @@ impl Daemon {
             ));
         }
         let Verified { group, path } = verified;
-        let memory = crate::driver::open_memory(&group).map_err(|error| error.to_string())?;
-        let limit = memory.limit().map_err(|error| error.to_string())?;
-        drop(memory);
-        let operator = self.config.wishes(&path, about.from_runtime, limit);
-        let (terms, refused) = effective(operator, about.annotations, self.config.rights, limit);
+        let limit = crate::driver::open_memory(&group)
+            .and_then(|memory| memory.limit())
+            .map_err(|error| error.to_string())?;
+        let (annotations, wrong) = annotations(&about.asked);
+        let from_runtime =
+            qos::from_runtime(&path, about.oom_score_adj, self.capacity).over(about.fallback);
+        let mut set = Wishes::default();
+        for (key, value) in &about.set {
+            // It was taken once; a version that does not know it leaves it out.
+            let _ = set.set(key, value);
+        }
+        let operator = set.over(self.config.wishes(&path, from_runtime, limit));
+        let (terms, refused) = effective(operator, annotations, self.config.rights, limit);
         let policy = Policy { watermarks: terms.watermark, high: terms.high };
         let (directory, inode) = (group.path().to_path_buf(), group.inode());
-        let key = self.engine.register(group, policy).map_err(|error| error.to_string())?;
+        let announced = found.as_ref().map(|found| found.record.counters.oom_kill_seen);
+        let key = match found {
+            Some(found) => self.engine.resume(group, policy, found),
+            None => self.engine.record_of(&group, policy).and_then(|mut record| {
+                record.identity.id = about.id.clone();
+                record.identity.pid = about.pid.unwrap_or(0);
+                let started = about.pid.and_then(|pid| start_time(u32::try_from(pid).ok()?));
+                record.identity.start_time = started.unwrap_or(0);
+                record.terms.take(&terms);
+                self.engine.register_as(group, policy, record)
+            }),
+        }
+        .map_err(|error| error.to_string())?;
+        self.engine.note_terms(key, |noted| noted.take(&terms));
         self.engine.record_ooms(
             key,
             Identity {
@@ -167,10 +188,11 @@ impl Daemon {
                 container: about.id.clone(),
                 // The first process that discovery sees need not be init.
                 init: about.pid.filter(|_| about.source != Source::Discovery),
-                oom_kill: None,
+                oom_kill: announced,
             },
         );
-        let mut all_refused = about.refused.clone();
+        self.throttle(key, terms.throttle);
+        let mut all_refused = wrong;
         all_refused.extend(refused.into_iter().map(str::to_owned));
         let generation = self.registry.next_generation();
         let container = Container {
@@ -183,14 +205,18 @@ impl Daemon {
             pid: about.pid,
             source: about.source,
             runtime: about.runtime,
-            from_runtime: about.from_runtime,
-            annotations: about.annotations,
-            set: Wishes::default(),
+            oom_score_adj: about.oom_score_adj,
+            asked: about.asked,
+            set_texts: about.set,
+            from_runtime,
+            annotations,
+            set,
             terms,
             refused: all_refused.clone(),
-            since_ms: super::unix_ms(),
-            oom_kills: 0,
+            since_ms: about.since_ms.unwrap_or_else(super::unix_ms),
         };
+        // Before anybody is told.
+        self.notes.write(&container);
         let class = container.terms.class.as_str();
         let mut message = format!("{} by {}, {class}", container.path, container.source.as_str());
         if !all_refused.is_empty() {
@@ -199,10 +225,18 @@ impl Daemon {
                 &format!("; annotations refused: {keys} (looser than the operator's, or wrong)");
             log::warn!("container {}: annotations refused: {keys}", container.id);
         }
-        let told = of(&container, "registered", message);
+        let name = if announced.is_some() { "adopted" } else { "registered" };
+        let told = of(&container, name, message);
         self.registry.add(container);
         self.tell(told);
         Ok(generation)
+    }
+
+    /// Throttles above high, where the kernel does not.
+    fn throttle(&mut self, key: Key, on: bool) {
+        if let Err(error) = self.engine.throttle(key, on.then(WayOut::default)) {
+            log::warn!("growth above high is not throttled: {error}");
+        }
     }
 
     /// Ends enforcement of a container: its declared limit stands.
@@ -214,6 +248,7 @@ impl Daemon {
         self.engine.finish_ooms(key);
         let Some(view) = self.view(id) else { return };
         let Some(container) = self.registry.remove(id) else { return };
+        self.notes.remove(container.generation);
         self.engine.release(key);
         self.bury(&container, view, why, message);
     }
@@ -235,7 +270,6 @@ impl Daemon {
             Happened::Notice(key, _, notice) => self.noticed(key, notice),
             Happened::OomKill(key, _, kills, usage) => {
                 let Some(container) = self.registry.of_key(key) else { return };
-                container.oom_kills += kills;
                 let detail = serde_json::json!({ "kills": kills, "usage_bytes": usage.0 });
                 let message = format!("{kills} killed at {usage}");
                 log::warn!("container {}: out of memory, {message}", container.id);
@@ -252,12 +286,15 @@ impl Daemon {
                     limit: cgroupfs::Limit::Max,
                     marks: None,
                     totals,
+                    oom_kills: 0,
                 });
                 if let Some(container) = self.registry.remove(&id) {
+                    self.notes.remove(container.generation);
                     log::info!("container {id} is gone: {}", container.path);
                     self.bury(&container, view, "vanished", "its group was removed");
                 }
             }
+            Happened::Throttle(key, _, event) => self.throttled(key, &event),
             Happened::Oom(_, record) => self.oom(&record),
             Happened::Fd(_)
             | Happened::Usage(..)
@@ -288,6 +325,14 @@ impl Daemon {
             detail: serde_json::to_value(record).unwrap_or_default(),
             ..event("oom", format!("{cause}{victim}"))
         };
+        self.tell(told);
+    }
+
+    fn throttled(&mut self, key: Key, event: &ThrottleEvent) {
+        let Some(message) = event.message() else { return };
+        let Some(container) = self.registry.of_key(key) else { return };
+        log::info!("container {}: {message}", container.id);
+        let told = of(container, event.name(), message);
         self.tell(told);
     }
 
@@ -330,7 +375,9 @@ impl Daemon {
         container.refused.extend(refused.into_iter().map(str::to_owned));
         if terms != container.terms {
             container.terms = terms;
+            self.engine.note_terms(key, |noted| noted.take(&terms));
             self.engine.set_policy(key, Policy { watermarks: terms.watermark, high: terms.high });
+            self.throttle(key, terms.throttle);
         }
     }
 
@@ -344,12 +391,19 @@ impl Daemon {
     pub(super) fn view(&self, id: &str) -> Option<View> {
         let container = self.registry.get(id)?;
         let key = container.key;
+        // The journal has what was done before us too.
+        let counted = self.engine.slot(key).and_then(|slot| slot.record());
+        let counted = counted.map(|record| record.counters);
         Some(container.view(&Moment {
             state: self.engine.state(key),
             usage: self.engine.memory(key).and_then(|memory| memory.usage().ok()),
             limit: self.engine.declared(key).unwrap_or(cgroupfs::Limit::Max),
             marks: self.engine.watermarks(key),
-            totals: self.engine.totals(key).unwrap_or_default(),
+            totals: match &counted {
+                Some(counted) => counted.totals,
+                None => self.engine.totals(key).unwrap_or_default(),
+            },
+            oom_kills: counted.map_or(0, |counted| counted.oom_kills),
         }))
     }
 
@@ -362,14 +416,36 @@ impl Daemon {
 }
 
 /// What is known of a container that comes.
-struct About {
-    id: String,
-    pid: Option<i32>,
-    source: Source,
-    runtime: Option<String>,
-    from_runtime: Wishes,
-    annotations: Wishes,
-    refused: Vec<String>,
+pub(super) struct About {
+    pub(super) id: String,
+    pub(super) pid: Option<i32>,
+    pub(super) source: Source,
+    pub(super) runtime: Option<String>,
+    pub(super) oom_score_adj: Option<i32>,
+    /// Annotations of ours.
+    pub(super) asked: BTreeMap<String, String>,
+    /// What the operator set by hand.
+    pub(super) set: BTreeMap<String, String>,
+    /// When it was registered, if not now.
+    pub(super) since_ms: Option<u64>,
+    /// Where nothing else says: from the journal.
+    pub(super) fallback: Wishes,
+}
+
+impl About {
+    pub(super) fn new(id: String, source: Source) -> About {
+        About {
+            id,
+            pid: None,
+            source,
+            runtime: None,
+            oom_score_adj: None,
+            asked: BTreeMap::new(),
+            set: BTreeMap::new(),
+            since_ms: None,
+            fallback: Wishes::default(),
+        }
+    }
 }
 
 fn of(container: &Container, name: &str, message: impl Into<String>) -> EventLine {
@@ -385,7 +461,8 @@ fn annotations(all: &BTreeMap<String, String>) -> (Wishes, Vec<String>) {
     let (mut wishes, mut wrong) = (Wishes::default(), Vec::new());
     for (name, value) in all {
         let Some(key) = name.strip_prefix(PREFIX) else { continue };
-        if wishes.set(key, value).is_err() && wrong.len() < KEYS.len() {
+        // "strict" is the hook's.
+        if key != "strict" && wishes.set(key, value).is_err() && wrong.len() < KEYS.len() {
             wrong.push(key.escape_default().take(40).collect());
         }
     }

@@ -5,6 +5,7 @@
 //! the hierarchy's (`discovery`). What is asked over the socket is in `requests`, what comes and goes in
 //! `containers`.
 
+mod adoption;
 pub mod config;
 mod containers;
 mod discovery;
@@ -26,6 +27,7 @@ use crate::core::Now;
 use crate::driver::{Engine, Happened, Key};
 use crate::guardian::{Guardian, Kernel, restore_all};
 use crate::journal::{Journal, JournalError, RunDir};
+use adoption::Notes;
 use cgroupfs::Bytes;
 use config::{Config, ConfigError};
 use discovery::Discovery;
@@ -53,6 +55,7 @@ const SIGNALS: u64 = 2;
 const SPOOL: u64 = 3;
 const CONFIG: u64 = 4;
 const DISCOVERY: u64 = 5;
+const GUARDIAN: u64 = 6;
 
 /// How long the guardian of a daemon that was killed may still be at work.
 const GUARDIAN_PATIENCE: Duration = Duration::from_secs(5);
@@ -133,6 +136,7 @@ pub struct Daemon {
     features: Vec<Feature>,
     engine: Engine,
     registry: Registry,
+    notes: Notes,
     history: History,
     server: Server,
     spool: Spool,
@@ -150,8 +154,10 @@ pub struct Daemon {
     said: String,
     stopping: bool,
     /// Goes after the engine, which leaves nothing to undo.
-    _guardian: Guardian,
-    _run_dir: RunDir,
+    guardian: Option<Guardian>,
+    journal: Arc<Journal>,
+    kernel: Kernel,
+    run_dir: RunDir,
     _lock: Lock,
 }
 
@@ -177,19 +183,24 @@ impl Daemon {
         // After memory is locked: the journal is mostly holes, which locking would fill.
         let kernel = Kernel::find()?;
         let run_dir = RunDir::lock(&options.run_dir, GUARDIAN_PATIENCE)?;
+        if !run_dir.is_in_memory() {
+            log::warn!(
+                "{} is not on tmpfs: what is in flight may wait for a disk, and does not go with a reboot",
+                run_dir.path().display()
+            );
+        }
         let (journal, opened) = Journal::open(&run_dir)?;
         for remark in opened.remarks {
             log::error!("{remark}");
         }
         restore_all(&journal, &kernel, &mut |path, undone| log::warn!("{path}: {undone}"));
-        for found in opened.found {
-            journal.remove(found.slot);
-        }
         let journal = Arc::new(journal);
         let guardian = Guardian::start(&journal, Some(&run_dir), &kernel)
             .map_err(system("start the guardian process"))?;
-        let mut engine = Engine::new(config.workers, journal)?;
+        let mut engine = Engine::new(config.workers, journal.clone())?;
         features.extend(witness::start(&mut engine, &options.run_dir));
+        let notes = Notes::open(&options.run_dir)
+            .map_err(|why| StartError::RunDir { path: options.run_dir.join("containers"), why })?;
         let spool = Spool::open(&options.run_dir).map_err(|why| StartError::RunDir {
             path: options.run_dir.join(crate::api::SPOOL),
             why,
@@ -204,6 +215,7 @@ impl Daemon {
             (spool.fd(), SPOOL),
             (watcher.fd(), CONFIG),
             (discovery.fd(), DISCOVERY),
+            (guardian.gone(), GUARDIAN),
         ] {
             engine.watch(fd, number)?;
         }
@@ -220,6 +232,7 @@ impl Daemon {
             features,
             engine,
             registry: Registry::new(),
+            notes,
             history: History::new(),
             server,
             spool,
@@ -232,10 +245,13 @@ impl Daemon {
             incoming: Vec::new(),
             said: String::new(),
             stopping: false,
-            _guardian: guardian,
-            _run_dir: run_dir,
+            guardian: Some(guardian),
+            journal,
+            kernel,
+            run_dir,
             _lock: lock,
         };
+        daemon.adopt(opened.found);
         daemon.take_spool();
         daemon.discover_anew();
         Ok(daemon)
@@ -286,6 +302,25 @@ impl Daemon {
         .min()
     }
 
+    /// Something has killed the guardian: another takes its place.
+    fn post_guardian(&mut self) {
+        // Reaped; and its descriptor, readable for good, wakes the loop no more.
+        self.guardian = None;
+        match Guardian::start(&self.journal, Some(&self.run_dir), &self.kernel) {
+            Ok(guardian) => {
+                log::warn!("the guardian process was killed: there is another");
+                if let Err(error) = self.engine.watch(guardian.gone(), GUARDIAN) {
+                    log::error!("nobody watches over the guardian process: {error}");
+                }
+                self.guardian = Some(guardian);
+            }
+            Err(error) => log::error!(
+                "no guardian process: {error}; a kill of the daemon between a step and its restore leaves \
+                 the limit lowered until its next start"
+            ),
+        }
+    }
+
     fn happened(&mut self, event: Happened) {
         match event {
             // Served after every turn anyway.
@@ -294,6 +329,7 @@ impl Daemon {
             Happened::Fd(SPOOL) => self.spool_more = true,
             Happened::Fd(CONFIG) => self.watcher.changed(Instant::now()),
             Happened::Fd(DISCOVERY) => self.discover(),
+            Happened::Fd(GUARDIAN) => self.post_guardian(),
             Happened::Asked(key, _, once) => self.reclaimed(key, &once),
             event => self.of_container(event),
         }
@@ -304,7 +340,7 @@ impl Daemon {
             match Signal::try_from(info.ssi_signo as i32) {
                 Ok(Signal::SIGHUP) => self.reload(true),
                 Ok(signal) => {
-                    log::info!("{signal}: releasing {} containers", self.registry.len());
+                    log::info!("{signal}: letting {} containers be", self.registry.len());
                     self.stopping = true;
                 }
                 Err(_) => {}
@@ -344,6 +380,8 @@ impl Daemon {
     /// Every declared limit stands when this returns.
     fn stop(mut self) -> Result<(), StartError> {
         self.notify.send("STOPPING=1");
+        // They are there when we come back.
+        self.engine.keep_records();
         for id in self.registry.ids() {
             if let Some(container) = self.registry.get(&id) {
                 self.engine.release(container.key);

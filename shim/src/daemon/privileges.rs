@@ -9,13 +9,15 @@ use nix::sys::mman::{MlockAllFlags, mlockall};
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
 
 /// What is kept: control files of delegated groups (DAC_OVERRIDE), killing what is left of a group
-/// (KILL), locked memory (IPC_LOCK), real-time threads (SYS_NICE), `oom_score_adj` (SYS_RESOURCE), the
+/// (KILL), locked memory (IPC_LOCK), real-time threads (SYS_NICE), what /proc says of
+/// containers' processes where it is mounted with hidepid (SYS_PTRACE), `oom_score_adj` (SYS_RESOURCE), the
 /// kernel log (SYSLOG).
-const KEPT: [Capability; 6] = [
+const KEPT: [Capability; 7] = [
     Capability::CAP_DAC_OVERRIDE,
     Capability::CAP_KILL,
     Capability::CAP_IPC_LOCK,
     Capability::CAP_SYS_NICE,
+    Capability::CAP_SYS_PTRACE,
     Capability::CAP_SYS_RESOURCE,
     Capability::CAP_SYSLOG,
 ];
@@ -45,14 +47,17 @@ pub(super) fn settle() -> Vec<Feature> {
     ]
 }
 
-/// Eight descriptors a container, thousands of containers.
+/// Descriptors that a container takes: its files for the engine, and for the OOM watch.
+const A_CONTAINER: u64 = 16;
+
+/// Thousands of containers.
 fn raise_open_files() -> Result<String, String> {
     let (soft, hard) = getrlimit(Resource::RLIMIT_NOFILE).map_err(|errno| errno.to_string())?;
     if soft < hard {
         setrlimit(Resource::RLIMIT_NOFILE, hard, hard)
             .map_err(|errno| format!("stays at {soft}: {errno}"))?;
     }
-    Ok(format!("{hard} descriptors, enough for {} containers", hard / 8))
+    Ok(format!("{hard} descriptors, enough for {} containers", hard / A_CONTAINER))
 }
 
 fn adjust_oom_score() -> Result<String, String> {

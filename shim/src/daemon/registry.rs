@@ -24,6 +24,11 @@ pub(super) struct Container {
     pub(super) pid: Option<i32>,
     pub(super) source: Source,
     pub(super) runtime: Option<String>,
+    pub(super) oom_score_adj: Option<i32>,
+    /// Its annotations of ours, as they came.
+    pub(super) asked: BTreeMap<String, String>,
+    /// What the operator set by hand, as it came.
+    pub(super) set_texts: BTreeMap<String, String>,
     /// Class and request, from the runtime.
     pub(super) from_runtime: Wishes,
     /// What its annotations ask for.
@@ -35,15 +40,16 @@ pub(super) struct Container {
     /// Annotations that were refused.
     pub(super) refused: Vec<String>,
     pub(super) since_ms: u64,
-    pub(super) oom_kills: u64,
 }
 
 /// How a container came.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+#[serde(rename_all = "snake_case")]
 pub(super) enum Source {
     Hook,
     Spool,
     Discovery,
+    Journal,
 }
 
 impl Source {
@@ -52,6 +58,7 @@ impl Source {
             Source::Hook => "hook",
             Source::Spool => "spool",
             Source::Discovery => "discovery",
+            Source::Journal => "journal",
         }
     }
 }
@@ -64,6 +71,7 @@ pub(super) struct Moment {
     pub(super) limit: Limit,
     pub(super) marks: Option<Watermarks>,
     pub(super) totals: Totals,
+    pub(super) oom_kills: u64,
 }
 
 impl Container {
@@ -100,14 +108,14 @@ impl Container {
                 steps: now.totals.steps,
                 stood_aside: now.totals.aside,
             },
-            oom_kills: self.oom_kills,
+            oom_kills: now.oom_kills,
         }
     }
 }
 
 /// All of them.
 pub(super) struct Registry {
-    by_id: BTreeMap<String, Container>,
+    by_id: BTreeMap<String, Box<Container>>,
     ids: HashMap<Key, String>,
     ended: Retained<View>,
     generation: u64,
@@ -127,6 +135,11 @@ impl Registry {
         self.by_id.len()
     }
 
+    /// Registrations of a daemon before us had numbers up to this.
+    pub(super) fn continue_after(&mut self, generation: u64) {
+        self.generation = self.generation.max(generation);
+    }
+
     /// The number of the next registration.
     pub(super) fn next_generation(&mut self) -> u64 {
         self.generation += 1;
@@ -135,27 +148,27 @@ impl Registry {
 
     pub(super) fn add(&mut self, container: Container) {
         self.ids.insert(container.key, container.id.clone());
-        self.by_id.insert(container.id.clone(), container);
+        self.by_id.insert(container.id.clone(), Box::new(container));
     }
 
     pub(super) fn get(&self, id: &str) -> Option<&Container> {
-        self.by_id.get(id)
+        self.by_id.get(id).map(|container| &**container)
     }
 
     pub(super) fn get_mut(&mut self, id: &str) -> Option<&mut Container> {
-        self.by_id.get_mut(id)
+        self.by_id.get_mut(id).map(|container| &mut **container)
     }
 
     /// The container of this key. A key is one registration's: none of an older one is found by it.
     pub(super) fn of_key(&mut self, key: Key) -> Option<&mut Container> {
-        self.by_id.get_mut(self.ids.get(&key)?)
+        self.by_id.get_mut(self.ids.get(&key)?).map(|container| &mut **container)
     }
 
     /// Takes it out; nothing that the engine still says of that key is for anybody.
     pub(super) fn remove(&mut self, id: &str) -> Option<Container> {
         let container = self.by_id.remove(id)?;
         self.ids.remove(&container.key);
-        Some(container)
+        Some(*container)
     }
 
     /// Remembers one that has ended.
@@ -170,7 +183,7 @@ impl Registry {
     }
 
     pub(super) fn iter(&self) -> impl Iterator<Item = &Container> {
-        self.by_id.values()
+        self.by_id.values().map(|container| &**container)
     }
 
     pub(super) fn ids(&self) -> Vec<String> {
@@ -179,7 +192,7 @@ impl Registry {
 
     /// Who has this group, or one that this group is in.
     pub(super) fn at_or_above(&self, path: &str) -> Option<&Container> {
-        self.by_id.values().find(|container| {
+        self.iter().find(|container| {
             let rest = path.strip_prefix(container.path.as_str());
             rest.is_some_and(|rest| rest.is_empty() || rest.starts_with('/'))
         })

@@ -166,6 +166,8 @@ impl Daemon {
             wishes.set(key, value).map_err(|bad| bad.to_string())?;
         }
         container.set = wishes;
+        container.set_texts.extend(terms.clone());
+        self.notes.write(container);
         self.new_terms(&id);
         self.one(&id)
     }

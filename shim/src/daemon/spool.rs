@@ -5,6 +5,7 @@
 
 use crate::api::message::{self, Request};
 use crate::api::{MOST_REQUEST, SPOOL};
+use crate::oci::spool::escape;
 use inotify::{Inotify, WatchMask};
 use nix::errno::Errno;
 use nix::fcntl::{AtFlags, OFlag, open, openat, renameat};
@@ -134,19 +135,6 @@ impl Spool {
         }
         Ok(request)
     }
-}
-
-/// A container id as a file name: bytes outside of `[A-Za-z0-9_.-]` as `%XX`.
-fn escape(id: &str) -> String {
-    let mut name = String::new();
-    for byte in id.bytes() {
-        if byte.is_ascii_alphanumeric() || b"_.-".contains(&byte) {
-            name.push(char::from(byte));
-        } else {
-            name.push_str(&format!("%{byte:02X}"));
-        }
-    }
-    name
 }
 
 #[cfg(test)]

@@ -78,12 +78,22 @@ impl Host {
         let directory = located
             .filter(|directory| directory.starts_with(&self.hierarchy.mount_point))
             .ok_or_else(|| format!("{path} is outside of what is mounted here"))?;
-        let group = self.hierarchy.open(&directory).map_err(|error| error.to_string())?;
+        self.open_directory(&directory)
+    }
+
+    /// Opens the group at this path in the hierarchy; never the root.
+    pub(super) fn open_relative(&self, path: &str) -> Result<Verified, String> {
+        check_path(path)?;
+        self.open_directory(&self.hierarchy.mount_point.join(path.trim_start_matches('/')))
+    }
+
+    fn open_directory(&self, directory: &Path) -> Result<Verified, String> {
+        let group = self.hierarchy.open(directory).map_err(|error| error.to_string())?;
         if group.inode() == self.root {
             return Err("the root group is no container".into());
         }
         // Names a group, and is no more than that.
-        let relative = directory.strip_prefix(&self.hierarchy.mount_point).unwrap_or(&directory);
+        let relative = directory.strip_prefix(&self.hierarchy.mount_point).unwrap_or(directory);
         let path = format!("/{}", relative.to_string_lossy());
         Ok(Verified { group: Arc::new(group), path })
     }
@@ -116,7 +126,7 @@ fn check_path(path: &str) -> Result<(), String> {
 }
 
 /// Field 22 of `/proc/PID/stat`: clock ticks since boot. The name in field 2 may hold anything.
-fn start_time(pid: u32) -> Option<u64> {
+pub(super) fn start_time(pid: u32) -> Option<u64> {
     let stat = std::fs::read(format!("/proc/{pid}/stat")).ok()?;
     let after_name = stat.iter().rposition(|byte| *byte == b')')? + 1;
     let fields = std::str::from_utf8(&stat[after_name..]).ok()?;

@@ -1,20 +1,23 @@
 //! The event loop: waiting, timers, and the core's actions handed to who performs them.
 
+use super::arm::{Armer, Threshold};
 use super::asked::Asked;
 use super::flight::{Flight, INTERRUPT_AGAIN};
 use super::journaled::{self, Journaled};
 use super::oom::{Deeds, OomWatch};
+use super::throttling::Throttles;
 use super::watch::RECOUNT_EVERY;
 use super::worker::{Answer, Work, Workers};
 use super::{Happened, Key, Policy, capabilities, open_memory};
 use crate::core::{Action, Container, Event, Now, State, Totals, Watermarks};
 use crate::journal::{Found, Journal, Record, Slot};
 use cgroupfs::events::{ModifiedSet, Notification, Watch};
+use cgroupfs::files::ControlDir;
 use cgroupfs::memory::{Counters, Memory, ReclaimFile, Version};
 use cgroupfs::{Bytes, Cgroup, Error, Limit, MemoryHierarchy, Result};
 use nix::errno::Errno;
 use nix::sys::epoll::{Epoll, EpollCreateFlags, EpollEvent, EpollFlags, EpollTimeout};
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::os::fd::{AsFd, BorrowedFd};
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -37,7 +40,7 @@ pub(super) struct Enforced {
     pub(super) group: Arc<Cgroup>,
     pub(super) memory: Arc<dyn Memory>,
     pub(super) core: Container,
-    pub(super) threshold: Option<(Bytes, Notification)>,
+    pub(super) threshold: Threshold,
     pub(super) oom: Option<Notification>,
     pub(super) modified: Option<Watch>,
     pub(super) timer: Option<Now>,
@@ -59,16 +62,21 @@ pub struct Engine {
     pub(super) epoll: Epoll,
     pub(super) start: Instant,
     pub(super) workers: Workers,
+    pub(super) armer: Armer,
     /// The control files that are watched for writes, by container.
     pub(super) modified: ModifiedSet,
-    pub(super) containers: HashMap<u64, Enforced>,
+    pub(super) containers: HashMap<u64, Box<Enforced>>,
     pub(super) next_key: u64,
     pub(super) happened: Vec<Happened>,
     pub(super) oom_watch: Option<OomWatch>,
+    /// Containers that it has.
+    pub(super) witnessed: HashSet<u64>,
     /// Answers taken by [`Engine::quiesce`], to be handled by the next turn; whether of
     /// [`Engine::reclaim`].
     pub(super) later: Vec<(u64, Answer, bool)>,
+    pub(super) throttles: Throttles,
     pub(super) journal: Arc<Journal>,
+    keep_records: bool,
     /// What paths in the journal are relative to.
     mount_point: PathBuf,
 }
@@ -82,6 +90,8 @@ pub(super) enum Source {
     Oom = 4,
     Modified = 5,
     OomWatch = 6,
+    Armed = 7,
+    Throttle = 8,
 }
 
 const SOURCE_SHIFT: u32 = 56;
@@ -90,7 +100,7 @@ pub(super) fn token(source: Source, number: u64) -> u64 {
     (source as u64) << SOURCE_SHIFT | (number & ((1 << SOURCE_SHIFT) - 1))
 }
 
-fn kernel(errno: Errno) -> Error {
+pub(super) fn kernel(errno: Errno) -> Error {
     Error::refused(cgroupfs::Op::Watch, "the event loop", errno)
 }
 
@@ -103,6 +113,10 @@ impl Engine {
         epoll
             .add(workers.wake_fd(), EpollEvent::new(EpollFlags::EPOLLIN, token(Source::Workers, 0)))
             .map_err(kernel)?;
+        let armer = Armer::new().map_err(kernel)?;
+        epoll
+            .add(armer.wake_fd(), EpollEvent::new(EpollFlags::EPOLLIN, token(Source::Armed, 0)))
+            .map_err(kernel)?;
         let modified = ModifiedSet::new()?;
         epoll
             .add(modified.as_fd(), EpollEvent::new(EpollFlags::EPOLLIN, token(Source::Modified, 0)))
@@ -111,13 +125,17 @@ impl Engine {
             epoll,
             start: Instant::now(),
             workers,
+            armer,
             modified,
             containers: HashMap::new(),
             next_key: 0,
             happened: Vec::new(),
             oom_watch: None,
+            witnessed: HashSet::new(),
             later: Vec::new(),
+            throttles: Throttles::default(),
             journal,
+            keep_records: false,
             mount_point: MemoryHierarchy::find()?.mount_point,
         })
     }
@@ -143,7 +161,8 @@ impl Engine {
     /// What the journal would hold of `group`: for callers who know more, such as its id and its init.
     pub fn record_of(&self, group: &Arc<Cgroup>, policy: Policy) -> Result<Record> {
         let memory = open_memory(group)?;
-        Ok(journaled::record_of(group, &*memory, &self.mount_point, policy))
+        let path = group.path().strip_prefix(&self.mount_point).unwrap_or(group.path());
+        Ok(journaled::record_of(&path.to_string_lossy(), group.inode(), &*memory, policy))
     }
 
     /// As [`Engine::register`], with what the caller made of [`Engine::record_of`]'s record.
@@ -207,11 +226,11 @@ impl Engine {
         };
         self.containers.insert(
             key,
-            Enforced {
+            Box::new(Enforced {
                 group,
                 memory,
                 core,
-                threshold: None,
+                threshold: Threshold::default(),
                 oom,
                 modified,
                 timer: None,
@@ -222,12 +241,34 @@ impl Engine {
                 counters,
                 journaled,
                 deeds: None,
-            },
+            }),
         );
-        // Kills between the last look of whoever was before us and ours.
-        self.count(key);
+        // Kills between the last look of whoever was before us and ours; the OOM watch tells of its own.
+        if self.oom_watch.is_none() {
+            self.count(key);
+        }
         self.deliver(key, Event::Usage(usage));
         Ok(Key(key))
+    }
+
+    /// Writes a container's terms down.
+    pub fn note_terms(&mut self, key: Key, change: impl FnOnce(&mut crate::journal::Terms)) {
+        if let Some(enforced) = self.containers.get_mut(&key.0)
+            && let Some(journaled) = &mut enforced.journaled
+        {
+            journaled.note_terms(change);
+        }
+    }
+
+    /// From now on, containers that are released stay in the journal: for a daemon that ends, and whose
+    /// successor goes on with them.
+    pub fn keep_records(&mut self) {
+        self.keep_records = true;
+    }
+
+    /// A container that was in the journal is not gone on with.
+    pub fn forget_found(&self, found: Found) {
+        self.journal.remove(found.slot);
     }
 
     /// A container's place in the journal, for what else changes the kernel for it.
@@ -238,6 +279,7 @@ impl Engine {
     /// Ends enforcement: cancels what is in flight, sees that the declared limit stands.
     /// [`Happened::Forgotten`] says when it is done, which may be at once.
     pub fn release(&mut self, key: Key) {
+        self.end_throttle(key.0);
         let now = self.now();
         if let Some(enforced) = self.containers.get_mut(&key.0)
             && let Some(asked) = &mut enforced.asked
@@ -291,6 +333,7 @@ impl Engine {
     /// Waits for events, `patience` at most (`None`: as long as it takes), and handles them. What is of
     /// interest to the caller is appended to `happened`.
     pub fn turn(&mut self, patience: Option<Duration>, happened: &mut Vec<Happened>) -> Result<()> {
+        self.go_on_throttling();
         let mut events = [EpollEvent::empty(); 64];
         let ready = match self.epoll.wait(&mut events, self.timeout(patience)) {
             Ok(n) => n,
@@ -302,9 +345,11 @@ impl Engine {
             match event.data() >> SOURCE_SHIFT {
                 n if n == Source::Caller as u64 => self.happened.push(Happened::Fd(number)),
                 n if n == Source::Workers as u64 => self.answers(),
+                n if n == Source::Armed as u64 => self.armed(),
                 n if n == Source::Threshold as u64 => self.crossed(number),
                 n if n == Source::Oom as u64 => self.oom(number),
                 n if n == Source::OomWatch as u64 => self.told_of_ooms(),
+                n if n == Source::Throttle as u64 => self.throttle_told(number),
                 _ => self.modifications(None),
             }
         }
@@ -447,12 +492,15 @@ impl Engine {
             Action::Tell(notice) => self.happened.push(Happened::Notice(Key(key), now, notice)),
             Action::Forget => {
                 self.finish_ooms(Key(key));
+                self.end_throttle(key);
                 if let Some(mut gone) = self.containers.remove(&key) {
                     self.asked_of_the_gone(key, gone.asked.take());
                     if let Some(watch) = &gone.modified {
                         self.modified.forget(watch);
                     }
-                    if let Some(journaled) = gone.journaled.take() {
+                    if let Some(journaled) = gone.journaled.take()
+                        && (!self.keep_records || gone.group.is_gone())
+                    {
                         journaled.remove(&self.journal);
                     }
                     self.happened.push(Happened::Forgotten(Key(key), gone.core.totals()));

@@ -36,6 +36,7 @@ impl Engine {
     /// process that is about to be stopped and must not leave a lowered limit behind. Enforcement goes
     /// on with the next event.
     pub fn quiesce(&mut self, key: Key, patience: Duration) {
+        self.hold_throttle(key.0, patience);
         let start = Instant::now();
         let mut later = Vec::new();
         while start.elapsed() < patience {

@@ -2,11 +2,9 @@
 
 use super::Policy;
 use crate::core::{Capabilities, Container, Totals};
-use crate::journal::{Found, Identity, Journal, Record, Slot, Terms};
-use cgroupfs::files::ControlDir;
+use crate::journal::{Counters, Found, Identity, Journal, Record, Slot, Terms};
 use cgroupfs::memory::Memory;
-use cgroupfs::{Bytes, Cgroup, Limit};
-use std::path::Path;
+use cgroupfs::{Bytes, Limit};
 use std::sync::Arc;
 
 /// A container's slot, and what it holds.
@@ -71,6 +69,16 @@ impl Journaled {
         }
     }
 
+    /// New terms; the declared limit stays what the core has.
+    pub(super) fn note_terms(&mut self, change: impl FnOnce(&mut Terms)) {
+        let (before, declared) = (self.terms, self.terms.declared);
+        change(&mut self.terms);
+        self.terms.declared = declared;
+        if self.terms != before {
+            self.slot.update_terms(&self.terms);
+        }
+    }
+
     /// So many kills more, of which somebody is about to be told.
     pub(super) fn killed(&self, seen: u64, kills: u64) {
         self.slot.change_counters(|counters| {
@@ -96,21 +104,15 @@ fn sum(a: Totals, b: Totals) -> Totals {
     }
 }
 
-/// What the journal holds of a group that nobody says more about.
-pub(super) fn record_of(
-    group: &Cgroup,
-    memory: &dyn Memory,
-    mount_point: &Path,
-    policy: Policy,
-) -> Record {
-    let path = group.path();
-    let relative = path.strip_prefix(mount_point).unwrap_or(path);
+/// What the journal holds of a group that nobody says more about. `path` is relative to the mount point.
+pub(super) fn record_of(path: &str, inode: u64, memory: &dyn Memory, policy: Policy) -> Record {
+    let name = path.rsplit('/').next().unwrap_or_default();
     Record {
         identity: Identity {
-            id: relative.file_name().unwrap_or_default().to_string_lossy().into_owned(),
-            path: relative.to_string_lossy().into_owned(),
+            id: name.to_owned(),
+            path: path.to_owned(),
             version: memory.version(),
-            inode: group.inode(),
+            inode,
             pid: 0,
             start_time: 0,
         },
@@ -119,10 +121,10 @@ pub(super) fn record_of(
             watermarks: policy.watermarks,
             ..Terms::of(memory.limit().unwrap_or(Limit::Max))
         },
-        counters: crate::journal::Counters {
+        counters: Counters {
             oom_kill_seen: memory.counters().ok().and_then(|found| found.oom_kill).unwrap_or(0),
             usage: memory.usage().unwrap_or(Bytes(0)),
-            ..Default::default()
+            ..Counters::default()
         },
     }
 }

@@ -4,8 +4,11 @@
 //! reclaims: it waits, reads usage (`watch.rs`), raises and cancels (`flight.rs`). Workers do what may
 //! block (`worker.rs`, `reclaim.rs`).
 
+mod arm;
 mod asked;
 mod attention;
+#[cfg(test)]
+mod crash;
 mod engine;
 mod fault;
 mod flight;
@@ -15,12 +18,13 @@ pub mod oom;
 mod reclaim;
 mod sys;
 pub mod throttle;
+mod throttling;
 mod watch;
 mod witness;
 mod worker;
 
 pub use engine::Engine;
-pub use once::{Once, empty, reclaim_once};
+pub use once::{Once, empty, enter, reclaim_once};
 pub use reclaim::Stop;
 
 use crate::core::{Capabilities, Notice, Now, Report, Totals, WatermarkSpec};
@@ -28,6 +32,7 @@ use cgroupfs::files::ControlDir;
 use cgroupfs::memory::{Memory, MemoryV1, MemoryV2, Version};
 use cgroupfs::{Bytes, Cgroup, Limit, Result};
 use std::sync::Arc;
+use throttle::ThrottleEvent;
 
 /// What a container is to be held to.
 #[derive(Debug, Clone, Copy)]
@@ -61,6 +66,8 @@ pub enum Happened {
     OomsRecorded(Key),
     /// What [`Engine::reclaim`] came to.
     Asked(Key, Now, Once),
+    /// What the container's throttle did, or has to tell.
+    Throttle(Key, Now, ThrottleEvent),
     /// The group is gone, or its release is complete: the container is forgotten.
     Forgotten(Key, Totals),
 }

@@ -1,13 +1,19 @@
 //! One job outside of the event loop: `cgctl reclaim`, and emptying a group that has ended.
 
-use super::capabilities;
 use super::flight::INTERRUPT_AGAIN;
+use super::journaled::record_of;
 use super::worker::{Answer, Work, Workers, survey};
-use crate::core::{Capabilities, Floor, Job, Outcome, Plan, Report, Strategy, Survey, plan::plan};
+use super::{Policy, capabilities, open_memory};
+use crate::core::{
+    Capabilities, Floor, Job, Outcome, Plan, Report, Strategy, Survey, WatermarkSpec, plan::plan,
+};
+use crate::journal::{Journal, Slot};
+use cgroupfs::files::ControlDir;
 use cgroupfs::memory::Memory;
-use cgroupfs::{Bytes, Limit, Result};
+use cgroupfs::{Bytes, Cgroup, Error, Limit, Result};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use std::os::fd::BorrowedFd;
+use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -96,7 +102,7 @@ impl Slices {
 
 /// Takes `size` bytes from the group, waiting for it, `patience` at most, or until `interrupted` is
 /// readable. `ended` says whether the group has no processes: then nothing can grow in the window of a
-/// step, and no margin is needed.
+/// step, and no margin is needed. What it changes is written down in `slot` first ([`enter`]).
 ///
 /// Never lowers a limit under the floor. Errors are those of looking at the group; what happens during
 /// reclaim is in the report.
@@ -106,13 +112,14 @@ pub fn reclaim_once(
     ended: &dyn Fn() -> bool,
     patience: Duration,
     interrupted: Option<BorrowedFd<'_>>,
+    slot: Option<Arc<Slot>>,
 ) -> Result<Once> {
     let start = Instant::now();
     let mut slices = Slices::new(size, patience);
     loop {
         let look = survey(&**memory)?;
         let job = slices.next_job(start.elapsed(), &**memory, &look, ended())?;
-        let done = job.and_then(|job| run(memory, job, interrupted));
+        let done = job.and_then(|job| run(memory, job, interrupted, slot.clone()));
         let Some(report) = done else { return Ok(slices.end()) };
         if !slices.done(start.elapsed(), report) {
             return Ok(slices.end());
@@ -198,14 +205,34 @@ pub fn empty(memory: &Arc<dyn Memory>, patience: Duration) {
             no_swap: true,
         },
         None,
+        // The group is about to be removed, and its swappiness with it.
+        None,
     );
 }
 
-fn run(memory: &Arc<dyn Memory>, job: Job, interrupted: Option<BorrowedFd<'_>>) -> Option<Report> {
+/// Takes a slot in `journal` for a group that is no container of an engine.
+pub fn enter(journal: &Journal, group: &Arc<Cgroup>, mount_point: &Path) -> Result<Arc<Slot>> {
+    let memory = open_memory(group)?;
+    let path = group.path().strip_prefix(mount_point).unwrap_or(group.path());
+    let policy = Policy { watermarks: WatermarkSpec::Off, high: Limit::Max };
+    let record = record_of(&path.to_string_lossy(), group.inode(), &*memory, policy);
+    journal.insert(&record).map_err(|error| Error::BadName {
+        name: path.display().to_string(),
+        what: "path",
+        why: error.to_string(),
+    })
+}
+
+fn run(
+    memory: &Arc<dyn Memory>,
+    job: Job,
+    interrupted: Option<BorrowedFd<'_>>,
+    slot: Option<Arc<Slot>>,
+) -> Option<Report> {
     let mut workers = Workers::new(1, 1).ok()?;
     let start = Instant::now();
     let mut cancelled = false;
-    let ticket = workers.start(0, memory.clone(), Work::Reclaim(job), None)?;
+    let ticket = workers.start(0, memory.clone(), Work::Reclaim(job), slot)?;
     loop {
         let left = job.deadline.saturating_sub(start.elapsed());
         let wait = if left.is_zero() { INTERRUPT_AGAIN } else { left };

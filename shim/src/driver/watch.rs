@@ -1,15 +1,11 @@
 //! What the kernel's events mean: usage, counters and limits are read, and the core is told.
 
-use super::engine::{Enforced, Engine, Source, token};
+use super::engine::Engine;
 use super::flight::{Flight, INTERRUPT_AGAIN, stepped_file};
 use super::{Happened, Key, reclaim};
 use crate::core::Event;
-use cgroupfs::events::Notification;
-use cgroupfs::files::ControlDir;
 use cgroupfs::memory::{ReclaimFile, Version};
 use cgroupfs::{Bytes, Limit};
-use nix::sys::epoll::{EpollEvent, EpollFlags};
-use std::os::fd::AsFd;
 use std::time::Duration;
 
 /// After an OOM event the counters are read again so often, for so long: `oom_kill` rises after the
@@ -18,14 +14,6 @@ pub(super) const RECOUNT_EVERY: Duration = Duration::from_millis(5);
 const RECOUNT_FOR: Duration = Duration::from_millis(100);
 
 impl Engine {
-    pub(super) fn crossed(&mut self, key: u64) {
-        if let Some(Enforced { threshold: Some((_, notification)), .. }) = self.containers.get(&key)
-        {
-            notification.take();
-            self.look(key, Event::Crossed);
-        }
-    }
-
     pub(super) fn oom(&mut self, key: u64) {
         let now = self.now();
         let Some(enforced) = self.containers.get_mut(&key) else { return };
@@ -119,13 +107,11 @@ impl Engine {
                     .unwrap_or(0)
                     .saturating_sub(enforced.counters.oom_kill.unwrap_or(0));
                 enforced.counters = counters;
-                if kills > 0
-                    && let Some(journaled) = &enforced.journaled
-                {
-                    journaled.killed(counters.oom_kill.unwrap_or(0), kills);
-                }
                 // The OOM watch tells of its own.
                 if kills > 0 && enforced.deeds.is_none() {
+                    if let Some(journaled) = &enforced.journaled {
+                        journaled.killed(counters.oom_kill.unwrap_or(0), kills);
+                    }
                     let usage = enforced.memory.usage().unwrap_or_default();
                     self.happened.push(Happened::OomKill(Key(key), now, kills, usage));
                 }
@@ -160,34 +146,6 @@ impl Engine {
         let Some(enforced) = self.containers.get(&key) else { return };
         match enforced.memory.usage() {
             Ok(usage) => self.deliver(key, event(usage)),
-            Err(error) => self.failed(key, &error),
-        }
-    }
-
-    pub(super) fn arm(&mut self, key: u64, threshold: Option<Bytes>) {
-        let Some(enforced) = self.containers.get_mut(&key) else { return };
-        if enforced.threshold.as_ref().map(|(at, _)| *at) == threshold {
-            return;
-        }
-        if let Some((_, old)) = enforced.threshold.take() {
-            let _ = self.epoll.delete(old.as_fd());
-        }
-        let Some(at) = threshold else { return };
-        match Notification::usage_threshold(&enforced.group, at) {
-            Ok(notification) => {
-                let listening = self.epoll.add(
-                    notification.as_fd(),
-                    EpollEvent::new(EpollFlags::EPOLLIN, token(Source::Threshold, key)),
-                );
-                if let Err(errno) = listening {
-                    log::warn!("{}: {errno}", enforced.group.path().display());
-                }
-                enforced.threshold = Some((at, notification));
-                // Nothing is signalled for what is above already.
-                if enforced.memory.usage().is_ok_and(|usage| usage >= at) {
-                    enforced.timer = Some(self.start.elapsed());
-                }
-            }
             Err(error) => self.failed(key, &error),
         }
     }

@@ -2,9 +2,10 @@
 //! [`Engine::turn`].
 
 use super::engine::{Engine, Source};
+use super::journaled::Journaled;
 use super::oom::{Deeds, Identity, OomWatch, Told};
 use super::{Happened, Key};
-use cgroupfs::Result;
+use cgroupfs::{Cgroup, Result};
 use std::sync::Arc;
 
 impl Engine {
@@ -17,7 +18,7 @@ impl Engine {
 
     /// Has the OOMs of a container recorded, as [`Happened::Oom`]. Without a watch, or for one that is
     /// not given to it, kills are only counted ([`Happened::OomKill`]).
-    pub fn record_ooms(&mut self, key: Key, identity: Identity) {
+    pub fn record_ooms(&mut self, key: Key, mut identity: Identity) {
         let (Some(watch), Some(enforced)) = (&self.oom_watch, self.containers.get_mut(&key.0))
         else {
             return;
@@ -25,7 +26,21 @@ impl Engine {
         let deeds = Arc::new(Deeds::default());
         deeds.declare(enforced.core.declared());
         enforced.deeds = Some(deeds.clone());
+        if identity.oom_kill.is_none() {
+            identity.oom_kill = enforced.journaled.as_ref().and_then(Journaled::oom_kill_seen);
+        }
+        self.witnessed.insert(key.0);
         watch.watch(key.0, enforced.group.clone(), identity, deeds);
+    }
+
+    /// Has the OOMs of a group recorded that is not enforced. `None` without a watch.
+    pub fn witness(&mut self, group: Arc<Cgroup>, identity: Identity) -> Option<Key> {
+        let watch = self.oom_watch.as_ref()?;
+        let key = self.next_key;
+        self.next_key += 1;
+        self.witnessed.insert(key);
+        watch.watch(key, group, identity, Arc::new(Deeds::default()));
+        Some(Key(key))
     }
 
     /// The init of a container is this process: whether it survives an OOM is then recorded.
@@ -38,8 +53,7 @@ impl Engine {
     /// Ends the recording of a container, after a last look: [`Happened::OomsRecorded`] says when all
     /// that there is to say has been said.
     pub fn finish_ooms(&mut self, key: Key) {
-        let watched = self.containers.get_mut(&key.0).and_then(|enforced| enforced.deeds.take());
-        if let (Some(watch), Some(_)) = (&self.oom_watch, watched) {
+        if let (Some(watch), true) = (&self.oom_watch, self.witnessed.remove(&key.0)) {
             watch.unwatch(key.0);
         }
     }
@@ -52,7 +66,12 @@ impl Engine {
     pub(super) fn told_of_ooms(&mut self) {
         let now = self.now();
         let Some(watch) = &self.oom_watch else { return };
-        for told in watch.told() {
+        let told: Vec<Told> = watch.told().collect();
+        for told in told {
+            if let Told::Killed(key, ..) = told {
+                // In the journal before anybody hears of it.
+                self.count(key);
+            }
             self.happened.push(match told {
                 Told::Killed(key, kills, usage) => Happened::OomKill(Key(key), now, kills, usage),
                 Told::Record(key, record) => Happened::Oom(Key(key), record),

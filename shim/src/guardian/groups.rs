@@ -4,7 +4,7 @@ use super::restore::FREEZER_CHILD;
 use crate::journal::Place;
 use cgroupfs::dir::{KernelFile, open_beneath};
 use cgroupfs::files::ControlFile;
-use cgroupfs::mounts::Mounts;
+use cgroupfs::freezer::Freezer;
 use cgroupfs::{Error, MemoryHierarchy, Op, Result};
 use nix::errno::Errno;
 use nix::fcntl::{OFlag, open, openat};
@@ -20,7 +20,8 @@ pub trait Groups {
     type File: ControlFile;
     /// Opens a file of a container's group in the memory hierarchy, for reading and writing.
     fn memory(&self, place: &Place, file: &str) -> std::result::Result<Self::File, Errno>;
-    /// Opens a file of our group under the container's in the freezer hierarchy.
+    /// Opens a file of our group in the freezer hierarchy: the one at `path` if its inode is known, else
+    /// [`FREEZER_CHILD`] under the one at `path`.
     fn frozen_child(
         &self,
         path: &str,
@@ -40,8 +41,7 @@ impl Kernel {
     /// Finds them.
     pub fn find() -> Result<Kernel> {
         let hierarchy = MemoryHierarchy::find()?;
-        let mounts = Mounts::read()?;
-        let freezer = mounts.v1("freezer").and_then(|mount| hold(&mount.mount_point).ok());
+        let freezer = Freezer::find().ok().and_then(|freezer| hold(&freezer.mount_point).ok());
         Ok(Kernel { memory: hold(&hierarchy.mount_point)?, freezer })
     }
 
@@ -96,7 +96,10 @@ impl Groups for Kernel {
         file: &str,
     ) -> std::result::Result<KernelFile, Errno> {
         let mount = self.freezer.as_ref().ok_or(Errno::ENOENT)?;
-        let container = group(mount.as_fd(), path, inode)?;
-        control(&open_beneath(container.as_fd(), Path::new(FREEZER_CHILD))?, file)
+        let dir = group(mount.as_fd(), path, inode)?;
+        match inode {
+            Some(_) => control(&dir, file),
+            None => control(&open_beneath(dir.as_fd(), Path::new(FREEZER_CHILD))?, file),
+        }
     }
 }

@@ -319,20 +319,23 @@ fn thaw(
             }
             write(&file, b"0").map_err(failed)?;
         }
-        FreezerKind::V1Child => {
-            const FILE: &str = "freezer.state";
-            let failed = |errno| Failed(FILE, errno);
+        FreezerKind::V1Child | FreezerKind::UnifiedChild => {
+            let (name, thawed, thaw): (_, &[u8], &[u8]) = match kind {
+                FreezerKind::V1Child => ("freezer.state", b"THAWED", b"THAWED"),
+                _ => ("cgroup.freeze", b"0", b"0"),
+            };
+            let failed = |errno| Failed(name, errno);
             let Some((path, inode)) = slot.freezer_place() else { return Ok(Undone::Nothing) };
-            let file = match groups.frozen_child(path.as_str(), inode, FILE) {
+            let file = match groups.frozen_child(path.as_str(), inode, name) {
                 // Nothing was frozen there yet, or any more.
                 Err(Errno::ENOENT | Errno::ENODEV | Errno::ESTALE) => return Ok(Undone::Nothing),
                 file => file.map_err(failed)?,
             };
             let n = read(&file, &mut buf).map_err(failed)?;
-            if buf[..n].trim_ascii() == b"THAWED" {
+            if buf[..n].trim_ascii() == thawed {
                 return Ok(Undone::Nothing);
             }
-            write(&file, b"THAWED").map_err(failed)?;
+            write(&file, thaw).map_err(failed)?;
         }
     }
     Ok(Undone::Thawed)

@@ -21,6 +21,18 @@ pub(super) fn forked(child: impl FnOnce() -> i32) -> nix::Result<Pid> {
     }
 }
 
+/// Lets the calling process run as soon as it has something to do, whatever else does: at the lowest
+/// real-time priority, or where that is refused, at the highest of the others.
+pub(super) fn run_at_once() {
+    let parameters = libc::sched_param { sched_priority: 1 };
+    let policy = libc::SCHED_FIFO | libc::SCHED_RESET_ON_FORK;
+    // SAFETY: `parameters` is ours; pid 0 is the calling process.
+    if unsafe { libc::sched_setscheduler(0, policy, &parameters) } != 0 {
+        // SAFETY: no preconditions; 0 is the calling process.
+        unsafe { libc::setpriority(libc::PRIO_PROCESS, 0, -20) };
+    }
+}
+
 /// Closes every descriptor but those of `keep`, which is sorted, and standard error.
 pub(super) fn close_all_but(keep: &[RawFd]) {
     let mut next = 0;

@@ -64,6 +64,8 @@ fn prepare(post: &Post<'_>) -> Option<Shared> {
     let _ = setsid();
     let _ = prctl::set_name(c"cgshim-guardian");
     let _ = std::fs::write("/proc/self/oom_score_adj", "-999");
+    // Its work is short, and never reclaims: raising a limit, thawing, reading.
+    sys::run_at_once();
     if let Ok(null) = open("/dev/null", OFlag::O_RDWR | OFlag::O_CLOEXEC, Mode::empty()) {
         let _ = dup2_stdin(&null);
         let _ = dup2_stdout(&null);

@@ -3,6 +3,7 @@
 use super::JournalError;
 use nix::errno::Errno;
 use nix::fcntl::{FcntlArg, OFlag, fcntl};
+use nix::sys::statfs::{FsType, TMPFS_MAGIC, fstatfs};
 use std::fs::{DirBuilder, File};
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd};
@@ -62,6 +63,14 @@ impl RunDir {
     /// Where it is.
     pub fn path(&self) -> &Path {
         &self.path
+    }
+
+    /// Whether it is in memory. On a disk, a store to the journal may wait for its writeback, and a lowered
+    /// limit with it.
+    pub fn is_in_memory(&self) -> bool {
+        fstatfs(&self.lock).is_ok_and(|stat| {
+            [TMPFS_MAGIC, FsType(libc::RAMFS_MAGIC as _)].contains(&stat.filesystem_type())
+        })
     }
 
     /// Whether somebody has the directory locked now.

@@ -308,6 +308,22 @@ impl Journal {
         View::new(self.map.words())
     }
 
+    /// What it holds, as far as slots were used.
+    #[cfg(test)]
+    pub(crate) fn words(&self) -> Vec<u64> {
+        let words = self.map.words();
+        let used = words[header::USED].load(Ordering::SeqCst) as usize;
+        words[..layout::slot_at(used)].iter().map(|word| word.load(Ordering::SeqCst)).collect()
+    }
+
+    /// Holds this instead.
+    #[cfg(test)]
+    pub(crate) fn set_words(&self, words: &[u64]) {
+        for (word, value) in self.map.words().iter().zip(words) {
+            word.store(*value, Ordering::SeqCst);
+        }
+    }
+
     pub(crate) fn file(&self) -> &File {
         &self.file
     }

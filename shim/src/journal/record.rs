@@ -1,7 +1,7 @@
 //! What the journal knows of a container, as people have it and as words.
 
 use super::layout;
-use crate::core::{Totals, WatermarkSpec};
+use crate::core::{self, Totals, WatermarkSpec};
 use cgroupfs::memory::Version;
 use cgroupfs::{Bytes, Limit};
 use std::time::Duration;
@@ -86,6 +86,40 @@ impl Terms {
     }
 }
 
+impl Terms {
+    /// What a container is held to; the declared limit stays.
+    pub fn take(&mut self, terms: &core::Terms) {
+        self.request = terms.request.unwrap_or_default();
+        self.high = terms.high;
+        self.watermarks = terms.watermark;
+        self.class = match terms.class {
+            core::Class::Guaranteed => Class::Guaranteed,
+            core::Class::Burstable => Class::Burstable,
+            core::Class::BestEffort => Class::BestEffort,
+        };
+        self.oom = match terms.oom {
+            core::OomPolicy::Kill => OomPolicy::Kill,
+            core::OomPolicy::Group => OomPolicy::Group,
+            core::OomPolicy::Hold(time) => OomPolicy::Hold(time),
+        };
+        self.throttle = terms.throttle;
+    }
+
+    /// Class and request, for whoever goes on with a container of which no more is known.
+    pub fn wishes(&self) -> core::Wishes {
+        core::Wishes {
+            class: match self.class {
+                Class::Unknown => None,
+                Class::Guaranteed => Some(core::Class::Guaranteed),
+                Class::Burstable => Some(core::Class::Burstable),
+                Class::BestEffort => Some(core::Class::BestEffort),
+            },
+            request: Some(self.request).filter(|request| request.0 > 0),
+            ..core::Wishes::default()
+        }
+    }
+}
+
 /// What was done for a container, and what of it was announced: in the journal before anybody is told.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Counters {
@@ -150,10 +184,12 @@ pub struct Swappiness {
 /// How tasks are frozen.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum FreezerKind {
-    /// `freezer.state` of the group named `cgshim` under the container's, in the v1 hierarchy.
+    /// `freezer.state` of a group of ours under the container's, in the v1 hierarchy.
     V1Child,
     /// `cgroup.freeze` of the container's own group (v2).
     V2,
+    /// `cgroup.freeze` of a group of ours under the container's, in the unified hierarchy.
+    UnifiedChild,
 }
 
 /// Tasks frozen by us.

@@ -83,6 +83,7 @@ impl Slot {
         let kind = match freeze.kind {
             FreezerKind::V1Child => 1,
             FreezerKind::V2 => 2,
+            FreezerKind::UnifiedChild => 3,
         };
         self.words().begin(self.generation, layout::FREEZE, [kind, freeze.deadline.0]);
         self.bell.ring(&self.map);
@@ -137,8 +138,8 @@ impl Slot {
         words.write(self.generation, layout::COUNTERS, &counters.to_words());
     }
 
-    /// Where the container is in the freezer hierarchy, relative to its mount point, and the inode of
-    /// that directory. Not while anything is frozen.
+    /// Where our group is in the freezer hierarchy whose tasks are frozen, relative to the mount point, and
+    /// the inode of that directory. Not while anything is frozen.
     pub fn set_freezer_place(&self, path: &str, inode: u64) -> Result<(), JournalError> {
         let path = path.trim_matches('/');
         fits("freezer path", path, layout::MOST_PATH)?;
@@ -201,8 +202,8 @@ pub(super) fn place(words: &SlotWords<'_>, generation: u64) -> Option<Place> {
     })
 }
 
-/// Path and inode of the container's group in the freezer hierarchy; where nobody said, it is as in the
-/// memory hierarchy, with an inode that is not known.
+/// Path and inode of our group in the freezer hierarchy; where nobody said, the path is that of the
+/// container in the memory hierarchy, and there is no inode.
 pub(super) fn freezer_place(
     words: &SlotWords<'_>,
     generation: u64,
@@ -260,9 +261,13 @@ pub(super) fn in_flight(words: &SlotWords<'_>, generation: u64) -> InFlight {
     }
     match words.in_flight(generation, layout::FREEZE) {
         Read::Clear => {}
-        Read::Whole([kind @ (1 | 2), deadline]) => {
+        Read::Whole([kind @ 1..=3, deadline]) => {
             found.freeze = Some(Freeze {
-                kind: if kind == 1 { FreezerKind::V1Child } else { FreezerKind::V2 },
+                kind: match kind {
+                    1 => FreezerKind::V1Child,
+                    2 => FreezerKind::V2,
+                    _ => FreezerKind::UnifiedChild,
+                },
                 deadline: Deadline(deadline),
             });
         }

@@ -16,12 +16,11 @@ pub const STRICT: &str = "io.cgshim.strict";
 /// More are not taken from one container.
 const MOST: usize = 32;
 
-/// Names and values that are longer, in bytes, are not taken.
-const LONGEST: usize = 1024;
+/// Names and values that are longer, in bytes, are not taken: all that are fit into one request.
+const LONGEST: usize = 256;
 
 /// A container's `io.cgshim.*` annotations, by full name.
-#[derive(Debug, Clone, Default, PartialEq, Eq, serde::Serialize)]
-#[serde(transparent)]
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Annotations(pub BTreeMap<String, String>);
 
 impl Annotations {

@@ -31,7 +31,7 @@ pub struct Reply {
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum NoReply {
     /// Nobody listens at the socket, or whoever does takes no more connections.
-    #[error("cannot connect to {socket}: {}", .errno.desc())]
+    #[error("cannot connect to {socket}: {}", refused(*.errno))]
     Unreachable {
         /// The socket.
         socket: String,
@@ -88,6 +88,11 @@ pub fn ask(path: &Path, line: &[u8], deadline: Instant) -> Result<Reply, NoReply
     }
     let end = reply.iter().position(|byte| *byte == b'\n').unwrap_or(reply.len());
     serde_json::from_slice(&reply[..end]).map_err(|error| silent(format!("a bad reply: {error}")))
+}
+
+/// EAGAIN is a queue of connections that stayed full.
+fn refused(errno: Errno) -> &'static str {
+    if errno == Errno::EAGAIN { "it takes no more connections" } else { errno.desc() }
 }
 
 /// EAGAIN is what a passed timeout looks like.

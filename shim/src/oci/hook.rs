@@ -5,10 +5,11 @@
 //! and leaves nothing running.
 
 use super::client::{self, Reply};
-use super::request::{Register, Request, SCHEMA};
 use super::spec::{self, Spec};
 use super::spool;
 use super::state::State;
+use crate::api::message::{Envelope, Register, Release, Request, SCHEMA, line};
+use crate::api::{MOST_REQUEST, SOCKET};
 use cgroupfs::Membership;
 use std::fmt::Write as _;
 use std::path::{Component, Path, PathBuf};
@@ -134,8 +135,8 @@ pub fn run(stage: Stage, state: &[u8], run_dir: &Path, deadline: Instant) -> Rep
     report.id = Some(state.id.clone());
     let outcome = match stage {
         Stage::Poststop => {
-            let release = Request::Release { schema: SCHEMA, id: &state.id };
-            Ok(deliver(&release, run_dir, deadline, true))
+            let release = Release { id: state.id.clone(), ..Release::default() };
+            Ok(deliver(&state.id, Request::Release(release), run_dir, deadline, true))
         }
         _ => {
             let spec = read_spec(state.bundle.as_deref(), &mut report.notes);
@@ -172,32 +173,43 @@ fn register(
             cgroup.display()
         ));
     }
+    let bundle = state.bundle.as_deref().and_then(Path::to_str).map(str::to_owned);
     let request = Request::Register(Register {
-        schema: SCHEMA,
-        id: &state.id,
+        id: state.id.clone(),
         pid,
         start_time,
-        cgroup: cgroup.to_str().ok_or("the name of its cgroup is not UTF-8")?,
-        bundle: state.bundle.as_deref(),
-        annotations: &state.annotations,
+        cgroup: cgroup.to_str().ok_or("the name of its cgroup is not UTF-8")?.to_owned(),
+        // Nobody has one of this length, and everything has to fit into a request.
+        bundle: bundle.filter(|bundle| bundle.len() <= libc::PATH_MAX as usize),
+        annotations: state.annotations.0.clone(),
         oom_score_adj: spec.oom_score_adj,
-        runtime: caller(),
+        runtime: caller().map(str::to_owned),
     });
     // What does not start unless it is registered has nothing to leave for later.
-    Ok(deliver(&request, run_dir, deadline, !state.annotations.strict()))
+    Ok(deliver(&state.id, request, run_dir, deadline, !state.annotations.strict()))
 }
 
 /// Tells the daemon, or leaves it in the spool where it `may_wait`.
-fn deliver(request: &Request<'_>, run_dir: &Path, deadline: Instant, may_wait: bool) -> Outcome {
-    let line = match request.line() {
-        Ok(line) => line,
-        Err(error) => return Outcome::Failed(error.to_string()),
-    };
+fn deliver(
+    id: &str,
+    request: Request,
+    run_dir: &Path,
+    deadline: Instant,
+    may_wait: bool,
+) -> Outcome {
+    let release = matches!(request, Request::Release(_));
+    let line = line(&Envelope { schema: SCHEMA, request });
+    if line.len() > MOST_REQUEST {
+        return Outcome::Failed(format!(
+            "a request of {} bytes, which no daemon takes",
+            line.len()
+        ));
+    }
     let patience = deadline.min(Instant::now() + DAEMON_PATIENCE);
-    let silence = match client::ask(&run_dir.join("cgshim.sock"), &line, patience) {
+    let silence = match client::ask(&run_dir.join(SOCKET), &line, patience) {
         Ok(Reply { ok: true, generation, .. }) => {
             // An older intent for this id must not come after this one.
-            let _ = spool::forget(run_dir, request.id());
+            let _ = spool::forget(run_dir, id);
             return Outcome::Done { generation };
         }
         Ok(Reply { error, .. }) => {
@@ -209,7 +221,11 @@ fn deliver(request: &Request<'_>, run_dir: &Path, deadline: Instant, may_wait: b
     if !may_wait {
         return Outcome::Failed(silence.to_string());
     }
-    match spool::leave(run_dir, request, &line) {
+    let left = match release {
+        true => spool::release(run_dir, id, &line),
+        false => spool::register(run_dir, id, &line),
+    };
+    match left {
         Ok(()) => Outcome::Spooled(silence.to_string()),
         Err(error) => Outcome::Failed(format!("{silence}; and the spool: {error}")),
     }
@@ -226,8 +242,8 @@ fn read_spec(bundle: Option<&Path>, notes: &mut Vec<String>) -> Option<Spec> {
 }
 
 /// The group of a process in the hierarchy that has memory, as `/proc/PID/cgroup` shows it.
-fn memory_cgroup(pid: u32) -> Result<PathBuf, String> {
-    let groups = Membership::read(pid).map_err(|error| error.to_string())?;
+fn memory_cgroup(pid: i32) -> Result<PathBuf, String> {
+    let groups = Membership::read(pid.unsigned_abs()).map_err(|error| error.to_string())?;
     let path = of_memory(&groups).ok_or_else(|| format!("process {pid} is in no memory cgroup"))?;
     let own = Membership::of_self().ok();
     if path == Path::new("/") || own.as_ref().and_then(of_memory) == Some(path) {
@@ -265,7 +281,7 @@ fn agrees(cgroups_path: &str, cgroup: &Path) -> bool {
 }
 
 /// Field 22 of `/proc/PID/stat`: when the process started, in clock ticks since boot.
-fn start_time(pid: u32) -> Option<u64> {
+fn start_time(pid: i32) -> Option<u64> {
     let stat = std::fs::read(format!("/proc/{pid}/stat")).ok()?;
     // The name, in brackets, may hold anything, brackets too.
     let name_end = stat.iter().rposition(|byte| *byte == b')')?;
@@ -306,16 +322,18 @@ mod tests {
 
     #[test]
     fn a_process_has_a_start_time_until_it_is_gone() {
-        let own = start_time(std::process::id()).unwrap();
+        let own = i32::try_from(std::process::id()).unwrap();
+        let own = start_time(own).unwrap();
         let init = start_time(1).unwrap();
         assert!(own > init);
-        assert_eq!(start_time(u32::MAX), None);
+        assert_eq!(start_time(i32::MAX), None);
     }
 
     #[test]
     fn a_process_without_a_group_of_its_own_is_not_registered() {
-        let error = memory_cgroup(std::process::id()).unwrap_err();
+        let own = i32::try_from(std::process::id()).unwrap();
+        let error = memory_cgroup(own).unwrap_err();
         assert!(error.contains("no memory cgroup of its own"), "{error}");
-        assert!(memory_cgroup(4_000_000_000).is_err());
+        assert!(memory_cgroup(i32::MAX).is_err());
     }
 }

@@ -10,7 +10,6 @@ pub mod client;
 pub mod hook;
 pub mod inject;
 pub mod json;
-pub mod request;
 pub mod runtime;
 pub mod spec;
 pub mod spool;

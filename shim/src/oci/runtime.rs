@@ -11,7 +11,7 @@ use std::path::{Path, PathBuf};
 /// What a runtime's command line says that we need. Everything else passes by unread.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Invocation {
-    /// The `config.json` of a container that is about to be made (`create`, `run`).
+    /// The `config.json` of a container that is about to be made (`create`, `run`, `restore`).
     pub config: Option<PathBuf>,
     /// `--log`: where callers look for what went wrong.
     pub log: Option<PathBuf>,
@@ -23,7 +23,7 @@ pub struct Invocation {
 const GLOBAL_VALUES: [&str; 7] =
     ["log", "log-format", "log-level", "root", "criu", "rootless", "cgroup-manager"];
 
-/// Options of `create` and `run` that take a value, bundle and config apart.
+/// Options of these three that take a value, bundle and config apart.
 const CREATE_VALUES: [&str; 5] = ["console-socket", "pid-file", "preserve-fds", "bundle", "config"];
 
 /// Subcommands of runc and crun.
@@ -68,7 +68,7 @@ impl Invocation {
                 _ => {}
             }
         };
-        if command != "create" && command != "run" {
+        if !["create", "run", "restore"].iter().any(|makes| command == *makes) {
             return found;
         }
         let (mut bundle, mut config) = (PathBuf::from("."), PathBuf::from("config.json"));
@@ -216,6 +216,7 @@ mod tests {
             // A value that looks like something else.
             ("--root create run --pid-file --bundle c", Some("./config.json")),
             ("--new-option value create -b /b c", Some("/b/config.json")),
+            ("restore --image-path /i --bundle /b c", Some("/b/config.json")),
             ("exec --bundle /b c", None),
             ("delete --force c", None),
             ("--version", None),

@@ -3,7 +3,7 @@
 //! `<run directory>/spool/<id>.json` holds the latest request for an id, as the socket would have got
 //! it. Ids are escaped: bytes other than letters, digits, `_`, `.` and `-` are `%XX`.
 
-use super::request::Request;
+use crate::api::SPOOL;
 use std::fmt::Write as _;
 use std::fs::{DirBuilder, OpenOptions, remove_file, rename};
 use std::io::{self, Write as _};
@@ -12,7 +12,7 @@ use std::path::{Path, PathBuf};
 
 /// Where an id's intent is.
 pub fn path(run_dir: &Path, id: &str) -> PathBuf {
-    run_dir.join("spool").join(format!("{}.json", escape(id)))
+    run_dir.join(SPOOL).join(format!("{}.json", escape(id)))
 }
 
 /// An id as a file name.
@@ -44,21 +44,26 @@ pub fn unescape(name: &str) -> Option<String> {
     String::from_utf8(id).ok()
 }
 
-/// Leaves a request for the daemon to find, in place of any earlier one for the same container.
-///
-/// A release of a container whose registration no daemon has seen yet takes that back, and leaves
-/// nothing.
+/// Leaves a registration for the daemon to find, in place of any earlier request for that container.
 ///
 /// # Errors
 /// The spool cannot be made or written: its path, and why.
-pub fn leave(run_dir: &Path, request: &Request<'_>, line: &[u8]) -> io::Result<()> {
-    let path = path(run_dir, request.id());
-    if matches!(request, Request::Release { .. }) && holds_register(&path) {
-        return forget(run_dir, request.id());
-    }
-    let dir = run_dir.join("spool");
-    write(&dir, &path, line)
+pub fn register(run_dir: &Path, id: &str, line: &[u8]) -> io::Result<()> {
+    let path = path(run_dir, id);
+    write(&run_dir.join(SPOOL), &path, line)
         .map_err(|error| io::Error::new(error.kind(), format!("{}: {error}", path.display())))
+}
+
+/// Leaves a release. If no daemon has seen the container's registration yet, takes that back instead, and leaves
+/// nothing.
+///
+/// # Errors
+/// As [`register`].
+pub fn release(run_dir: &Path, id: &str, line: &[u8]) -> io::Result<()> {
+    match holds_register(&path(run_dir, id)) {
+        true => forget(run_dir, id),
+        false => register(run_dir, id, line),
+    }
 }
 
 /// Takes back an intent that the daemon has meanwhile been told.
@@ -140,28 +145,16 @@ mod tests {
     fn the_latest_intent_stands_and_a_release_takes_a_registration_back() {
         let dir = tempfile::tempdir().unwrap();
         let run = dir.path().join("run");
-        let annotations = super::super::Annotations::default();
-        let register = Request::Register(super::super::request::Register {
-            schema: 1,
-            id: "a",
-            pid: 7,
-            start_time: None,
-            cgroup: "/a",
-            bundle: None,
-            annotations: &annotations,
-            oom_score_adj: None,
-            runtime: None,
-        });
-        let release = Request::Release { schema: 1, id: "a" };
+        let (coming, going) = ("{\"op\":\"register\"}\n", "{\"op\":\"release\"}\n");
         let spooled = || -> Vec<String> {
-            let files = std::fs::read_dir(run.join("spool")).unwrap();
+            let files = std::fs::read_dir(run.join(SPOOL)).unwrap();
             files.map(|f| std::fs::read_to_string(f.unwrap().path()).unwrap()).collect()
         };
-        leave(&run, &release, &release.line().unwrap()).unwrap();
-        assert_eq!(spooled(), [r#"{"op":"release","schema":1,"id":"a"}"#.to_owned() + "\n"]);
-        leave(&run, &register, &register.line().unwrap()).unwrap();
-        assert_eq!(spooled(), [String::from_utf8(register.line().unwrap()).unwrap()]);
-        leave(&run, &release, &release.line().unwrap()).unwrap();
+        release(&run, "a", going.as_bytes()).unwrap();
+        assert_eq!(spooled(), [going]);
+        register(&run, "a", coming.as_bytes()).unwrap();
+        assert_eq!(spooled(), [coming]);
+        release(&run, "a", going.as_bytes()).unwrap();
         assert!(spooled().is_empty());
     }
 

@@ -2,12 +2,10 @@
 //! `runtime.md`, State; runc's and crun's own.
 
 use super::annotations::Annotations;
+use crate::api::message::MOST_ID;
 use serde::Deserialize;
 use serde_json::value::RawValue;
 use std::path::PathBuf;
-
-/// The longest id taken, in bytes. Runtimes' own bounds are lower, or the length of a file name.
-pub const LONGEST_ID: usize = 1024;
 
 /// A container as its runtime describes it to a hook.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -16,7 +14,7 @@ pub struct State {
     pub id: String,
     /// Its first process as the hook's pid namespace numbers it. Absent once it has ended; crun's 0
     /// (hooks that run in the container) is absent too.
-    pub pid: Option<u32>,
+    pub pid: Option<i32>,
     /// Where its `config.json` is.
     pub bundle: Option<PathBuf>,
     /// `creating`, `created`, `running`, `stopped`; crun also says `starting`.
@@ -39,13 +37,13 @@ impl State {
         let raw: Raw<'_> =
             serde_json::from_slice(text).map_err(|error| BadState(error.to_string()))?;
         let id: String = section(raw.id, "id", notes).ok_or(BadState("no id".into()))?;
-        if id.is_empty() || id.len() > LONGEST_ID {
-            return Err(BadState(format!("an id of {} bytes", id.len())));
+        if id.is_empty() || id.len() > MOST_ID {
+            return Err(BadState(format!("an id of {} bytes, where 1 to {MOST_ID} do", id.len())));
         }
         let annotations = raw.annotations.map(|raw| Annotations::parse(raw, notes));
         Ok(State {
             id,
-            pid: section(raw.pid, "pid", notes).filter(|pid| *pid != 0),
+            pid: section(raw.pid, "pid", notes).filter(|pid| *pid > 0),
             bundle: section(raw.bundle, "bundle", notes),
             status: section(raw.status, "status", notes),
             annotations: annotations.unwrap_or_default(),

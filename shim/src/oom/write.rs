@@ -2,7 +2,7 @@
 
 use super::{LONGEST, MOST_RECORDS, SHORT_ID, directory, fingerprint, last_component};
 use crate::core::oom::Record;
-use std::collections::VecDeque;
+use std::collections::{HashMap, VecDeque};
 use std::fs::{DirBuilder, File, OpenOptions};
 use std::io::{self, Write};
 use std::os::unix::fs::{DirBuilderExt, FileExt, OpenOptionsExt};
@@ -57,6 +57,21 @@ impl Store {
         }
         self.prune(record.boot_ms);
         Ok(())
+    }
+
+    /// What is on record of each group, by its directory and inode: its `oom_kill` with the newest record.
+    /// For whoever watches them from now on.
+    pub fn recorded(&self) -> HashMap<(String, u64), u64> {
+        let mut counters = HashMap::new();
+        for name in &self.names {
+            if let Some(record) = super::read::record(&self.dir.join(name))
+                && let Some(counter) = record.oom_kill_counter
+            {
+                let known = counters.entry((record.cgroup, record.generation)).or_insert(counter);
+                *known = counter.max(*known);
+            }
+        }
+        counters
     }
 
     /// Where the records are.

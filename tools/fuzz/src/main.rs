@@ -154,10 +154,10 @@ fn many(args: &Args, targets: &[Target]) -> ExitCode {
     }
     let inputs: u64 = tallies.iter().map(|tally| tally.inputs).sum();
     println!(
-        "fuzz: {inputs} inputs in {:.1} s; allowed: {} KiB and {} bytes for each byte of input",
+        "fuzz: {inputs} inputs in {:.1} s; allowed: {} KiB and {} bytes for each byte of input (config: 256)",
         start.elapsed().as_secs_f64(),
         run::BASE >> 10,
-        run::PER_BYTE,
+        targets::PER_BYTE,
     );
     match finding {
         None => ExitCode::SUCCESS,

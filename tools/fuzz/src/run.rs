@@ -10,10 +10,8 @@ use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
-/// What a parser may hold at once: this, and [`PER_BYTE`] for each byte of its input.
+/// What a parser may hold at once: this, and [`Target::per_byte`] for each byte of its input.
 pub(crate) const BASE: usize = 64 << 10;
-/// See [`BASE`].
-pub(crate) const PER_BYTE: usize = 32;
 
 /// An input of 64 KiB takes milliseconds; this is a loop that does not end.
 const HANG: Duration = Duration::from_secs(20);
@@ -80,7 +78,7 @@ pub(crate) fn one(target: &Target, input: &[u8]) -> Result<usize, Fault> {
             .or_else(|| panic.downcast_ref::<&str>().copied());
         return Err(Fault::Panic(message.unwrap_or("without a message").to_owned()));
     }
-    let allowed = BASE + PER_BYTE * input.len();
+    let allowed = BASE + target.per_byte * input.len();
     if held > allowed { Err(Fault::Hoard(held, allowed)) } else { Ok(held) }
 }
 
@@ -246,6 +244,7 @@ mod tests {
         let target = Target {
             name: "planted",
             corpus: &[],
+            per_byte: 32,
             parse: |input| assert!(!input.windows(3).any(|three| three == b"max"), "planted"),
         };
         let finding = run(target, 100_000).expect("found");
@@ -262,7 +261,7 @@ mod tests {
             let number = cgroupfs::files::parse_u64(input).unwrap_or(0);
             drop(Vec::<u8>::with_capacity(number.min(1 << 24) as usize));
         };
-        let target = Target { name: "planted", corpus: &[], parse };
+        let target = Target { name: "planted", corpus: &[], per_byte: 32, parse };
         assert!(matches!(run(target, 100_000).expect("found").fault, Fault::Hoard(..)));
     }
 

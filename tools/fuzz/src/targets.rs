@@ -3,14 +3,20 @@
 use cgroupfs::error::{Op, Result};
 use cgroupfs::files::{Access, ControlDir, ControlFile, Knob};
 use cgroupfs::memory::{Memory, MemoryStat, MemoryV1, MemoryV2};
-use cgroupfs::procfs::{Controllers, Meminfo, Psi, Swaps, Zoneinfo};
+use cgroupfs::procfs::{Controllers, Meminfo, Psi, Swaps, TaskStat, Zoneinfo};
 use cgroupfs::{Bytes, Limit, Membership, Mounts, membership};
 use cgshim::core::{WatermarkSpec, Watermarks};
+use cgshim::daemon::config::Config;
+use cgshim::oci::inject::{Entry, edited};
+use cgshim::oci::{Spec, State, json};
 use std::ffi::OsStr;
 use std::fs;
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Component, Path};
 use std::sync::Arc;
+
+/// What a parser may hold for each byte of its input, unless its row says otherwise.
+pub(crate) const PER_BYTE: usize = 32;
 
 /// A parser, and files to begin with.
 #[derive(Debug, Clone, Copy)]
@@ -19,12 +25,14 @@ pub(crate) struct Target {
     pub(crate) name: &'static str,
     /// Files and directories of `testdata/` that are good input for it.
     pub(crate) corpus: &'static [&'static str],
+    /// What it may hold for each byte of its input.
+    pub(crate) per_byte: usize,
     /// Parses, and asserts what has to hold of any result.
     pub(crate) parse: fn(&[u8]),
 }
 
 const fn target(name: &'static str, corpus: &'static [&'static str], parse: fn(&[u8])) -> Target {
-    Target { name, corpus, parse }
+    Target { name, corpus, per_byte: PER_BYTE, parse }
 }
 
 /// Every parser of the project that reads what it did not write.
@@ -48,8 +56,17 @@ pub(crate) const TARGETS: &[Target] = &[
     target("recording", &["recordings/host-6.18-v1/files"], recording),
     target("size", &[], |input| text(input, size)),
     target("group-name", &[], |input| text(input, |name| used(cgroupfs::dir::check_name(name)))),
+    target("kmsg", &[], kmsg),
+    target("task-stat", &[], |input| used(TaskStat::parse(input))),
     // --- the engine
     target("watermark", &[], |input| text(input, watermark)),
+    // --- what runtimes, operators and whoever has the socket say
+    target("oci-state", &["oci/state"], |input| used(State::parse(input, &mut Vec::new()))),
+    target("oci-spec", &["oci/spec"], |input| used(Spec::parse(input, &mut Vec::new()))),
+    target("oci-edit", &["oci/spec"], |input| text(input, oci_edit)),
+    target("request", &[], request),
+    // The operator's own file, 1 MiB at most; a tree of TOML has some 100 bytes for a bracket.
+    Target { per_byte: 256, ..target("config", &[], |input| used(Config::parse(Path::new("fuzz.toml"), input))) },
     // --- the tools
     target("cgctl-values", &[], |input| text(input, tools::cgctl::parse_values)),
     target("memload-values", &[], |input| text(input, tools::memload::parse_values)),
@@ -182,6 +199,30 @@ fn watermark(text: &str) {
             assert!(marks.low <= marks.high && marks.high.0 <= limit, "{marks:?} of {limit}");
         }
     }
+}
+
+fn kmsg(input: &[u8]) {
+    used(cgroupfs::kmsg::parse(input));
+    used(cgroupfs::kmsg::oom::mark_victim(input));
+    let mut lines = cgroupfs::kmsg::oom::Lines::default();
+    for line in input.split(|byte| *byte == b'\n') {
+        used(lines.line(line));
+    }
+}
+
+/// An edit of what is JSON leaves JSON, and a second one changes nothing.
+fn oci_edit(text: &str) {
+    used(json::document(text));
+    let entry = Entry { path: "/usr/libexec/cgshim-hook".into(), run_dir: None };
+    if let Ok(Some(with)) = edited(text, &entry) {
+        assert!(json::document(&with).is_ok(), "{with}");
+        assert!(matches!(edited(&with, &entry), Ok(None)), "{with}");
+    }
+}
+
+fn request(input: &[u8]) {
+    used(cgshim::api::message::parse(input));
+    text(input, |id| used(cgshim::api::message::check_id(id)));
 }
 
 /// A group whose files all hold the input.

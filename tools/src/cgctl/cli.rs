@@ -2,9 +2,11 @@
 
 use cgroupfs::{Bytes, Limit};
 use cgshim::core::WatermarkSpec;
+use cgshim::core::throttle::{Then, WayOut};
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use std::ffi::OsString;
 use std::path::PathBuf;
+use std::time::Duration;
 
 /// Keeps containers and commands out of direct reclaim, on any kernel.
 #[derive(Debug, Parser)]
@@ -48,6 +50,8 @@ pub(crate) enum Command {
     Caps(CapsArgs),
     /// Take so many bytes from a cgroup, and no more
     Reclaim(ReclaimArgs),
+    /// Why was it killed? What is on record of a container's OOMs, and what to do next
+    Why(WhyArgs),
     /// Record a cgroup's control files, to send to somebody or to test with
     Record(RecordArgs),
     /// Show what the engine does: bundled loads with it off and on, side by side, in under a minute
@@ -76,8 +80,8 @@ pub(crate) struct RunArgs {
     /// Memory limit: bytes, or with K, M, G; 'max' for none
     #[arg(long, value_name = "SIZE", value_parser = parse_limit)]
     pub(crate) limit: Option<Limit>,
-    /// memory.high: a size, or a percentage of the limit. Native on v2; on v1 background reclaim keeps
-    /// usage under it where memory can be reclaimed
+    /// memory.high: a size, or a percentage of the limit. Growth above it is throttled: natively on v2, by
+    /// freezing who grows for as long as v2 would let it sleep on v1
     #[arg(long, value_name = "SIZE|P%", value_parser = parse_share)]
     pub(crate) high: Option<Share>,
     /// What the command is expected to need; recorded in the report
@@ -89,9 +93,14 @@ pub(crate) struct RunArgs {
     /// Background reclaim starts above HIGH % of min(high, limit) and stops at LOW %; 'off' for none
     #[arg(long, value_name = "HIGH%:LOW%|off", default_value = "default", value_parser = parse_watermark)]
     pub(crate) watermark: WatermarkSpec,
-    /// Throttle above --high: native on v2
+    /// Throttle above --high; off leaves it to background reclaim
     #[arg(long, value_enum, default_value_t = Switch::On)]
     pub(crate) throttle: Switch,
+    /// What ends throttling (v1) that achieves nothing, and after how much frozen time: 'release' lifts it,
+    /// 'oom' kills the largest process as well, 'notify' goes on, 'never' has no budget (as the kernel)
+    #[arg(long, value_name = "release|oom|notify[=TIME]|never", default_value = "release=30s",
+          value_parser = parse_way_out)]
+    pub(crate) way_out: WayOut,
     /// Swap allowed on top of the limit; unset leaves it to the kernel
     #[arg(long, value_name = "SIZE", value_parser = parse_limit)]
     pub(crate) swap: Option<Limit>,
@@ -172,7 +181,7 @@ Examples:
 
 Keys: high (512M, 80%, request+90%, max), watermark (92%:86%, default, off), request (a size), class
 (guaranteed, burstable, besteffort), throttle (on, off), oom (kill, group, hold=30s). Above what the
-configuration and the container's annotations say, until the daemon ends.")]
+configuration and the container's annotations say, until the container ends.")]
 pub(crate) struct SetArgs {
     /// The container, or the beginning of its id
     #[arg(value_name = "ID")]
@@ -203,6 +212,27 @@ pub(crate) struct EventsArgs {
     /// One JSON object a line
     #[arg(long)]
     pub(crate) json: bool,
+}
+
+#[derive(Debug, Args)]
+#[command(after_help = "\
+Examples:
+  cgctl why                        every OOM of the last hour
+  cgctl why web                    by name, container id (or the start of it), or cgroup
+  cgctl why 3f2a91c07b55 --json    for programs
+
+The newest 1,000 OOMs are kept, for an hour. Needs no daemon. Exit code: 0; 1 if there is nothing on
+record, or nothing any more.")]
+pub(crate) struct WhyArgs {
+    /// A container's name, its id or the start of it, its cgroup, or a record's id [default: all]
+    #[arg(value_name = "ID|NAME|PREFIX|CGROUP")]
+    pub(crate) whose: Option<String>,
+    /// One JSON object
+    #[arg(long)]
+    pub(crate) json: bool,
+    /// No header line
+    #[arg(long)]
+    pub(crate) no_headers: bool,
 }
 
 #[derive(Debug, Args)]
@@ -431,6 +461,33 @@ fn parse_share(text: &str) -> Result<Share, String> {
     Ok(Share::OfLimit((value * 100.0).round() as u32))
 }
 
+fn parse_way_out(text: &str) -> Result<WayOut, String> {
+    if text == "never" {
+        return Ok(WayOut { budget: None, ..WayOut::default() });
+    }
+    let (then, time) = text.split_once('=').unwrap_or((text, "30s"));
+    let then = match then {
+        "release" => Then::Release,
+        "oom" => Then::Oom,
+        "notify" => Then::Notify,
+        _ => return Err(format!("'{text}' is not release, oom, notify or never")),
+    };
+    let (number, unit) =
+        time.split_at(time.find(|c: char| !c.is_ascii_digit()).unwrap_or(time.len()));
+    let scale = match unit {
+        "ms" => 1,
+        "" | "s" => 1000,
+        "m" | "min" => 60_000,
+        _ => return Err(format!("'{time}' is not a time, as in 30s")),
+    };
+    match number.parse::<u32>() {
+        Ok(n) if n > 0 => {
+            Ok(WayOut { budget: Some(Duration::from_millis(u64::from(n) * scale)), then })
+        }
+        _ => Err(format!("'{time}' is not a time above zero, as in 30s")),
+    }
+}
+
 fn parse_oom(text: &str) -> Result<OomPolicy, String> {
     match text {
         "kill" => Ok(OomPolicy::Kill),
@@ -479,6 +536,22 @@ mod tests {
             };
             assert!(!args.json);
             assert_eq!(args.command, ["ls", "--json", "-l"]);
+        }
+    }
+
+    #[test]
+    fn a_way_out_has_a_policy_and_a_time() {
+        let budget = |seconds| Some(Duration::from_secs(seconds));
+        for (text, budget, then) in [
+            ("release", budget(30), Then::Release),
+            ("oom=5s", budget(5), Then::Oom),
+            ("notify=2m", budget(120), Then::Notify),
+            ("never", None, Then::Release),
+        ] {
+            assert_eq!(parse_way_out(text), Ok(WayOut { budget, then }), "{text}");
+        }
+        for bad in ["", "release=", "release=0", "kill=1s", "oom=1h2", "never=3"] {
+            assert!(parse_way_out(bad).is_err(), "{bad}");
         }
     }
 

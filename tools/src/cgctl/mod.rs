@@ -8,6 +8,7 @@ mod demo;
 mod error;
 mod events;
 mod find;
+mod guard;
 mod hook;
 mod install;
 mod ps;
@@ -16,6 +17,7 @@ mod record;
 mod run;
 mod set;
 mod stat;
+mod why;
 
 use crate::report::term::Style;
 use clap::Parser;
@@ -43,7 +45,8 @@ pub fn main() -> ExitCode {
     };
     let run_dir = cli.run_dir.as_deref();
     let result = match cli.command {
-        cli::Command::Run(args) => run::main(args),
+        cli::Command::Run(args) => run::main(args, run_dir),
+        cli::Command::Why(args) => why::main(&args, run_dir),
         cli::Command::Record(args) => record::main(&args),
         cli::Command::Hook(args) => hook::main(&args),
         cli::Command::Install(args) => install::main(&args),

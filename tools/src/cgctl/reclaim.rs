@@ -2,6 +2,7 @@
 
 use super::cli::ReclaimArgs;
 use super::error::{FAILED, Failure};
+use super::guard::Guard;
 use super::set::WithSchema;
 use super::{daemon, find};
 use crate::report::fmt;
@@ -81,7 +82,11 @@ pub(super) fn main(args: &ReclaimArgs, run_dir: Option<&Path>) -> Result<ExitCod
             && group.children().is_ok_and(|children| children.is_empty())
     };
     let patience = Duration::from_secs_f64(args.timeout);
-    let once = driver::reclaim_once(&memory, args.size, &ended, patience, Some(signals.fd()))?;
+    let guard = Guard::set_up()?;
+    let slot = driver::enter(&guard.journal, &group, &hierarchy.mount_point)?;
+    let signalled = Some(signals.fd());
+    let once = driver::reclaim_once(&memory, args.size, &ended, patience, signalled, Some(slot))?;
+    drop(guard);
     let signal = signals.unblock();
     let now = memory.limit()?;
     let (freed, steps, wall, cpu, strategy) = match &once.report {

@@ -7,8 +7,9 @@ use crate::report::fmt;
 use cgroupfs::files::ControlDir;
 use cgroupfs::memory::{Counters, Memory, MemoryStat};
 use cgroupfs::{Cgroup, Limit, MemoryHierarchy};
-use cgshim::api::client::Client;
+use cgshim::api::client::{self, Client};
 use cgshim::api::message::View;
+use cgshim::journal::{Reader, Record};
 use serde::Serialize;
 use std::path::Path;
 use std::process::ExitCode;
@@ -51,14 +52,14 @@ pub(super) fn main(args: &StatArgs, run_dir: Option<&Path>) -> Result<ExitCode, 
         vec![
             hierarchy
                 .open(&hierarchy.own)
-                .map(|group| (Arc::new(group), None))
+                .map(|group| (Arc::new(group), Known::default()))
                 .map_err(Failure::from),
         ]
     } else {
-        args.groups.iter().map(|text| named(&hierarchy, client.as_mut(), text)).collect()
+        args.groups.iter().map(|text| named(&hierarchy, client.as_mut(), run_dir, text)).collect()
     };
     for group in named_groups {
-        match group.and_then(|(group, container)| look(&group, container)) {
+        match group.and_then(|(group, known)| look(&group, known)) {
             Ok(stat) if args.json => super::print_json(&stat)?,
             Ok(stat) => rows.push(row(&stat)),
             Err(failure) => {
@@ -77,43 +78,82 @@ pub(super) fn main(args: &StatArgs, run_dir: Option<&Path>) -> Result<ExitCode, 
     Ok(ExitCode::from(failed.unwrap_or(0)))
 }
 
-/// A container of the daemon's, or any cgroup.
+/// What is known of a container but for what its files say.
+#[derive(Debug, Default)]
+struct Known {
+    id: Option<String>,
+    /// Declared limit and high, from the journal.
+    terms: Option<(Limit, Limit)>,
+    view: Option<View>,
+}
+
+/// A container of the daemon's, or of the journal of one that does not run, or any cgroup.
 fn named(
     hierarchy: &MemoryHierarchy,
     client: Option<&mut Client>,
+    run_dir: Option<&Path>,
     text: &str,
-) -> Result<(Arc<Cgroup>, Option<View>), Failure> {
-    if let Some(client) = client
-        && !text.contains('/')
-        && let Ok(container) = daemon::container(client, text)
-    {
-        let group = hierarchy.open(Path::new(&container.cgroup))?;
-        return Ok((Arc::new(group), Some(container)));
+) -> Result<(Arc<Cgroup>, Known), Failure> {
+    if !text.contains('/') {
+        let running = client.is_some();
+        if let Some(client) = client
+            && let Ok(view) = daemon::container(client, text)
+        {
+            let group = hierarchy.open(Path::new(&view.cgroup))?;
+            let known = Known { id: Some(view.id.clone()), view: Some(view), terms: None };
+            return Ok((Arc::new(group), known));
+        }
+        if !running && let Some(found) = in_journal(hierarchy, run_dir, text) {
+            return Ok(found);
+        }
     }
-    Ok((find::group(hierarchy, text)?, None))
+    Ok((find::group(hierarchy, text)?, Known::default()))
 }
 
-fn look(group: &Arc<Cgroup>, container: Option<View>) -> Result<Stat, Failure> {
+/// The only container in the journal whose id is `text` or begins so, if its group is still there.
+fn in_journal(
+    hierarchy: &MemoryHierarchy,
+    run_dir: Option<&Path>,
+    text: &str,
+) -> Option<(Arc<Cgroup>, Known)> {
+    let reader = Reader::open(&client::run_dir(run_dir)).ok()?;
+    let mut records: Vec<Record> = reader.records().into_iter().map(|(record, _)| record).collect();
+    records.retain(|record| record.identity.id.starts_with(text));
+    if let Some(exact) = records.iter().position(|record| record.identity.id == text) {
+        records = vec![records.swap_remove(exact)];
+    }
+    let [record] = records.as_slice() else { return None };
+    let group = Cgroup::open(&hierarchy.mount_point, Path::new(&record.identity.path)).ok()?;
+    let known = Known {
+        id: Some(record.identity.id.clone()),
+        terms: Some((record.terms.declared, record.terms.high)),
+        view: None,
+    };
+    (group.inode() == record.identity.inode).then(|| (Arc::new(group), known))
+}
+
+fn look(group: &Arc<Cgroup>, known: Known) -> Result<Stat, Failure> {
     let memory: Arc<dyn Memory> = cgshim::driver::open_memory(group)?;
     let stat: MemoryStat = memory.stat()?;
     let counters: Counters = memory.counters()?;
     let bytes = |limit: Limit| limit.bytes().map(|bytes| bytes.0);
     let name = group.path().file_name().map(|name| name.to_string_lossy().into_owned());
-    let id = container.as_ref().map(|container| container.id.clone());
     Ok(Stat {
         schema: 1,
-        name: id.or(name).unwrap_or_default(),
+        name: known.id.or(name).unwrap_or_default(),
         cgroup: group.path().display().to_string(),
         hierarchy: memory.version().as_str(),
         usage_bytes: memory.usage()?.0,
-        // A step of the daemon's may stand in the file at this instant: it knows the declared one.
-        limit_bytes: match &container {
-            Some(container) => container.limit_bytes,
-            None => bytes(memory.limit()?),
+        // A step of the daemon's may stand in the file at this instant: the declared one is known.
+        limit_bytes: match (&known.view, known.terms) {
+            (Some(view), _) => view.limit_bytes,
+            (None, Some((declared, _))) => bytes(declared),
+            (None, None) => bytes(memory.limit()?),
         },
-        high_bytes: match &container {
-            Some(container) => container.high_bytes,
-            None => memory.high().ok().and_then(bytes),
+        high_bytes: match (&known.view, known.terms) {
+            (Some(view), _) => view.high_bytes,
+            (None, Some((_, high))) => bytes(high),
+            (None, None) => memory.high().ok().and_then(bytes),
         },
         peak_bytes: memory.peak().ok().map(|bytes| bytes.0),
         swap_bytes: memory.swap_usage()?.map(|bytes| bytes.0),
@@ -128,7 +168,7 @@ fn look(group: &Arc<Cgroup>, container: Option<View>) -> Result<Stat, Failure> {
         events_max: counters.max,
         oom_kill: counters.oom_kill,
         processes: group.procs()?.len(),
-        container,
+        container: known.view,
     })
 }
 

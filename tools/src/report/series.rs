@@ -92,6 +92,14 @@ impl<'a> Series<'a> {
         Series { timeline, samples, rounds, marks, wall_ms }
     }
 
+    /// When it was throttled: a pulse is counted when it is over.
+    pub(super) fn frozen(&self) -> impl Iterator<Item = (f64, f64)> {
+        self.samples.windows(2).filter_map(|pair| {
+            let time = pair[1].throttled_ms - pair[0].throttled_ms;
+            (time > 0.0).then(|| (pair[1].t_ms - time, pair[1].t_ms))
+        })
+    }
+
     /// The horizontal lines, from the most important down: of two in one place, the first wins.
     pub(super) fn levels(&self) -> Vec<Level> {
         let t = self.timeline;

@@ -222,6 +222,13 @@ impl DiskFile {
         file
     }
 
+    /// A file of holes: its page cache costs no reading from the disk.
+    pub(crate) fn sparse(size: Bytes) -> DiskFile {
+        let file = DiskFile::new(Bytes(0));
+        File::options().write(true).open(&file.0).unwrap().set_len(size.0).unwrap();
+        file
+    }
+
     /// Drops its clean cache, whoever is charged with it.
     pub(crate) fn drop_cache(&self) {
         let file = File::open(&self.0).unwrap();
@@ -297,6 +304,21 @@ impl Load {
         self.tell(&format!("grow {} {}", rate.0, most.0)).unwrap();
     }
 
+    /// Reads a file a page at a time, without read-ahead, so many bytes a second.
+    pub(crate) fn stream_pages(&mut self, file: &DiskFile, rate: Bytes) {
+        self.tell(&format!("pages {} {}", rate.0, file.0.display())).unwrap();
+    }
+
+    /// Fills anonymous memory up to `size`, so many bytes a second, and never looks at it again.
+    pub(crate) fn grow_pages(&mut self, rate: Bytes, size: Bytes) {
+        self.tell(&format!("grow-pages {} {}", rate.0, size.0)).unwrap();
+    }
+
+    /// How much [`Load::stream_pages`] or [`Load::grow_pages`] has done, in bytes.
+    pub(crate) fn done(&mut self) -> u64 {
+        self.tell("done").unwrap().parse().unwrap()
+    }
+
     /// Frees its anonymous memory.
     pub(crate) fn free(&mut self) {
         self.tell("free").unwrap();
@@ -321,6 +343,7 @@ fn load_child() {
     if std::env::var_os("CGSHIM_TEST_LOAD").is_none() {
         return;
     }
+    static DONE: AtomicU64 = AtomicU64::new(0);
     let mut held: Vec<Vec<u8>> = Vec::new();
     let mut files = Vec::new();
     for order in std::io::stdin().lines() {
@@ -368,6 +391,50 @@ fn load_child() {
                 });
                 "ok".into()
             }
+            "done" => DONE.load(Ordering::SeqCst).to_string(),
+            "pages" => {
+                let rate = number();
+                let mut file = File::open(words.next().unwrap()).unwrap();
+                posix_fadvise(&file, 0, 0, PosixFadviseAdvice::POSIX_FADV_RANDOM).unwrap();
+                std::thread::spawn(move || {
+                    let mut buffer = [0; 4096];
+                    page_by_page(&DONE, rate, || file.read(&mut buffer).unwrap() > 0);
+                });
+                "ok".into()
+            }
+            "grow-pages" => {
+                let (rate, size) = (number(), words.next().unwrap().parse().unwrap());
+                std::thread::spawn(move || {
+                    let mut held = Vec::<u8>::with_capacity(size);
+                    page_by_page(&DONE, rate, || {
+                        // No page is like its neighbour, and it is quick in a debug build.
+                        held.extend_from_slice(&[(held.len() >> 12) as u8; 4096]);
+                        held.len() < size
+                    });
+                });
+                "ok".into()
+            }
+            "dirty" => {
+                let rate = number();
+                let path = words.next().unwrap().to_owned() + ".dirty";
+                std::thread::spawn(move || {
+                    let mut file = File::create(&path).unwrap();
+                    // Gone with this process.
+                    fs::remove_file(&path).unwrap();
+                    let (start, mut done) = (Instant::now(), 0);
+                    let buffer = vec![7; 256 << 10];
+                    loop {
+                        file.write_all(&buffer).unwrap();
+                        done += buffer.len() as u64;
+                        if done % (256 * MIB) == 0 {
+                            file.rewind().unwrap();
+                        }
+                        let due = Duration::from_secs_f64(done as f64 / rate as f64);
+                        std::thread::sleep(due.saturating_sub(start.elapsed()));
+                    }
+                });
+                "ok".into()
+            }
             "probe" => match cgroupfs::probe::Capabilities::probe() {
                 Ok(found) => format!("{} features", found.features.len()),
                 Err(error) => error.to_string(),
@@ -394,6 +461,22 @@ fn grow(rate: u64, most: u64) {
             std::thread::sleep(due.saturating_sub(start.elapsed()));
         }
     }
+    loop {
+        std::thread::park();
+    }
+}
+
+/// Does `page` for a page after the other, `rate` bytes a second, until it says that it was the last.
+fn page_by_page(done: &AtomicU64, rate: u64, mut page: impl FnMut() -> bool) {
+    let start = Instant::now();
+    while page() {
+        let done = done.fetch_add(4096, Ordering::SeqCst) + 4096;
+        if done.is_multiple_of(64 << 10) {
+            let due = Duration::from_secs_f64(done as f64 / rate as f64);
+            std::thread::sleep(due.saturating_sub(start.elapsed()));
+        }
+    }
+    // What it holds, it holds.
     loop {
         std::thread::park();
     }

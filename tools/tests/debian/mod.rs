@@ -228,6 +228,14 @@ impl Bundle {
         Bundle { id: id.into(), path }
     }
 
+    /// With one more annotation.
+    pub(crate) fn annotate(&self, key: &str, value: &str) {
+        let config = self.path.join("config.json");
+        let mut spec: Value = serde_json::from_slice(&fs::read(&config).unwrap()).unwrap();
+        spec["annotations"][key] = json!(value);
+        fs::write(config, spec.to_string()).unwrap();
+    }
+
     /// With the hooks that `cgctl hook inject` brings in.
     pub(crate) fn injected(id: &str, cgroups_path: &str, program: &[&str]) -> Bundle {
         let bundle = Bundle::new(id, cgroups_path, program);
@@ -251,6 +259,6 @@ pub(crate) fn assert_listed_itself(what: &str, id: &str, output: &Output) {
     assert_eq!(own["limit_bytes"], LIMIT, "{what}: {own}");
     assert_eq!(own["high_bytes"], HIGH, "{what}: {own}");
     assert_eq!(own["ended_ms"], Value::Null, "{what}: {own}");
-    let took = until("what has ended is not listed", 5 * SECOND, || find(&ps(), id).is_none());
+    let took = until("what has ended is not listed", 15 * SECOND, || find(&ps(), id).is_none());
     println!("{what}: registered with its policy, gone {} ms after the runtime", took.as_millis());
 }

@@ -203,7 +203,7 @@ pub enum Action {
 pub struct Ledger {
     tag: u32,
     next: u64,
-    watched: BTreeMap<u64, Watched>,
+    watched: BTreeMap<u64, Box<Watched>>,
     /// Those that something is waited for.
     active: BTreeSet<u64>,
     log_readable: bool,
@@ -269,7 +269,7 @@ impl Ledger {
     pub fn handle(&mut self, at: Stamp, event: Event, out: &mut Vec<Action>) {
         match event {
             Event::Watch(key, subject) => {
-                self.watched.insert(key, Watched::new(at.now, *subject));
+                self.watched.insert(key, Box::new(Watched::new(at.now, *subject)));
             }
             Event::Init(key, pid) => {
                 if let Some(watched) = self.watched.get_mut(&key) {
@@ -391,6 +391,8 @@ impl Ledger {
             self.next += 1;
             let id = id(at, self.tag, self.next);
             let mut open = watched.open(at, id, kills, beneath, From::OomKill);
+            open.record.oom_kill_counter =
+                look.oom_kill.map(|now| now.saturating_sub(each.saturating_sub(n + 1)));
             if !watched.unclaimed.is_empty() {
                 let (_, kill) = watched.unclaimed.remove(0);
                 claim(&mut open, &watched.subject, kill, readable);
@@ -425,7 +427,7 @@ impl Ledger {
         let readable = self.log_readable;
         let Some(watched) = self.watched.get_mut(&key) else { return };
         self.active.insert(key);
-        if let Some(open) = watched.open.iter_mut().find(|open| !open.claimed) {
+        if let Some(open) = watched.open.iter_mut().find(|open| open.waits()) {
             claim(open, &watched.subject, kill, readable);
             out.push(write(key, &open.record, false));
             return;
@@ -443,7 +445,7 @@ impl Ledger {
             .iter()
             .filter(|(_, watched)| is_beneath(path, &watched.subject.path))
             .max_by_key(|(_, watched)| {
-                let waits = watched.open.iter().any(|open| !open.claimed);
+                let waits = watched.open.iter().any(Open::waits);
                 (watched.subject.path.len(), waits, watched.gone.is_none())
             })
             .map(|(key, _)| *key)
@@ -558,6 +560,13 @@ fn id(at: Stamp, tag: u32, number: u64) -> String {
     format!("oom-{:010x}-{tag:x}-{number:x}", at.boot_ms)
 }
 
+impl Open {
+    /// A line of the log may be about it.
+    fn waits(&self) -> bool {
+        !self.claimed && self.record.cause != Cause::WokeWithoutKill
+    }
+}
+
 impl Watched {
     fn new(now: Now, subject: Subject) -> Watched {
         Watched {
@@ -595,7 +604,7 @@ impl Watched {
 
     fn settles_at(&self, n: usize, log_readable: bool) -> Now {
         let Some(open) = self.open.get(n) else { return Now::ZERO };
-        let waits = !open.claimed && open.record.kills > 0 && log_readable;
+        let waits = open.waits() && log_readable;
         open.born
             + match (waits, self.leaving) {
                 (true, _) => SETTLE_UNCLAIMED,
@@ -637,6 +646,7 @@ impl Watched {
             cgroup: subject.cgroup.clone(),
             generation: subject.generation,
             kills,
+            oom_kill_counter: None,
             cause: Cause::Unknown,
             unknown: Vec::new(),
             limit_cgroup: None,
@@ -726,6 +736,12 @@ impl Watched {
 /// A line of the log is about this record.
 fn claim(open: &mut Open, subject: &Subject, kill: LogKill, log_readable: bool) {
     open.claimed = true;
+    // It was not known whether anybody was killed.
+    if open.record.kills == 0 {
+        open.record.kills = 1;
+        open.record.unknown.clear();
+        open.record.source("kills", kill.from);
+    }
     if let Some((path, from)) = &kill.group {
         open.beneath = *path != subject.path;
         open.record.source("victim_cgroup", *from);

@@ -136,6 +136,9 @@ pub struct Record {
     pub generation: u64,
     /// Tasks killed: 1, more where so many died at once that they share a record, 0 if none was.
     pub kills: u64,
+    /// The group's `oom_kill` with it: what is above that is not on record yet.
+    #[serde(default)]
+    pub oom_kill_counter: Option<u64>,
     /// Why.
     pub cause: Cause,
     /// In words, what cannot be known and why.

@@ -115,8 +115,7 @@ impl Curve {
         let mut usage = high;
         // Until when each task sleeps or fills.
         let mut awake = vec![filling; growers.max(1) as usize];
-        loop {
-            let Some(next) = awake.iter_mut().min() else { break };
+        while let Some(next) = awake.iter_mut().min() {
             if *next > time {
                 break;
             }

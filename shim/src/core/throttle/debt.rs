@@ -1,55 +1,112 @@
-//! What each task owes: penalties for its growth less the time it was frozen.
+//! What is owed: the debt of the task that owes most, less the time all of them were frozen.
 //!
 //! The kernel lets every task sleep on its own account, all of them at the same time. A pulse freezes
-//! them together, so it lasts as long as the *largest* debt, not as the sum; whoever owed less has
-//! then been frozen for longer than its own growth was worth, and gets a little of that back as credit.
-//! Without credit, whichever task had got ahead in the last window would set the pace of all.
+//! them together, so it lasts as long as the *largest* debt, never as long as the sum.
+//!
+//! Whose is the largest cannot be told from one window, which is a fraction of a millisecond: whoever
+//! happens to have a CPU grows in it by the charges of two, and in the next window somebody else does.
+//! Taken at each window's word, equal growers would pay for luck: measured with four growers on two CPUs,
+//! they stayed 1 to 2 % of high below the kernel's curve. So each task's share of the growth is averaged
+//! over windows, and of all that is owed the largest share is due: that of an equal part, unless
+//! somebody's is larger by more than [`LUCK`].
 
 use std::collections::BTreeMap;
 use std::time::Duration;
 
-/// Credit is worth so many charges at most: a task that does not grow while others are frozen for it
-/// must not save up for a sprint.
-const CREDIT_CHARGES: u32 = 4;
+/// Shares are averaged over about so many windows.
+const WINDOWS: f64 = 16.0;
 
-/// The debts of one container's tasks, in nanoseconds; negative ones are credit.
+/// What a share may be larger by and still be luck. With four growers on two CPUs the largest of the four
+/// averages is 0.05 above its 0.25 by chance, and more because a thaw wakes them in the same order each
+/// time: measured on 6.18, with 0.08 four growers stayed 5 to 8 % below the curve's overage.
+const LUCK: f64 = 0.12;
+
+/// Who has this part of the largest share grows.
+const GROWS: f64 = 0.25;
+
+/// The debt of one container.
 #[derive(Debug, Clone, Default)]
-pub(super) struct Debts(BTreeMap<u32, i64>);
-
-fn nanos(time: Duration) -> i64 {
-    i64::try_from(time.as_nanos()).unwrap_or(i64::MAX)
+pub(super) struct Debts {
+    /// Each task's share of the growth, in all 1.
+    shares: BTreeMap<u32, f64>,
+    /// Seconds owed.
+    debt: f64,
 }
 
 impl Debts {
-    /// `task` grew, and owes so much for it.
-    pub(super) fn owe(&mut self, task: u32, penalty: Duration) {
-        let debt = self.0.entry(task).or_default();
-        *debt = debt.saturating_add(nanos(penalty));
-    }
-
-    /// All of them were frozen for `time`, when one charge cost `sleep`.
-    pub(super) fn frozen(&mut self, time: Duration, sleep: Duration) {
-        let least = -nanos(sleep.saturating_mul(CREDIT_CHARGES));
-        for debt in self.0.values_mut() {
-            // Credit that stems from dearer times is not taken away, only not added to.
-            *debt = debt.saturating_sub(nanos(time)).max(least.min(*debt));
+    /// A window is over in which tasks made so many charges, and owe so much for them.
+    pub(super) fn window(&mut self, owed: impl IntoIterator<Item = (u32, f64, Duration)>) {
+        let owed: Vec<(u32, f64, Duration)> = owed.into_iter().collect();
+        let charges: f64 = owed.iter().map(|(_, charges, _)| charges).sum();
+        if charges <= 0.0 {
+            return;
         }
+        for (task, ..) in &owed {
+            self.enroll(*task);
+        }
+        // Little growth says little.
+        let weight = charges.min(1.0) / WINDOWS;
+        for share in self.shares.values_mut() {
+            *share *= 1.0 - weight;
+        }
+        for (task, own, _) in &owed {
+            *self.shares.entry(*task).or_default() += weight * own / charges;
+        }
+        let penalty: f64 = owed.iter().map(|(_, _, penalty)| penalty.as_secs_f64()).sum();
+        self.debt += penalty * self.largest_share();
     }
 
-    /// What the task that owes most owes.
-    pub(super) fn largest(&self) -> Duration {
-        let most = self.0.values().copied().max().unwrap_or(0);
-        Duration::from_nanos(u64::try_from(most).unwrap_or(0))
+    /// A task is taken to grow like the others, until windows show better.
+    pub(super) fn enroll(&mut self, task: u32) {
+        if self.shares.contains_key(&task) {
+            return;
+        }
+        let n = self.shares.len() as f64;
+        for share in self.shares.values_mut() {
+            *share *= n / (n + 1.0);
+        }
+        self.shares.insert(task, 1.0 / (n + 1.0));
+    }
+
+    fn largest(&self) -> f64 {
+        self.shares.values().copied().fold(0.0, f64::max)
+    }
+
+    fn largest_share(&self) -> f64 {
+        let equal = 1.0 / self.growers().max(1) as f64;
+        equal.max(self.largest() - LUCK).min(self.largest())
+    }
+
+    /// How many grow.
+    pub(super) fn growers(&self) -> usize {
+        let least = self.largest() * GROWS;
+        self.shares.values().filter(|share| **share >= least).count()
+    }
+
+    /// All of them were frozen for `time`.
+    pub(super) fn frozen(&mut self, time: Duration) {
+        self.debt = (self.debt - time.as_secs_f64()).max(0.0);
+    }
+
+    /// What is due.
+    pub(super) fn due(&self) -> Duration {
+        Duration::from_secs_f64(self.debt.clamp(0.0, 1e6))
     }
 
     /// Forgets tasks that are gone, or grow no more.
     pub(super) fn keep(&mut self, mut alive: impl FnMut(u32) -> bool) {
-        self.0.retain(|task, _| alive(*task));
+        self.shares.retain(|task, _| alive(*task));
+        let sum: f64 = self.shares.values().sum();
+        if sum > 0.0 {
+            self.shares.values_mut().for_each(|share| *share /= sum);
+        } else {
+            self.debt = 0.0;
+        }
     }
 
     /// Forgets all debt: usage is back at high, where nothing is owed.
     pub(super) fn clear(&mut self) {
-        self.0.clear();
+        self.debt = 0.0;
     }
 }
 
@@ -60,64 +117,88 @@ mod tests {
 
     const MS: Duration = Duration::from_millis(1);
 
-    #[test]
-    fn the_largest_debt_counts_not_the_sum() {
+    fn close(due: Duration, want: Duration) -> bool {
+        due.abs_diff(want) < MS
+    }
+
+    /// What is due in all over 400 windows in which tasks make these charges, of 50 ms each.
+    fn due_in_all(charges: impl Fn(u32) -> Vec<(u32, f64)>) -> Duration {
         let mut debts = Debts::default();
-        for task in 0..10 {
-            debts.owe(task, 50 * MS);
+        for n in 0..400 {
+            debts.window(charges(n).into_iter().map(|(task, n)| (task, n, (50 * MS).mul_f64(n))));
         }
-        debts.owe(3, 20 * MS);
-        assert_eq!(debts.largest(), 70 * MS);
+        debts.due()
+    }
+
+    #[test]
+    fn equal_growers_owe_together_what_one_of_them_owes() {
+        let due = due_in_all(|_| (0..10).map(|task| (task, 1.0)).collect());
+        assert!(close(due, 400 * 50 * MS), "{due:?}");
     }
 
     #[test]
     fn what_a_pulse_did_not_cover_is_carried() {
         let mut debts = Debts::default();
-        debts.owe(1, 3000 * MS);
-        debts.frozen(2000 * MS, 2000 * MS);
-        assert_eq!(debts.largest(), 1000 * MS);
+        debts.window([(1, 1.5, 3000 * MS)]);
+        debts.frozen(2000 * MS);
+        assert!(close(debts.due(), 1000 * MS));
     }
 
     #[test]
-    fn who_was_frozen_for_another_may_grow_a_little_for_free_and_no_more() {
-        let mut debts = Debts::default();
-        debts.owe(1, 1000 * MS);
-        debts.owe(2, Duration::ZERO);
-        debts.frozen(1000 * MS, 50 * MS);
-        // Four charges of 50 ms are free, the fifth is not.
-        debts.owe(2, 250 * MS);
-        assert_eq!(debts.largest(), 50 * MS);
+    fn growers_that_get_ahead_by_turns_do_not_pay_for_luck() {
+        // Four growers, two of which grow by two charges in each window.
+        let due = due_in_all(|n| {
+            let other = (n / 3 + 1 + n % 2) % 4;
+            vec![((n / 3) % 4, 2.0), (other, 2.0)]
+        });
+        // Four charges a window, shared among four.
+        let fair = 400 * 50 * MS;
+        assert!(due.abs_diff(fair) < fair / 20, "{due:?} {fair:?}");
     }
 
     #[test]
-    fn a_task_that_is_gone_owes_nothing() {
+    fn one_that_is_faster_than_the_others_sets_the_pace() {
+        for others in [0.01, 0.1, 0.5] {
+            let due = due_in_all(|_| vec![(0, 1.0), (1, others), (2, others), (3, others)]);
+            let alone = 400 * 50 * MS;
+            assert!(due <= alone * 11 / 10, "{others}: {due:?}");
+            assert!(due >= alone * 65 / 100, "{others}: {due:?}");
+        }
+    }
+
+    #[test]
+    fn who_is_known_to_grow_counts_before_it_gets_a_cpu() {
         let mut debts = Debts::default();
-        debts.owe(1, 1000 * MS);
+        (0..4).for_each(|task| debts.enroll(task));
+        debts.window([(0, 4.0, 200 * MS)]);
+        assert!(close(debts.due(), 50 * MS), "{:?}", debts.due());
+    }
+
+    #[test]
+    fn a_task_that_is_gone_leaves_its_share_to_the_others() {
+        let mut debts = Debts::default();
+        debts.window([(1, 1.0, 50 * MS), (2, 1.0, 50 * MS)]);
         debts.keep(|task| task != 1);
-        assert_eq!(debts.largest(), Duration::ZERO);
+        debts.frozen(debts.due());
+        debts.window([(2, 1.0, 50 * MS)]);
+        assert!(close(debts.due(), 50 * MS));
     }
 
     proptest! {
         #[test]
-        fn no_task_outruns_its_penalties(steps in prop::collection::vec((0u32..4, 0u64..2000, any::<bool>()), 1..200)) {
-            // Whatever the order of growth and pulses: what a task was charged is covered by the time it
-            // was frozen, its debt, and the credit of four charges.
-            let sleep = 500 * MS;
+        fn never_more_than_the_sum_nor_less_than_an_equal_part(
+            windows in prop::collection::vec(prop::collection::vec((0u32..4, 0.0f64..20.0), 0..4), 1..200),
+        ) {
             let mut debts = Debts::default();
-            let mut charged = [Duration::ZERO; 4];
-            let mut frozen = Duration::ZERO;
-            for (task, ms, pulse) in steps {
-                debts.owe(task, ms as u32 * MS);
-                charged[task as usize] += ms as u32 * MS;
-                if pulse {
-                    let time = debts.largest().min(2000 * MS);
-                    debts.frozen(time, sleep);
-                    frozen += time;
-                }
+            let mut owed = 0.0;
+            for window in windows {
+                debts.window(window.iter().map(|(task, n)| (*task, *n, Duration::from_secs_f64(n * 0.05))));
+                owed += window.iter().map(|(_, n)| n * 0.05).sum::<f64>();
+                let sum: f64 = debts.shares.values().sum();
+                prop_assert!(debts.shares.is_empty() || (sum - 1.0).abs() < 1e-6);
             }
-            for total in charged {
-                prop_assert!(total <= frozen + debts.largest() + Duration::ZERO);
-            }
+            let due = debts.due().as_secs_f64();
+            prop_assert!(due <= owed + 1e-6 && due >= owed / 4.0 * 0.99 - 1e-6, "{due} {owed}");
         }
     }
 }

@@ -28,6 +28,7 @@ use crate::core::event::Now;
 use cgroupfs::units::page_size;
 use cgroupfs::{Bytes, Limit};
 use debt::Debts;
+use std::collections::BTreeSet;
 use std::time::Duration;
 
 /// A window is over after so long even if nobody grew by a whole charge.
@@ -160,18 +161,21 @@ impl Throttle {
         let pages: u64 = grown.iter().map(|grown| grown.pages).fold(0, u64::saturating_add);
         let later = Bytes((pages.saturating_sub(unit) / 2).saturating_mul(page_size()));
         let f = self.overage(now, levels, reclaimable.saturating_add(later));
-        for grown in grown {
-            self.debts.owe(grown.task, self.curve.penalty(f, grown.pages, grown.unit));
+        if unit > 0 {
+            self.unit = unit;
         }
-        self.growers =
-            grown.iter().filter(|grown| grown.pages >= grown.unit / 8).count().max(1) as u64;
-        self.unit = grown.iter().map(|grown| grown.unit).max().unwrap_or(self.curve.batch());
         self.sleep = self.curve.sleep(f, self.unit);
+        let owed = grown.iter().map(|grown| {
+            let charges = grown.pages as f64 / grown.unit.max(1) as f64;
+            (grown.task, charges, self.curve.penalty(f, grown.pages, grown.unit))
+        });
+        self.debts.window(owed);
+        self.growers = self.debts.growers().max(1) as u64;
         self.due()
     }
 
     fn due(&self) -> Duration {
-        let due = self.debts.largest().min(LONGEST);
+        let due = self.debts.due().min(LONGEST);
         // Too short to be slept: carried.
         if due <= IGNORED { Duration::ZERO } else { due }
     }
@@ -182,7 +186,7 @@ impl Throttle {
         self.totals.pulses += 1;
         self.totals.frozen += time;
         self.totals.longest = self.totals.longest.max(time);
-        self.debts.frozen(time, self.sleep);
+        self.debts.frozen(time);
         let then = self.guard.throttled(now, time, usage, self.high)?;
         if then != Then::Notify {
             self.totals.released += 1;
@@ -201,9 +205,12 @@ impl Throttle {
         self.totals.killed += 1;
     }
 
-    /// Tasks that are gone or grow no more owe nothing.
-    pub fn keep(&mut self, alive: impl FnMut(u32) -> bool) {
-        self.debts.keep(alive);
+    /// These tasks are known to grow; others are gone, or grow no more.
+    pub fn growing(&mut self, tasks: &BTreeSet<u32>) {
+        for task in tasks {
+            self.debts.enroll(*task);
+        }
+        self.debts.keep(|task| tasks.contains(&task));
     }
 
     /// The terms of the window after a pulse of this length: what the group's usage may grow by before it
@@ -211,7 +218,7 @@ impl Throttle {
     /// less what leaks until a freeze holds; nothing while debt is left: tasks are thawed then only because
     /// a pulse has to end.
     pub fn after(&self, pulse: Duration) -> (Bytes, Duration) {
-        let carried = self.debts.largest().saturating_sub(pulse);
+        let carried = self.debts.due().saturating_sub(pulse);
         if carried > IGNORED {
             return (Bytes(0), carried);
         }

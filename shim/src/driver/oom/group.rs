@@ -60,6 +60,8 @@ pub(super) struct Group {
     pub(super) above: Vec<Arc<Level>>,
     pub(super) above_paths: Vec<PathBuf>,
     peak: Option<Knob>,
+    /// v1: `memory.stat` has nothing of the kernel's own.
+    kmem: Option<Knob>,
     pub(super) oom: Option<Notification>,
     pub(super) pidfd: Option<OwnedFd>,
     beneath: HashMap<String, Child>,
@@ -98,6 +100,7 @@ impl Group {
         let (above_paths, above) = above.into_iter().unzip();
         let mut opened = Group {
             peak: Knob::open(&dir, peak, Access::Read).ok(),
+            kmem: Knob::open(&dir, "memory.kmem.usage_in_bytes", Access::Read).ok(),
             group,
             path,
             level,
@@ -181,7 +184,10 @@ impl Group {
                 anon_bytes: bytes(stat.anon),
                 file_bytes: bytes(stat.file),
                 shmem_bytes: bytes(stat.shmem),
-                kernel_bytes: bytes(stat.kernel_or_parts()),
+                kernel_bytes: match &self.kmem {
+                    Some(knob) => knob.read_u64().ok(),
+                    None => bytes(stat.kernel_or_parts()),
+                },
                 dirty_bytes: bytes(stat.dirty),
                 swap_bytes: bytes(swap),
             },

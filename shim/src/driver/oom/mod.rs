@@ -38,6 +38,10 @@ pub struct OomOptions {
     pub tracefs: Vec<PathBuf>,
     /// Ask for real-time priority.
     pub real_time: bool,
+    /// Every line of the log wakes the watch: on v1 nothing else tells at once of a kill for want of host
+    /// memory. Without it the log is read when something else says that there is a reason to, and an idle
+    /// watch sleeps whatever is logged.
+    pub log_wakes: bool,
 }
 
 /// The kernel log.
@@ -50,6 +54,7 @@ impl Default for OomOptions {
             log: LOG.into(),
             tracefs: vec!["/sys/kernel/tracing".into(), "/sys/kernel/debug/tracing".into()],
             real_time: true,
+            log_wakes: true,
         }
     }
 }
@@ -123,7 +128,7 @@ impl OomWatch {
         let thread = std::thread::Builder::new()
             .name("cgshim-oom".into())
             .stack_size(256 << 10)
-            .spawn(move || match thread::Watcher::new(&options, &orders_fd) {
+            .spawn(move || match thread::Watcher::new(&options, orders_fd) {
                 Ok((mut watcher, sources)) => {
                     let _ = ready.send(Ok(sources));
                     watcher.run(&orders, &tell, &news_fd);

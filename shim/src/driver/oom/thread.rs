@@ -71,15 +71,22 @@ struct Watched {
 pub(super) struct Watcher {
     epoll: Epoll,
     timer: TimerFd,
+    /// Signalled when there are orders.
+    wake: Arc<EventFd>,
     start: Instant,
     host: Host,
     ledger: Ledger,
     store: Option<Store>,
+    /// What earlier processes have on record.
+    recorded: HashMap<(String, u64), u64>,
     log: Option<Log>,
     /// The log is in flood: read on at this time.
     log_again: Option<Now>,
+    log_wakes: bool,
+    /// The log's descriptor is listened to now.
+    log_heard: bool,
     modified: Option<ModifiedSet>,
-    groups: HashMap<u64, Watched>,
+    groups: HashMap<u64, Box<Watched>>,
     above: HashMap<u64, Above>,
     next_above: u64,
     slow: Option<Now>,
@@ -91,7 +98,7 @@ pub(super) struct Watcher {
 }
 
 impl Watcher {
-    pub(super) fn new(options: &OomOptions, orders: &EventFd) -> Result<(Watcher, Sources)> {
+    pub(super) fn new(options: &OomOptions, orders: Arc<EventFd>) -> Result<(Watcher, Sources)> {
         let failed = |errno| Error::refused(Op::Watch, "the OOM watch", errno);
         sys::block_signals();
         let real_time = match options.real_time {
@@ -131,11 +138,15 @@ impl Watcher {
         let mut watcher = Watcher {
             epoll,
             timer,
+            wake: orders,
             start: Instant::now(),
             ledger: Ledger::new(std::process::id()),
+            recorded: store.as_ref().map(Store::recorded).unwrap_or_default(),
             store: store.ok(),
             log,
             log_again: None,
+            log_wakes: options.log_wakes,
+            log_heard: true,
             modified,
             groups: HashMap::new(),
             above: HashMap::new(),
@@ -147,7 +158,7 @@ impl Watcher {
             queue: VecDeque::new(),
             host,
         };
-        watcher.listen(orders.as_fd(), WAKE, 0)?;
+        watcher.listen(watcher.wake.as_fd(), WAKE, 0)?;
         watcher.listen(watcher.timer.as_fd(), TIMER, 0)?;
         if let Some(log) = &watcher.log {
             watcher.listen(log.fd(), LOG, 0)?;
@@ -170,6 +181,7 @@ impl Watcher {
             let _ = news.write(1);
         };
         loop {
+            self.hear_the_log();
             self.set_timer();
             let mut events = [EpollEvent::empty(); 64];
             let ready = match self.epoll.wait(&mut events, EpollTimeout::NONE) {
@@ -186,6 +198,7 @@ impl Watcher {
                 let number = event.data() & ((1 << SHIFT) - 1);
                 match event.data() >> SHIFT {
                     WAKE => {
+                        let _ = self.wake.read();
                         // What the log says by now is about those who are still there.
                         self.read_log(&mut tell);
                         ended = self.obey(orders, &mut tell);
@@ -221,6 +234,23 @@ impl Watcher {
         self.epoll
             .add(fd, EpollEvent::new(EpollFlags::EPOLLIN, kind << SHIFT | number))
             .map_err(|errno| Error::refused(Op::Watch, "the OOM watch", errno))
+    }
+
+    /// Listens to the log, unless it is in flood, or there is no reason to.
+    fn hear_the_log(&mut self) {
+        let Some(log) = &self.log else { return };
+        let wanted = self.log_wakes || self.ledger.deadline().is_some();
+        let hear = wanted && self.log_again.is_none();
+        if hear != self.log_heard {
+            let flags = if hear { EpollFlags::EPOLLIN } else { EpollFlags::empty() };
+            let mut event = EpollEvent::new(flags, LOG << SHIFT);
+            if self.epoll.modify(log.fd(), &mut event).is_ok() {
+                self.log_heard = hear;
+            }
+        }
+        if !wanted {
+            self.log_again = None;
+        }
     }
 
     fn set_timer(&self) {
@@ -307,10 +337,15 @@ impl Watcher {
             Some(modified) => modified.watch(&group.group, "memory.events", key << 1).ok(),
             None => None,
         };
-        let subject = group.subject(identity, &self.host)?;
+        let mut identity = identity.clone();
+        let recorded =
+            self.recorded.remove(&(directory.display().to_string(), group.group.inode()));
+        identity.oom_kill = identity.oom_kill.max(recorded);
+        let subject = group.subject(&identity, &self.host)?;
         let own = subject.levels.first().copied().unwrap_or_default();
         let ooms = (own.oom_local.unwrap_or(0), own.oom.unwrap_or(0));
-        self.groups.insert(key, Watched { group, above: ids, watch, ooms, gone: false });
+        let watched = Watched { group, above: ids, watch, ooms, gone: false };
+        self.groups.insert(key, Box::new(watched));
         self.queue.push_back(Event::Watch(key, Box::new(subject)));
         if let Some(pid) = identity.init {
             self.init(key, pid);
@@ -455,13 +490,9 @@ impl Watcher {
                 return;
             }
         };
-        let paused = self.log_again.is_some();
-        if brought.more != paused {
-            let flags = if brought.more { EpollFlags::empty() } else { EpollFlags::EPOLLIN };
-            let _ = self.epoll.modify(log.fd(), &mut EpollEvent::new(flags, LOG << SHIFT));
-        }
         self.log_again = brought.more.then(|| self.start.elapsed() + FLOOD_PAUSE);
-        if brought.lost {
+        // What was overwritten while nobody had a reason to read is not missed.
+        if brought.lost && (self.log_wakes || self.log_heard) {
             self.queue.push_back(Event::LogLost);
         }
         for killed in brought.kills {

@@ -6,7 +6,7 @@ use cgroupfs::files::ControlDir;
 use cgroupfs::freezer::{self, Freezer, FreezerGroup, Kind};
 use cgroupfs::procfs::{Task, TaskStat};
 use cgroupfs::{Cgroup, Result};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -73,8 +73,9 @@ impl Growers {
         self.strangers
     }
 
-    pub(super) fn is_grower(&self, tid: u32) -> bool {
-        self.moved.contains_key(&tid)
+    /// Which.
+    pub(super) fn tids(&self) -> BTreeSet<u32> {
+        self.moved.keys().copied().collect()
     }
 
     /// Whether enough time has passed since the last scan: never more than 1/20 of it is spent on them.

@@ -9,12 +9,14 @@ use crate::core::throttle::{
     Attribution, Cause, Curve, LONGEST, Level, Then, Throttle, ThrottleTotals,
 };
 use crate::driver::worker::survey;
+use crate::guardian::FREEZER_CHILD;
 use cgroupfs::events::Notification;
 use cgroupfs::freezer::{self, Freezer, FreezerGroup, Parked, State};
 use cgroupfs::memory::Memory;
 use cgroupfs::units::page_size;
-use cgroupfs::{Bytes, Error, Limit, Result};
+use cgroupfs::{Bytes, Cgroup, Error, Limit, Result};
 use crossbeam_channel::Sender;
+use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::eventfd::EventFd;
 use nix::sys::signal::{Signal, kill};
@@ -41,6 +43,12 @@ const DYING: Duration = Duration::from_millis(20);
 /// frozen who may be needed for that. (Measured on 6.18: 0.34 ms in the median, 62 ms once.)
 const NOT_FROZEN: Duration = Duration::from_millis(200);
 
+/// How long tasks run after that.
+const UNFROZEN_PAUSE: Duration = Duration::from_millis(50);
+
+/// How long the real-time thread is waited for, which is a nap away.
+const SETTLED: Duration = Duration::from_secs(1);
+
 /// All tasks are looked at so often while there is growth above high.
 const SCAN: Duration = Duration::from_millis(250);
 
@@ -55,6 +63,9 @@ const RELEASED: Duration = Duration::from_secs(1);
 
 /// What could not be done is tried again after this.
 const AGAIN: Duration = Duration::from_secs(10);
+
+/// Growth in a pulse that shows that somebody grows who is not frozen.
+const STRANGE: Bytes = Bytes::mib(1);
 
 /// Pages that nobody is known for, from which on all tasks are looked at.
 const UNEXPLAINED: u64 = 512;
@@ -80,8 +91,21 @@ struct Near {
     pulser: Pulser,
     growers: Growers,
     attribution: Attribution,
+    /// Usage when the last pulse held.
+    frozen_at: Bytes,
     group: FreezerGroup,
     _parked: Option<Parked>,
+}
+
+/// What a look at a pulse came to.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Pulse {
+    /// It goes on for as long as is due.
+    Due,
+    /// The container's runtime has it paused: nothing grows, and nothing is ours to do.
+    Paused,
+    /// It did not hold: not all tasks stopped.
+    Unfrozen,
 }
 
 /// Why waiting, or throttling, ended.
@@ -148,7 +172,6 @@ impl Manager {
             threshold.take();
         }
         drop(threshold);
-        log::trace!("near {:?}", self.memory.usage());
         let Some(mut at) = self.approach()? else {
             // Nobody is in it: what there is will be gone, or somebody comes.
             return Ok(self.wait(&[], Some(RELEASED)));
@@ -182,8 +205,9 @@ impl Manager {
         let home = tids.iter().find_map(|tid| self.freezer.path_of(*tid).ok());
         let Some(home) = home else { return Ok(None) };
         let parent = Arc::new(self.freezer.open(&home)?);
+        sweep(&parent);
         let group = FreezerGroup::create(self.freezer.kind, parent, &self.name(&home))?;
-        self.config.journal.place(group.path(), group.inode());
+        self.config.journal.place(group.path(), group.inode())?;
         let parked = Parked::new(&self.freezer).unwrap_or_else(|error| {
             log::debug!("{error}: freezes take a little longer");
             None
@@ -201,29 +225,34 @@ impl Manager {
             self.tell(ThrottleEvent::NotRealTime(errno));
         }
         let mut growers = Growers::new(self.config.group.clone(), home, self.freezer.clone());
-        log::trace!("approach: ready {:?}", self.memory.usage());
         growers.scan(&group, false)?;
-        log::trace!("approach: scan1 {:?}", self.memory.usage());
-        std::thread::sleep(Duration::from_millis(1));
-        growers.scan(&group, false)?;
-        log::trace!("approach: scan2 {:?}", self.memory.usage());
+        // Those that have no CPU right now show only after a while.
+        for pause in [1, 4, 10] {
+            std::thread::sleep(Duration::from_millis(pause));
+            growers.scan(&group, false)?;
+            log::trace!("{} growers with {:?} in use", growers.len(), self.memory.usage());
+            if self.memory.usage()? >= self.config.high {
+                break;
+            }
+        }
         Ok(Some(Near {
             pulser,
             growers,
             attribution: Attribution::default(),
+            frozen_at: Bytes(0),
             group,
             _parked: parked,
         }))
     }
 
     /// `cgshim` beneath a container's own group. Where others may be in the same freezer group (the root,
-    /// or our own) the memory group's inode tells ours from theirs.
+    /// or our own) our pid and the memory group's inode tell ours from theirs.
     fn name(&self, home: &std::path::Path) -> String {
         let shared = home == self.freezer.mount_point
             || self.freezer.path_of(std::process::id()).is_ok_and(|own| own == home);
         match shared {
-            true => format!("cgshim-{}", self.config.group.inode()),
-            false => "cgshim".into(),
+            true => format!("cgshim-{}-{}", std::process::id(), self.config.group.inode()),
+            false => FREEZER_CHILD.into(),
         }
     }
 
@@ -233,6 +262,9 @@ impl Manager {
         // Usage when the group was last found not to grow.
         let mut rested: Option<Bytes> = None;
         loop {
+            if self.obey() == Woken::Stop {
+                return Ok(Woken::Stop);
+            }
             let usage = self.memory.usage()?;
             let free = self.effective(usage).map(|high| self.core.free_until(high));
             below = if usage < near { below.or_else(|| Some(Instant::now())) } else { None };
@@ -283,14 +315,11 @@ impl Manager {
                     }
                     rested = Some(self.memory.usage()?);
                 }
-                Woken::Look => self.park(at),
+                Woken::Look => {
+                    self.settle(at);
+                }
             }
         }
-    }
-
-    /// Nothing is awaited any more: what came meanwhile is of no interest.
-    fn park(&self, at: &Near) {
-        at.pulser.order(Order::Park);
     }
 
     /// The high to throttle above; tells when a release has ended.
@@ -310,13 +339,23 @@ impl Manager {
         let mut pulsing: Option<(u64, Instant)> = None;
         loop {
             if self.stopped() || self.holding() {
-                at.pulser.order(Order::Park);
                 return Ok(self.settle(at));
             }
             match at.pulser.report() {
                 Some(Report::Frozen { pulse, at: when, usage, grown }) => {
                     pulsing = Some((pulse, when));
-                    self.frozen(at, pulse, when, usage, grown)?;
+                    match self.frozen(at, pulse, when, usage, grown)? {
+                        Pulse::Due => {}
+                        Pulse::Paused => {
+                            return Ok(self.settle(at));
+                        }
+                        Pulse::Unfrozen => {
+                            pulsing = None;
+                            if let Some(woken) = self.let_run(at, UNFROZEN_PAUSE, |_| true)? {
+                                return Ok(woken);
+                            }
+                        }
+                    }
                 }
                 Some(Report::Thawed { frozen, at: when, late, .. }) => {
                     if late > DYING {
@@ -324,48 +363,53 @@ impl Manager {
                     }
                     pulsing = None;
                     if self.thawed(at, when, frozen)? {
-                        at.pulser.order(Order::Park);
                         return Ok(self.settle(at));
                     }
                 }
-                Some(Report::Crossed) => {}
+                Some(Report::Crossed | Report::Parked) => {}
                 Some(Report::Quiet) => return Ok(Woken::Look),
                 Some(Report::Refused(errno)) => {
                     return Err(at.group.refused("FROZEN", errno));
                 }
                 None => {
                     if !at.pulser.is_alive() {
-                        return Err(at.group.refused("THAWED", nix::errno::Errno::ESRCH));
+                        return Err(at.group.refused("THAWED", Errno::ESRCH));
                     }
                     if let Some((pulse, when)) = pulsing
                         && self.watch_pulse(at, pulse, when)?
                     {
                         pulsing = None;
-                        if let Some(woken) = self.let_die(at)? {
+                        if let Some(woken) = self.let_run(at, DYING, Growers::killed)? {
                             return Ok(woken);
                         }
                         continue;
                     }
                     let patience = pulsing.map(|_| KILLED);
-                    let _ = self.poll(&[at.pulser.wake_fd()], patience);
+                    self.poll(&[at.pulser.wake_fd()], patience);
                 }
             }
         }
     }
 
-    /// Waits until the real-time thread has parked: its last reports are taken.
+    /// Has the real-time thread thaw and park, and takes its last reports.
     fn settle(&mut self, at: &mut Near) -> Woken {
+        at.pulser.order(Order::Park);
         let start = Instant::now();
-        while at.group.state().is_ok_and(|state| state != State::Thawed)
-            && start.elapsed() < Duration::from_secs(1)
-        {
-            std::thread::sleep(Duration::from_micros(200));
-        }
-        while let Some(report) = at.pulser.report() {
-            if let Report::Thawed { frozen, at: when, .. } = report {
-                let _ = self.thawed(at, when, frozen);
+        while start.elapsed() < SETTLED && at.pulser.is_alive() {
+            match at.pulser.report() {
+                Some(Report::Parked) => break,
+                Some(Report::Thawed { frozen, at: when, .. }) => {
+                    let _ = self.thawed(at, when, frozen);
+                }
+                Some(_) => {}
+                None => {
+                    let mut fds = [PollFd::new(at.pulser.wake_fd(), PollFlags::POLLIN)];
+                    let _ = poll(&mut fds, PollTimeout::from(10u8));
+                }
             }
         }
+        // One that was said before this one was asked for.
+        while at.pulser.report().is_some() {}
         match self.stopped() {
             true => Woken::Stop,
             false => Woken::Look,
@@ -380,13 +424,14 @@ impl Manager {
         when: Instant,
         decided: Bytes,
         grown: Bytes,
-    ) -> Result<()> {
+    ) -> Result<Pulse> {
         let mut state = at.group.state()?;
         while state != State::Frozen && when.elapsed() < NOT_FROZEN {
             std::thread::sleep(Duration::from_micros(100));
             state = at.group.state()?;
         }
         let usage = self.memory.usage()?;
+        at.frozen_at = usage;
         let leaked = usage.saturating_sub(decided);
         self.core.leaked(leaked);
         let pages = grown.saturating_add(leaked).0 / page_size();
@@ -401,18 +446,17 @@ impl Manager {
                 self.tell(ThrottleEvent::Strangers(at.growers.strangers()));
             }
         }
-        let growers = &at.growers;
-        self.core.keep(|tid| growers.is_grower(tid));
+        self.core.growing(&at.growers.tids());
         let levels = self.levels(usage);
         let reclaimable = self.reclaimable();
-        let mut due = self.core.window(self.start.elapsed(), &levels, reclaimable, &shares.grown);
-        let paused = at.group.container_state()? != State::Thawed;
-        if state != State::Frozen && !paused {
-            self.core.not_frozen();
-            due = Duration::ZERO;
+        let due = self.core.window(self.start.elapsed(), &levels, reclaimable, &shares.grown);
+        if at.group.container_state()? != State::Thawed {
+            return Ok(Pulse::Paused);
         }
-        if paused || at.growers.len() == 0 {
-            due = Duration::ZERO;
+        if state != State::Frozen {
+            self.core.not_frozen();
+            self.publish();
+            return Ok(Pulse::Unfrozen);
         }
         log::trace!(
             "pulse {pulse}: usage {usage}, grown {grown} leaked {leaked}, {} growers, due {due:?}, {shares:?}",
@@ -420,7 +464,7 @@ impl Manager {
         );
         let terms = self.terms(due)?;
         at.pulser.order(Order::ThawAt(pulse, when + due, terms));
-        Ok(())
+        Ok(Pulse::Due)
     }
 
     /// A pulse goes on: usage may be down again. True: somebody has been killed, and cannot die frozen.
@@ -430,6 +474,11 @@ impl Manager {
             return Ok(true);
         }
         let usage = self.memory.usage()?;
+        // All growers are frozen: somebody else is one too.
+        if usage.saturating_sub(at.frozen_at) >= STRANGE && at.growers.may_scan(KILLED) {
+            at.growers.scan(&at.group, true)?;
+            at.frozen_at = usage;
+        }
         if self.effective(usage).is_none_or(|high| usage <= high) || when.elapsed() > LONGEST {
             let terms = self.terms(LONGEST)?;
             at.pulser.order(Order::ThawAt(pulse, Instant::now(), terms));
@@ -437,14 +486,19 @@ impl Manager {
         Ok(false)
     }
 
-    /// Lets tasks die that have been killed: not in a window, which may be too short for that.
-    fn let_die(&mut self, at: &mut Near) -> Result<Option<Woken>> {
-        at.pulser.order(Order::Park);
+    /// Thaws for as long as something holds of the growers, `patience` at most. For tasks that have been
+    /// killed, say: a window may be too short to die in.
+    fn let_run(
+        &mut self,
+        at: &mut Near,
+        patience: Duration,
+        holds: fn(&Growers) -> bool,
+    ) -> Result<Option<Woken>> {
         if self.settle(at) == Woken::Stop {
             return Ok(Some(Woken::Stop));
         }
         let start = Instant::now();
-        while start.elapsed() < DYING && at.growers.killed() {
+        while start.elapsed() < patience && holds(&at.growers) {
             std::thread::sleep(Duration::from_millis(1));
         }
         at.pulser.order(Order::Open(self.terms(Duration::ZERO)?));
@@ -506,7 +560,7 @@ impl Manager {
         levels
     }
 
-    /// Page cache that is being reclaimed is not slept on: some of it, as what is in use may stay.
+    /// Clean page cache is reclaimed, not slept on: the kernel, too, reclaims before it lets anybody sleep.
     fn reclaimable(&mut self) -> Bytes {
         if !self.config.reclaims {
             return Bytes(0);
@@ -516,9 +570,8 @@ impl Manager {
         {
             return bytes;
         }
-        let most = Bytes::mib(16).max(Bytes(self.config.high.0 / 50));
         let bytes = survey(&*self.memory)
-            .map(|survey| Floor::of(&survey, 0).clean_file.min(most))
+            .map(|survey| Floor::of(&survey, 0).clean_file)
             .unwrap_or_default();
         self.surveyed = Some((Instant::now(), bytes));
         bytes
@@ -532,10 +585,14 @@ impl Manager {
         self.control.hold.load(Ordering::SeqCst)
     }
 
-    /// Waits for one of `fds`, `patience` at most, and for as long as nothing is to be frozen. Nothing
-    /// is frozen when this is called.
+    /// Waits for one of `fds`, `patience` at most, and for as long as nothing is to be frozen.
     fn wait(&self, fds: &[BorrowedFd<'_>], patience: Option<Duration>) -> Woken {
         self.poll(fds, patience);
+        self.obey()
+    }
+
+    /// Waits for as long as nothing is to be frozen. Nothing is frozen when this is called.
+    fn obey(&self) -> Woken {
         while self.holding() && !self.stopped() {
             self.control.held.store(true, Ordering::SeqCst);
             self.poll(&[], None);
@@ -569,6 +626,20 @@ impl Manager {
     fn publish(&self) {
         let totals: ThrottleTotals = self.core.totals();
         *self.control.totals.lock().unwrap_or_else(PoisonError::into_inner) = totals;
+    }
+}
+
+/// Removes what is left of throttles whose process was killed, and whose tasks have ended since.
+fn sweep(parent: &Cgroup) {
+    for name in parent.children().unwrap_or_default() {
+        let rest = name.strip_prefix("cgshim-parked-").or_else(|| name.strip_prefix("cgshim-"));
+        let pid = rest.and_then(|rest| rest.split('-').next()?.parse::<i32>().ok());
+        if let Some(pid) = pid
+            && kill(Pid::from_raw(pid), None) == Err(Errno::ESRCH)
+        {
+            // Not while somebody is in it.
+            let _ = parent.remove_child(&name, Duration::ZERO);
+        }
     }
 }
 

@@ -29,6 +29,7 @@ use nix::errno::Errno;
 use nix::sys::eventfd::{EfdFlags, EventFd};
 use nix::time::{ClockId, clock_getres};
 use std::os::fd::{AsFd, BorrowedFd};
+use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::JoinHandle;
@@ -36,12 +37,16 @@ use std::time::{Duration, Instant};
 
 /// Where a freeze is recorded before it is done, so that a guardian can undo it.
 pub trait FreezeJournal: Send + Sync {
-    /// Tasks are about to be frozen, for so long at most.
+    /// Tasks are about to be frozen, or go on being so, for so long at most. From the real-time thread: no
+    /// allocation, no lock.
     fn begin(&self, longest: Duration);
     /// They are thawed.
     fn end(&self);
     /// Where the group is that will be frozen: its directory, and the inode.
-    fn place(&self, _path: &std::path::Path, _inode: u64) {}
+    ///
+    /// # Errors
+    /// Where that cannot be recorded; nothing is frozen then.
+    fn place(&self, path: &Path, inode: u64) -> Result<()>;
 }
 
 /// No record is kept.
@@ -51,6 +56,9 @@ pub struct Unrecorded;
 impl FreezeJournal for Unrecorded {
     fn begin(&self, _longest: Duration) {}
     fn end(&self) {}
+    fn place(&self, _path: &Path, _inode: u64) -> Result<()> {
+        Ok(())
+    }
 }
 
 /// What a container is to be throttled by.
@@ -64,7 +72,7 @@ pub struct ThrottleConfig {
     pub way_out: WayOut,
     /// Ancestors with an emulated high of their own: the largest overage counts.
     pub ancestors: Vec<(Arc<dyn Memory>, Bytes)>,
-    /// Somebody reclaims page cache above high: a little of it is not slept on.
+    /// Somebody reclaims page cache above high: it is not slept on.
     pub reclaims: bool,
     /// Where freezes are recorded.
     pub journal: Arc<dyn FreezeJournal>,
@@ -99,6 +107,49 @@ pub enum ThrottleEvent {
     Strangers(usize),
     /// It does not work here, for now: tried again later.
     Failed(Error),
+}
+
+impl ThrottleEvent {
+    /// Its name, for programs.
+    pub const fn name(&self) -> &'static str {
+        match self {
+            ThrottleEvent::Pulse(..) => "pulse",
+            ThrottleEvent::WayOut(..) => "throttle_way_out",
+            ThrottleEvent::Resumed => "throttle_resumed",
+            ThrottleEvent::NotRealTime(_) => "throttle_not_real_time",
+            ThrottleEvent::Strangers(_) => "throttle_strangers",
+            ThrottleEvent::Failed(_) => "throttle_failed",
+        }
+    }
+
+    /// For people; a pulse is nothing to be told of.
+    pub fn message(&self) -> Option<String> {
+        Some(match self {
+            ThrottleEvent::Pulse(..) => return None,
+            ThrottleEvent::WayOut(then, cause, stalled) => {
+                let what = match then {
+                    Then::Release => "throttling is lifted",
+                    Then::Oom => "its largest process is killed, and throttling lifted",
+                    Then::Notify => "throttling goes on",
+                };
+                format!(
+                    "throttled for {:.0?} without progress, as {}: {what}",
+                    stalled,
+                    cause.as_str()
+                )
+            }
+            ThrottleEvent::Resumed => "throttled above its high again".into(),
+            ThrottleEvent::NotRealTime(errno) => format!(
+                "real-time priority is refused ({}): growth above high leaks while tasks are thawed and \
+                 frozen",
+                errno.desc()
+            ),
+            ThrottleEvent::Strangers(n) => format!(
+                "{n} tasks that grow are in a freezer group of their own: they are not throttled"
+            ),
+            ThrottleEvent::Failed(error) => format!("not throttled for now: {error}"),
+        })
+    }
 }
 
 /// What the manager's thread is told.

@@ -11,7 +11,7 @@
 //! may be late.
 
 use super::FreezeJournal;
-use crate::core::throttle::{Curve, LONGEST, Level, Throttle, WINDOW};
+use crate::core::throttle::{Curve, IGNORED, LONGEST, Level, Throttle, WINDOW};
 use crate::driver::sys;
 use cgroupfs::Bytes;
 use cgroupfs::events::Notification;
@@ -79,6 +79,8 @@ pub(super) enum Report {
     Thawed { at: Instant, frozen: Duration, late: Duration },
     /// It does not grow any more, or is back at high: the thread waits for an order.
     Quiet,
+    /// Nothing is frozen, as ordered.
+    Parked,
     /// The kernel refused: the group is gone, most likely. The thread waits for an order.
     Refused(Errno),
 }
@@ -105,6 +107,8 @@ struct Pulse {
     kick: Arc<EventFd>,
     wake: Arc<EventFd>,
     pulse: u64,
+    /// The last pulse was shorter than any that is due.
+    short: bool,
 }
 
 impl Pulser {
@@ -130,6 +134,7 @@ impl Pulser {
             kick: kick.clone(),
             wake: wake.clone(),
             pulse: 0,
+            short: false,
         };
         let (said, real_time) = bounded(1);
         let thread = std::thread::Builder::new()
@@ -216,6 +221,7 @@ impl Pulse {
                 Some(Order::Stop) => return,
                 Some(Order::Park) => {
                     awaited = None;
+                    self.say(Report::Parked);
                     continue;
                 }
                 Some(Order::ThawAt(..)) => continue,
@@ -228,8 +234,9 @@ impl Pulse {
                 },
             };
             awaited = None;
-            if let Next::Stop = self.work(terms) {
-                return;
+            match self.work(terms) {
+                Next::Stop => return,
+                Next::Park => self.say(Report::Parked),
             }
         }
     }
@@ -253,6 +260,10 @@ impl Pulse {
         let mut start = Instant::now();
         let mut moved = (start, base);
         let mut last = (start, base);
+        if self.short {
+            // Whatever the cause, never freeze and thaw by turns in a spin.
+            terms.quota = terms.quota.max(GROWS);
+        }
         let mut nap = if terms.quota == Bytes(0) { Duration::ZERO } else { NAP };
         loop {
             match self.next_order(Some(nap), None) {
@@ -312,7 +323,7 @@ impl Pulse {
         let pulse = self.pulse;
         let journal = self.journal.clone();
         // Journalled before it is done, with the time by which it must be over.
-        journal.begin(LONGEST);
+        journal.begin(due.length);
         let thawed = Thawed(&self.switch, &*journal);
         let froze = self.switch.freeze();
         let at = Instant::now();
@@ -330,7 +341,11 @@ impl Pulse {
             }
             match self.next_order(Some(left), None) {
                 Some(Order::ThawAt(number, when, new)) if number == pulse => {
+                    let longer = when > until;
                     until = when.min(at + LONGEST);
+                    if longer {
+                        self.journal.begin(until.saturating_duration_since(Instant::now()));
+                    }
                     *terms = new;
                 }
                 Some(Order::Park) => break Some(Next::Park),
@@ -340,6 +355,7 @@ impl Pulse {
         };
         drop(thawed);
         let now = Instant::now();
+        self.short = now - at < IGNORED / 2;
         let late = now.saturating_duration_since(until);
         self.say(Report::Thawed { at: now, frozen: now - at, late });
         next.map_or(Ok(()), Err)

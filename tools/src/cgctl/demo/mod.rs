@@ -300,12 +300,14 @@ fn one_run(
         swap: None,
         watermark: WatermarkSpec::Default,
         throttle: false,
+        way_out: cgshim::core::throttle::WayOut::default(),
         oom: OomPolicy::Kill,
         off: !on,
         command,
         timeline: true,
         stdout: Some(stdout),
         progress: Some(progress),
+        run_dir: None,
     });
     drop(live);
     let finished = finished?;

@@ -22,7 +22,8 @@ pub(super) fn plan(place: &Place<'_>, undo: bool) -> Result<Plan, String> {
     Ok(Plan {
         changes: hooks_d::changes(place, dir.as_ref(), undo)?,
         notes: vec![
-            "containers that podman starts from now on call the hook; those of other users do not"
+            "root's containers call the hook from now on; those of other users cannot reach the daemon, \
+             and run without cgshim"
                 .into(),
         ],
     })

@@ -154,6 +154,11 @@ impl Child {
         }
     }
 
+    /// The command's process.
+    pub(super) fn pid(&self) -> i32 {
+        self.pid.as_raw()
+    }
+
     /// Handles the signals that came; `Some` once the command has ended. `before_stop` is called before
     /// we stop for job control.
     pub(super) fn signals(

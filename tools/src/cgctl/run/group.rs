@@ -57,11 +57,8 @@ impl RunGroup {
         }
         if spec.high != Limit::Max && spec.throttle {
             match self.memory.set_high(spec.high) {
-                Err(Error::Absent { .. }) => log::warn!(
-                    "this kernel has no memory.high on cgroup v1: background reclaim works against \
-                     it, but growth above {} that cannot be reclaimed is not throttled",
-                    spec.high
-                ),
+                // Cgroup v1: the engine throttles.
+                Err(Error::Absent { .. }) => {}
                 result => result?,
             }
         }

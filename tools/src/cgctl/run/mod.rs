@@ -2,26 +2,28 @@
 
 mod child;
 mod group;
-mod guard;
 mod record;
 mod report;
 
 use super::cli::{OomPolicy, ReportFile, RunArgs, Share, Switch};
 use super::error::{Failure, RUN_FAILED, USAGE, cannot_write};
+use super::guard::Guard;
 use crate::report::Timeline;
 use cgroupfs::memory::Version;
 use cgroupfs::{Bytes, Limit, MemoryHierarchy};
+use cgshim::core::throttle::WayOut;
 use cgshim::core::{Notice, WatermarkSpec};
+use cgshim::driver::oom::{Identity, OomOptions, OomWatch};
 use cgshim::driver::{Engine, Happened, Key, Policy};
 use child::Child;
 pub(crate) use child::Ended;
 use group::RunGroup;
-use guard::Guard;
 use nix::sys::signal::Signal;
 use record::Recorder;
 pub(crate) use report::{DirectReclaim, RunReport};
 use std::ffi::OsString;
 use std::fs::File;
+use std::os::fd::BorrowedFd;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::sync::Arc;
@@ -35,6 +37,9 @@ const WORKERS: usize = 1;
 /// interrupted within a pass.
 const RELEASE_PATIENCE: Duration = Duration::from_secs(5);
 
+/// How long the last records of OOMs are waited for: the kernel log's line on a kill may be late.
+const SETTLE_PATIENCE: Duration = Duration::from_secs(1);
+
 /// What to run, and how it is to be held.
 #[derive(Debug)]
 pub(crate) struct Spec {
@@ -45,6 +50,7 @@ pub(crate) struct Spec {
     pub(crate) swap: Option<Limit>,
     pub(crate) watermark: WatermarkSpec,
     pub(crate) throttle: bool,
+    pub(crate) way_out: WayOut,
     pub(crate) oom: OomPolicy,
     pub(crate) off: bool,
     pub(crate) command: Vec<OsString>,
@@ -52,6 +58,8 @@ pub(crate) struct Spec {
     pub(crate) timeline: bool,
     /// Where the command's standard output goes; ours if `None`.
     pub(crate) stdout: Option<File>,
+    /// Records of OOMs are kept under this run directory.
+    pub(crate) run_dir: Option<PathBuf>,
     /// Told about the run while it goes on, as often as samples are taken.
     pub(crate) progress: Option<Arc<Progress>>,
 }
@@ -75,8 +83,9 @@ pub(crate) struct Finished {
 }
 
 /// `cgctl run`.
-pub(crate) fn main(args: Box<RunArgs>) -> Result<ExitCode, Failure> {
-    let spec = spec(&args)?;
+pub(crate) fn main(args: Box<RunArgs>, run_dir: Option<&Path>) -> Result<ExitCode, Failure> {
+    let mut spec = spec(&args)?;
+    spec.run_dir = Some(cgshim::api::client::run_dir(run_dir));
     // A file that cannot be written is better known before the command has run for an hour.
     let mut made = Vec::new();
     let finished = prepare(&args.report, &mut made).and_then(|()| execute(spec));
@@ -171,12 +180,14 @@ fn spec(args: &RunArgs) -> Result<Spec, Failure> {
         swap: args.swap,
         watermark: args.watermark,
         throttle: args.throttle == Switch::On,
+        way_out: args.way_out,
         oom: args.oom,
         off: args.off,
         command: args.command.clone(),
         timeline: args.report.iter().any(|file| matches!(file, ReportFile::Svg(_))),
         stdout: None,
         progress: None,
+        run_dir: None,
     })
 }
 
@@ -187,13 +198,15 @@ pub(crate) fn execute(mut spec: Spec) -> Result<Finished, Failure> {
     // From here on no signal ends us with a group left behind.
     let _blocked = child::block()?;
     let mut group = RunGroup::create(&hierarchy, &spec).map_err(failed)?;
-    let guard = Guard::set_up().map_err(failed)?;
+    let mut guard = Guard::set_up().map_err(failed)?;
     let mut engine = Engine::new(WORKERS, guard.journal.clone()).map_err(failed)?;
     let memory = group.memory();
     // Before the command starts: it may be killed within its first millisecond.
     let mut recorder = Recorder::new(&spec, &*memory);
+    let witness = attach_witness(&mut engine, &spec);
     // v2 has memory.oom.group; on v1 somebody must watch for the first kill.
-    let watch_only = spec.off && spec.oom == OomPolicy::Group && group.version() == Version::V1;
+    let watch_only =
+        spec.off && !witness && spec.oom == OomPolicy::Group && group.version() == Version::V1;
     let key = if spec.off && !watch_only {
         None
     } else {
@@ -210,15 +223,35 @@ pub(crate) fn execute(mut spec: Spec) -> Result<Finished, Failure> {
     };
     if let Some(key) = key {
         recorder.marks(engine.watermarks(key));
+        let way_out = (spec.throttle && !spec.off).then_some(spec.way_out);
+        if let Err(error) = engine.throttle(key, way_out) {
+            log::warn!("growth above {} is not throttled: {error}", spec.high);
+        }
     }
+    let identity = Identity { name: spec.name.clone(), ..Identity::default() };
+    let witnessed = match key {
+        Some(key) => {
+            engine.record_ooms(key, identity);
+            Some(key)
+        }
+        None => engine.witness(group.group(), identity),
+    };
     let mut child = Child::start(&mut spec, &group, &engine)?;
-    let ended = attend(&mut engine, key, &mut child, &group, &spec, &mut recorder)?;
+    watch_over(&engine, guard.gone()).map_err(failed)?;
+    if let Some(key) = witnessed {
+        engine.oom_init(key, child.pid());
+    }
+    let ended = attend(&mut engine, &mut guard, key, &mut child, &group, &spec, &mut recorder)?;
     recorder.wall = recorder.start.elapsed();
+    if let Some(key) = witnessed {
+        settle(&mut engine, key, &mut recorder)?;
+    }
     if let Some(key) = key {
         // A job in flight may have its look at the limit still to come.
         engine.quiesce(key, RELEASE_PATIENCE);
         engine.look_at_limit(key);
         recorder.declare(engine.declared(key));
+        recorder.throttled = engine.throttled(key).unwrap_or_default();
         release(&mut engine, key, &mut recorder)?;
     }
     group.kill_leftovers();
@@ -254,6 +287,7 @@ pub(crate) fn may_create(
 /// Turns the loop until the command ends.
 fn attend(
     engine: &mut Engine,
+    guard: &mut Guard,
     key: Option<Key>,
     child: &mut Child,
     group: &RunGroup,
@@ -268,6 +302,8 @@ fn attend(
             .map_err(|error| Failure::from(error).code(RUN_FAILED))?;
         for event in happened.drain(..) {
             match event {
+                Happened::Fd(GUARDIAN) => watch_over(engine, guard.post())
+                    .map_err(|error| Failure::from(error).code(RUN_FAILED))?,
                 Happened::Fd(_) => {
                     if let Some(ended) = child.signals(|| quiesce(engine, key))? {
                         return Ok(ended);
@@ -281,6 +317,12 @@ fn attend(
                         group.kill_all(Signal::SIGKILL);
                     }
                 }
+                Happened::Throttle(_, _, ref told) => {
+                    if let Some(message) = told.message() {
+                        log::warn!("{}: {message}", spec.name);
+                    }
+                    recorder.take(&event);
+                }
                 Happened::Notice(_, _, ref notice) => {
                     tell(&spec.name, notice);
                     recorder.take(&event);
@@ -289,6 +331,57 @@ fn attend(
             }
         }
     }
+}
+
+/// Has every OOM of the command recorded; whether that can be done. What is missing shows in the
+/// records themselves.
+fn attach_witness(engine: &mut Engine, spec: &Spec) -> bool {
+    let options =
+        OomOptions { run_dir: spec.run_dir.clone(), log_wakes: false, ..OomOptions::default() };
+    let attached = OomWatch::start(options).and_then(|watch| {
+        if let Err(why) = &watch.sources().store {
+            log::info!("OOM records are in the report only: {why}");
+        }
+        engine.attach_oom_watch(watch)
+    });
+    match attached {
+        Ok(()) => true,
+        Err(error) => {
+            log::warn!("{error}; kills are counted, and not explained");
+            false
+        }
+    }
+}
+
+/// Waits until all that is to be said about OOMs has been said: at once if there were none.
+fn settle(engine: &mut Engine, key: Key, recorder: &mut Recorder) -> Result<(), Failure> {
+    engine.finish_ooms(key);
+    if engine.oom_sources().is_none() {
+        return Ok(());
+    }
+    let start = Instant::now();
+    let mut happened = Vec::new();
+    while start.elapsed() < SETTLE_PATIENCE {
+        engine
+            .turn(Some(Duration::from_millis(20)), &mut happened)
+            .map_err(|error| Failure::from(error).code(RUN_FAILED))?;
+        let mut settled = false;
+        for event in happened.drain(..) {
+            settled |= matches!(event, Happened::OomsRecorded(of) if of == key);
+            recorder.take(&event);
+        }
+        if settled {
+            break;
+        }
+    }
+    Ok(())
+}
+
+/// What wakes the loop when the guardian is gone.
+const GUARDIAN: u64 = 1;
+
+fn watch_over(engine: &Engine, gone: Option<BorrowedFd<'_>>) -> cgroupfs::Result<()> {
+    gone.map_or(Ok(()), |gone| engine.watch(gone, GUARDIAN))
 }
 
 /// Nothing of ours stands while we are stopped.

@@ -4,8 +4,11 @@ use super::{Progress, Spec};
 use crate::report::{Mark, MarkKind, Round, Sample, Timeline};
 use cgroupfs::memory::{Counters, Memory};
 use cgroupfs::{Bytes, Limit};
+use cgshim::core::oom::Record;
+use cgshim::core::throttle::ThrottleTotals;
 use cgshim::core::{Notice, Outcome, Totals, Watermarks};
 use cgshim::driver::Happened;
+use cgshim::driver::throttle::ThrottleEvent;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
@@ -20,8 +23,8 @@ const FIRST_INTERVAL: Duration = Duration::from_millis(10);
 const MOST_ROUNDS: usize = 20_000;
 const MOST_MARKS: usize = 200;
 
-/// One OOM event of a run.
-#[derive(Debug, Clone, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+/// One OOM event of a run: a record as `cgctl why` has it, and when in the run it was.
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct OomRecord {
     /// When, after the start.
     pub(crate) at_ms: u64,
@@ -29,6 +32,22 @@ pub(crate) struct OomRecord {
     pub(crate) oom_kill: u64,
     /// Usage when the kill was noticed.
     pub(crate) usage_bytes: u64,
+    /// The rest; `None` where only the counter tells.
+    pub(crate) record: Option<Box<Record>>,
+}
+
+impl serde::Serialize for OomRecord {
+    fn serialize<S: serde::Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        let record = serde_json::to_value(&self.record).map_err(serde::ser::Error::custom)?;
+        let mut fields = match record {
+            serde_json::Value::Object(fields) => fields,
+            _ => serde_json::Map::new(),
+        };
+        fields.insert("at_ms".into(), self.at_ms.into());
+        fields.insert("oom_kill".into(), self.oom_kill.into());
+        fields.insert("usage_bytes".into(), self.usage_bytes.into());
+        fields.serialize(serializer)
+    }
 }
 
 /// Gathers it.
@@ -45,6 +64,10 @@ pub(super) struct Recorder {
     declared: Limit,
     totals: Totals,
     counted: Totals,
+    /// What the throttle did in all.
+    pub(super) throttled: ThrottleTotals,
+    /// Frozen so far, for the samples.
+    frozen: Duration,
     last_usage: Bytes,
     highest: Bytes,
     pub(super) peak: Option<Bytes>,
@@ -52,6 +75,10 @@ pub(super) struct Recorder {
     pub(super) after: Counters,
     pub(super) oom: Vec<OomRecord>,
     pub(super) oom_kills: u64,
+    /// Kills that records stand for, and usage at the last one.
+    oom_recorded: u64,
+    oom_usage: Bytes,
+    start_boot_ms: u64,
     progress: Option<Arc<Progress>>,
 }
 
@@ -71,6 +98,8 @@ impl Recorder {
             declared: memory.limit().unwrap_or(spec.limit),
             totals: Totals::default(),
             counted: Totals::default(),
+            throttled: ThrottleTotals::default(),
+            frozen: Duration::ZERO,
             last_usage: Bytes(0),
             highest: Bytes(0),
             peak: None,
@@ -78,6 +107,9 @@ impl Recorder {
             after: Counters::default(),
             oom: Vec::new(),
             oom_kills: 0,
+            oom_recorded: 0,
+            oom_usage: Bytes(0),
+            start_boot_ms: cgshim::oom::boot_ms(),
             progress: spec.progress.clone(),
         }
     }
@@ -128,7 +160,7 @@ impl Recorder {
             usage_bytes: usage.0,
             swap_bytes: None,
             direct_reclaim,
-            throttled_ms: 0.0,
+            throttled_ms: ms(self.frozen),
         });
         if self.samples.len() >= MOST_SAMPLES {
             let mut keep = false;
@@ -176,20 +208,26 @@ impl Recorder {
             }
             Happened::OomKill(_, _, kills, usage) => {
                 self.oom_kills += kills;
-                if self.oom.len() < MOST_MARKS {
-                    self.oom.push(OomRecord {
-                        at_ms: self.start.elapsed().as_millis() as u64,
-                        oom_kill: *kills,
-                        usage_bytes: usage.0,
-                    });
-                }
+                self.oom_usage = *usage;
                 self.mark(MarkKind::Oom, format!("{kills} killed"));
             }
+            Happened::Throttle(_, _, told) => match told {
+                ThrottleEvent::Pulse(_, time) => self.frozen += *time,
+                told => self.mark(MarkKind::Other, told.message().unwrap_or_default()),
+            },
+            Happened::Oom(_, record) => {
+                if self.oom.len() < MOST_MARKS {
+                    self.oom.push(OomRecord {
+                        at_ms: record.boot_ms.saturating_sub(self.start_boot_ms),
+                        oom_kill: record.kills,
+                        usage_bytes: record.usage_bytes.unwrap_or(self.oom_usage.0),
+                        record: Some(record.clone()),
+                    });
+                }
+                self.oom_recorded += record.kills;
+            }
             Happened::Forgotten(_, totals) => self.totals = *totals,
-            Happened::Fd(_)
-            | Happened::Asked(..)
-            | Happened::Oom(..)
-            | Happened::OomsRecorded(_) => {}
+            Happened::Fd(_) | Happened::Asked(..) | Happened::OomsRecorded(_) => {}
         }
     }
 
@@ -204,15 +242,15 @@ impl Recorder {
         self.after = memory.counters().unwrap_or_default();
         let all =
             self.after.oom_kill.unwrap_or(0).saturating_sub(self.before.oom_kill.unwrap_or(0));
-        // Without the engine nothing watched; and a kill right at the end may not have been seen.
-        if all > self.oom_kills {
-            let usage = memory.usage().unwrap_or_default();
+        // Groups beneath count on their own on v1: what was recorded may be more.
+        self.oom_kills = self.oom_kills.max(all).max(self.oom_recorded);
+        if self.oom_kills > self.oom_recorded {
             self.oom.push(OomRecord {
                 at_ms: self.wall.as_millis() as u64,
-                oom_kill: all - self.oom_kills,
-                usage_bytes: usage.0,
+                oom_kill: self.oom_kills - self.oom_recorded,
+                usage_bytes: self.oom_usage.0,
+                record: None,
             });
-            self.oom_kills = all;
         }
         // memory.peak came with 6.1; before that the highest value seen is all there is.
         self.peak =

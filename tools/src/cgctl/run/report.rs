@@ -126,7 +126,11 @@ pub(super) fn build(
             steps: totals.steps,
             stood_aside: totals.aside,
         },
-        throttle: Throttle::default(),
+        throttle: Throttle {
+            pulses: recorder.throttled.pulses,
+            frozen_ms: recorder.throttled.frozen.as_millis() as u64,
+            released: recorder.throttled.released,
+        },
         direct_reclaim: match hierarchy.version {
             Version::V1 => DirectReclaim::V1 { failcnt: delta(after.failcnt, before.failcnt) },
             Version::V2 => DirectReclaim::V2 {
@@ -176,6 +180,15 @@ impl RunReport {
             );
         } else {
             text += &format!("cgctl: engine off; direct reclaim by the command: {direct}\n");
+        }
+        if self.throttle.pulses > 0 {
+            text += &format!(
+                "cgctl: throttled above high ({}): {} pulses, {} frozen in all{}\n",
+                size(self.high_bytes),
+                fmt::count(self.throttle.pulses),
+                fmt::duration_ms(self.throttle.frozen_ms as f64),
+                if self.throttle.released > 0 { "; released, as it achieved nothing" } else { "" },
+            );
         }
         if self.oom.kills > 0 {
             text += &format!(

@@ -3,7 +3,7 @@
 
 use super::canvas::{Anchor, Canvas, Stroke, Type};
 use super::look::{
-    self, BACKGROUND, CAPTION, DIRECT, INK, NOTE, SUBTITLE, SUMMARY, SWAP, TITLE, USAGE,
+    self, BACKGROUND, CAPTION, DIRECT, FROZEN, INK, NOTE, SUBTITLE, SUMMARY, SWAP, TITLE, USAGE,
 };
 use super::marks::{self, Placement};
 use super::plot::Plot;
@@ -121,6 +121,7 @@ impl<'a> Chart<'a> {
         }
         self.legend(canvas, &usage, 92.0);
         self.band(canvas, &usage);
+        self.frozen(canvas, &usage);
         self.usage(canvas, axes.span, &usage);
         self.levels(canvas, &usage, frame.x + frame.width - 2.0);
         self.background(canvas, axes.span, &background);
@@ -151,7 +152,8 @@ impl<'a> Chart<'a> {
         let entries =
             [("usage", USAGE), ("background reclaim", BACKGROUND), ("direct reclaim", DIRECT)];
         let mut parts = vec![(0.0, CAPTION, "Memory in use")];
-        for (name, color) in entries.into_iter().chain(swap) {
+        let frozen = (self.series.frozen().next().is_some()).then_some(("throttled", FROZEN));
+        for (name, color) in entries.into_iter().chain(swap).chain(frozen) {
             parts.push((14.0, Type::plain(11.0, color), "■"));
             parts.push((4.0, NOTE, name));
         }
@@ -184,6 +186,28 @@ impl<'a> Chart<'a> {
         if let (Some(high), Some(low)) = (t.wmark_high_bytes, t.wmark_low_bytes) {
             let (top, bottom) = (plot.y(high as f64), plot.y(low as f64));
             canvas.band((plot.left, top), (plot.right, bottom), BACKGROUND, 0.09);
+        }
+    }
+
+    /// The spans in which the container was throttled; what is closer together than a pixel is one.
+    fn frozen(&self, canvas: &mut Canvas, plot: &Plot<'_>) {
+        let mut drawn: Option<(f64, f64)> = None;
+        let band = |canvas: &mut Canvas, (from, to): (f64, f64)| {
+            canvas.band((from, plot.top), (to, plot.bottom), FROZEN, 0.16);
+        };
+        for (from, to) in self.series.frozen() {
+            let (from, to) = (plot.x(from).max(plot.left), plot.x(to).min(plot.right));
+            drawn = match drawn {
+                Some((start, end)) if from - end < 1.0 => Some((start, end.max(to))),
+                Some(done) => {
+                    band(canvas, done);
+                    Some((from, to))
+                }
+                None => Some((from, to)),
+            };
+        }
+        if let Some(last) = drawn {
+            band(canvas, last);
         }
     }
 

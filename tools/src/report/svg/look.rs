@@ -13,6 +13,7 @@ pub(super) const SOFT: &str = "#52606d";
 pub(super) const USAGE: &str = "#2563a8";
 pub(super) const SWAP: &str = "#7b5ea7";
 pub(super) const BACKGROUND: &str = "#0b7a6f";
+pub(super) const FROZEN: &str = "#c26a00";
 pub(super) const DIRECT: &str = "#b0125b";
 
 pub(super) const TITLE: Type = Type::bold(18.0, INK);
@@ -35,7 +36,7 @@ pub(super) const FUTILE: Stroke = Stroke::solid(INK, 1.2);
 pub(super) fn level(kind: LevelKind) -> Stroke {
     match kind {
         LevelKind::Limit => Stroke::solid("#c81e1e", 1.8),
-        LevelKind::High => Stroke::solid("#c26a00", 1.5),
+        LevelKind::High => Stroke::solid(FROZEN, 1.5),
         LevelKind::WmarkHigh => Stroke { color: BACKGROUND, width: 1.3, dash: "7 4" },
         LevelKind::WmarkLow => Stroke { color: BACKGROUND, width: 1.3, dash: "3 3" },
     }

@@ -1,4 +1,4 @@
-//! Where the hook is as it is installed, and not as Cargo builds it for tests.
+//! Where programs are as they are installed, and not as Cargo builds them for tests.
 
 #![allow(clippy::unwrap_used)] // what fails here fails the test that called
 
@@ -6,9 +6,9 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 /// What `ci/build-static` made, if it is there and newer than every source file of ours.
-pub(crate) fn current() -> Option<PathBuf> {
+pub(crate) fn current(name: &str) -> Option<PathBuf> {
     let debug = PathBuf::from(env!("CARGO_BIN_EXE_cgshim-hook"));
-    let built = debug.parent()?.parent()?.join("static/cgshim-hook");
+    let built = debug.parent()?.parent()?.join("static").join(name);
     let made = fs::metadata(&built).ok()?.modified().ok()?;
     let mut ahead = ["src", "../cgroupfs/src", "../Cargo.lock"]
         .map(|path| Path::new(env!("CARGO_MANIFEST_DIR")).join(path))

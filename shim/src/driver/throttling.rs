@@ -1,0 +1,178 @@
+//! Throttles of an engine's containers: started, told of, held while the process is stopped, ended.
+
+use super::engine::{Engine, Source};
+use super::throttle::{FreezeJournal, ThrottleConfig, ThrottleEvent, Throttler};
+use super::{Happened, Key};
+use crate::core::throttle::{ThrottleTotals, WayOut};
+use crate::journal::{Deadline, Freeze, FreezerKind, Slot};
+use cgroupfs::files::ControlDir;
+use cgroupfs::freezer::{Freezer, Kind};
+use cgroupfs::{Error, Limit, Result};
+use std::collections::HashMap;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::thread::JoinHandle;
+use std::time::Duration;
+
+/// What a pulse may be late by before the guardian thaws: more than the real-time thread ever needs, and
+/// little enough that tasks go on within 100 ms of when they were to.
+const LATE: Duration = Duration::from_millis(40);
+
+/// A container's throttle, and on which terms.
+struct Throttling {
+    throttler: Throttler,
+    high: Limit,
+    way_out: WayOut,
+    held: bool,
+}
+
+/// Those of all containers.
+#[derive(Default)]
+pub(super) struct Throttles {
+    of: HashMap<u64, Throttling>,
+    /// Those that are being ended: everybody is moved back, which may take 100 ms.
+    ending: Vec<JoinHandle<()>>,
+}
+
+impl Throttles {
+    fn end(&mut self, key: u64) -> Option<ThrottleTotals> {
+        let throttling = self.of.remove(&key)?;
+        let totals = throttling.throttler.totals();
+        self.ending.retain(|thread| !thread.is_finished());
+        let thread = std::thread::Builder::new()
+            .name("cgshim-untie".into())
+            .stack_size(64 << 10)
+            .spawn(move || drop(throttling));
+        if let Ok(thread) = thread {
+            self.ending.push(thread);
+        }
+        Some(totals)
+    }
+}
+
+impl Drop for Throttles {
+    /// Nobody is frozen when the engine is gone.
+    fn drop(&mut self) {
+        self.of.clear();
+        for thread in self.ending.drain(..) {
+            let _ = thread.join();
+        }
+    }
+}
+
+impl Engine {
+    /// Throttles a container above its high from now on, or no more (`None`), where the kernel itself does
+    /// not: a no-op without a high, and where there is a `memory.high`. To be called again after
+    /// [`Engine::set_policy`].
+    ///
+    /// # Errors
+    /// [`Error::NoController`] where there is no freezer, or no journal to undo a freeze by.
+    pub fn throttle(&mut self, key: Key, way_out: Option<WayOut>) -> Result<()> {
+        let Some(enforced) = self.containers.get(&key.0) else { return Ok(()) };
+        let high = enforced.core.high();
+        let native = enforced.group.has("memory.high");
+        let (Some(way_out), Limit::Bytes(bytes), false) = (way_out, high, native) else {
+            self.throttles.end(key.0);
+            return Ok(());
+        };
+        if let Some(present) = self.throttles.of.get(&key.0)
+            && (present.high, present.way_out) == (high, way_out)
+        {
+            return Ok(());
+        }
+        self.throttles.end(key.0);
+        let slot = enforced.journaled.as_ref().ok_or_else(|| Error::NoController {
+            controller: "freezer",
+            why: "without a place in the journal nobody would thaw what a kill -9 of ours leaves"
+                .into(),
+        })?;
+        let freezer = Freezer::find()?;
+        let journal = Arc::new(Journaled {
+            slot: slot.slot(),
+            freezer: freezer.mount_point,
+            kind: freezer.kind,
+        });
+        let config = ThrottleConfig {
+            way_out,
+            reclaims: enforced.core.watermarks().is_some(),
+            journal,
+            ..ThrottleConfig::new(enforced.group.clone(), bytes)
+        };
+        let throttler = Throttler::start(config)?;
+        self.listen(throttler.wake_fd(), Source::Throttle, key.0)?;
+        self.throttles.of.insert(key.0, Throttling { throttler, high, way_out, held: false });
+        Ok(())
+    }
+
+    /// What throttling did for a container, as far as it has a throttle.
+    pub fn throttled(&self, key: Key) -> Option<ThrottleTotals> {
+        Some(self.throttles.of.get(&key.0)?.throttler.totals())
+    }
+
+    /// A throttle has something to tell.
+    pub(super) fn throttle_told(&mut self, key: u64) {
+        let now = self.now();
+        let Some(throttling) = self.throttles.of.get(&key) else { return };
+        for event in throttling.throttler.events() {
+            // Its clock is not ours.
+            let at = match event {
+                ThrottleEvent::Pulse(at, _) => at.saturating_duration_since(self.start),
+                _ => now,
+            };
+            self.happened.push(Happened::Throttle(Key(key), at, event));
+        }
+    }
+
+    /// Thaws a container for the time in which this process is stopped.
+    pub(super) fn hold_throttle(&mut self, key: u64, patience: Duration) {
+        if let Some(throttling) = self.throttles.of.get_mut(&key) {
+            throttling.held = true;
+            if !throttling.throttler.hold(patience) {
+                log::warn!("a throttle does not let go: the guardian thaws what it holds");
+            }
+        }
+    }
+
+    /// Goes on after [`Engine::hold_throttle`].
+    pub(super) fn go_on_throttling(&mut self) {
+        for throttling in self.throttles.of.values_mut().filter(|throttling| throttling.held) {
+            throttling.held = false;
+            throttling.throttler.resume();
+        }
+    }
+
+    /// A container is let go: its tasks are thawed and moved back.
+    pub(super) fn end_throttle(&mut self, key: u64) {
+        // What it has told until now is not lost.
+        self.throttle_told(key);
+        self.throttles.end(key);
+    }
+}
+
+/// Freezes in the journal: the guardian thaws when they are overdue, or we are gone.
+struct Journaled {
+    slot: Arc<Slot>,
+    freezer: PathBuf,
+    kind: Kind,
+}
+
+impl FreezeJournal for Journaled {
+    fn begin(&self, longest: Duration) {
+        let kind = match self.kind {
+            Kind::V1 => FreezerKind::V1Child,
+            Kind::Unified => FreezerKind::UnifiedChild,
+        };
+        self.slot.begin_freeze(Freeze { kind, deadline: Deadline::after(longest + LATE) });
+    }
+
+    fn end(&self) {
+        self.slot.end_freeze();
+    }
+
+    fn place(&self, path: &Path, inode: u64) -> Result<()> {
+        let no = |why: String| Error::NoController { controller: "freezer", why };
+        let relative = path.strip_prefix(&self.freezer).unwrap_or(path);
+        let text = relative.to_str().ok_or_else(|| no("its path is not UTF-8".into()))?;
+        self.slot.set_freezer_place(text, inode).map_err(|error| no(error.to_string()))
+    }
+}

@@ -1,0 +1,565 @@
+//! The books of OOMs: which records come of which events, in virtual time.
+
+use cgroupfs::kmsg::oom::{Constraint, Killed};
+use cgroupfs::{Bytes, Limit};
+use cgshim::core::oom::{
+    Action, Cause, Detail, Event, From, Ledger, LevelLook, LogKill, Look, Record, Stamp, Subject,
+};
+use proptest::prelude::*;
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+const US: Duration = Duration::from_micros(1);
+const MS: Duration = Duration::from_millis(1);
+
+/// The books, a clock, and what came of it.
+struct Host {
+    ledger: Ledger,
+    now: Duration,
+    wall_ms: u64,
+    /// `oom_kill` of each group; gone ones are not there.
+    counters: BTreeMap<u64, u64>,
+    failcnt: BTreeMap<u64, Vec<u64>>,
+    written: BTreeMap<String, Record>,
+    announced: Vec<(u64, Record)>,
+    forgotten: Vec<u64>,
+}
+
+impl Host {
+    fn new(log_readable: bool) -> Host {
+        let mut host = Host {
+            ledger: Ledger::new(7),
+            now: Duration::from_secs(1),
+            wall_ms: 1_000_000,
+            counters: BTreeMap::new(),
+            failcnt: BTreeMap::new(),
+            written: BTreeMap::new(),
+            announced: Vec::new(),
+            forgotten: Vec::new(),
+        };
+        host.event(Event::LogReadable(log_readable));
+        host
+    }
+
+    /// A container at `/pod/cKEY`, whose init is 1000 × key.
+    fn watch(&mut self, key: u64) {
+        self.watch_at(key, &format!("/pod/c{key}"));
+    }
+
+    fn watch_at(&mut self, key: u64, path: &str) {
+        self.counters.insert(key, 0);
+        self.failcnt.insert(key, vec![0, 0]);
+        let subject = Subject {
+            name: format!("c{key}"),
+            container: format!("id{key}"),
+            cgroup: format!("/sys/fs/cgroup/memory{path}"),
+            generation: key,
+            path: path.into(),
+            ancestors: vec!["/pod".into()],
+            init: Some(init(key)),
+            oom_kill: Some(0),
+            levels: vec![LevelLook { failcnt: Some(0), ..LevelLook::default() }; 2],
+            v1: true,
+        };
+        self.event(Event::Watch(key, Box::new(subject)));
+    }
+
+    fn event(&mut self, event: Event) {
+        let mut queue = vec![event];
+        while !queue.is_empty() {
+            let mut actions = Vec::new();
+            for event in queue.drain(..) {
+                let at = Stamp {
+                    now: self.now,
+                    wall_ms: self.wall_ms,
+                    boot_ms: self.now.as_millis() as u64,
+                };
+                self.ledger.handle(at, event, &mut actions);
+            }
+            for action in actions {
+                match action {
+                    Action::Look(key, _) => queue.push(self.look(key)),
+                    Action::Write { record, new, .. } => {
+                        let id = record.id.clone();
+                        assert_eq!(self.written.insert(id, *record).is_none(), new);
+                    }
+                    Action::Announce(key, record) => {
+                        // Persisted before announced.
+                        assert_eq!(self.written.get(&record.id), Some(&*record));
+                        assert!(record.settled);
+                        self.announced.push((key, *record));
+                    }
+                    Action::Forget(key) => self.forgotten.push(key),
+                }
+            }
+        }
+    }
+
+    fn look(&self, key: u64) -> Event {
+        let Some(kills) = self.counters.get(&key) else { return Event::Vanished(key) };
+        let levels = self.failcnt[&key]
+            .iter()
+            .map(|failcnt| LevelLook {
+                usage: Some(Bytes::mib(64)),
+                limit: Some(Limit::Bytes(Bytes::mib(64))),
+                failcnt: Some(*failcnt),
+                ..LevelLook::default()
+            })
+            .collect();
+        let detail = Some(Box::new(Detail { levels, ..Detail::default() }));
+        Event::Looked(key, Box::new(Look { oom_kill: Some(*kills), beneath: 0, detail }))
+    }
+
+    /// Lets time pass, with a tick whenever one is due.
+    fn pass(&mut self, time: Duration) {
+        let end = self.now + time;
+        while let Some(at) = self.ledger.deadline().filter(|at| *at <= end) {
+            // The wall's clock is nobody's business: it jumps.
+            self.wall_ms = self.wall_ms.wrapping_mul(31) % 2_000_000;
+            self.now = at.max(self.now + US);
+            self.event(Event::Tick);
+        }
+        self.now = end.max(self.now);
+    }
+
+    fn kill(&mut self, key: u64) {
+        *self.counters.get_mut(&key).unwrap() += 1;
+    }
+
+    fn gone(&mut self, key: u64) {
+        self.counters.remove(&key);
+    }
+
+    fn log(&mut self, pid: i32, task: Option<&str>, limit: Option<&str>) {
+        let killed = Killed {
+            pid,
+            comm: b"load".to_vec(),
+            oom_score_adj: Some(0),
+            memcg: Some(true),
+            constraint: task.map(|_| Constraint::Memcg),
+            oom_memcg: limit.map(|path| path.as_bytes().to_vec()),
+            task_memcg: task.map(|path| path.as_bytes().to_vec()),
+            order: Some(0),
+        };
+        self.killed(LogKill { killed, from: From::KernelLog, group: None, node_has_room: None });
+    }
+
+    fn killed(&mut self, kill: LogKill) {
+        self.event(Event::Killed(Box::new(kill)));
+    }
+
+    fn only(&mut self) -> Record {
+        self.pass(Duration::from_secs(3));
+        assert_eq!(self.announced.len(), 1, "{:#?}", self.announced);
+        assert_eq!(self.written.len(), 1);
+        self.announced[0].1.clone()
+    }
+
+    fn victims(&self, key: u64) -> Vec<Option<i32>> {
+        let mine = self.announced.iter().filter(|(whose, _)| *whose == key);
+        mine.map(|(_, record)| record.victim.as_ref().map(|victim| victim.pid)).collect()
+    }
+}
+
+fn init(key: u64) -> i32 {
+    i32::try_from(key * 1000).unwrap()
+}
+
+#[test]
+fn a_signal_before_its_kill_makes_one_record_with_all_there_is() {
+    let mut host = Host::new(true);
+    host.watch(1);
+    host.event(Event::Signal(1, 0));
+    host.pass(9 * MS);
+    host.kill(1);
+    host.pass(2 * MS);
+    // On record long before the log's line.
+    assert_eq!(host.written.len(), 1);
+    host.log(1234, Some("/pod/c1"), Some("/pod/c1"));
+    let record = host.only();
+    assert_eq!((record.cause, record.kills), (Cause::OwnLimit, 1));
+    assert_eq!(record.limit_cgroup.as_deref(), Some("/pod/c1"));
+    let victim = record.victim.as_ref().unwrap();
+    assert_eq!((victim.pid, victim.comm.as_deref()), (1234, Some("load")));
+    assert_eq!(record.init_survived, Some(true));
+    assert_eq!(record.from["victim"], From::KernelLog);
+    assert_eq!(record.from["kills"], From::OomKill);
+    assert_eq!(record.from["breakdown"], From::FilesBefore);
+    assert!(record.unknown.is_empty(), "{:?}", record.unknown);
+}
+
+#[test]
+fn a_clean_exit_is_no_oom() {
+    let mut host = Host::new(true);
+    for key in 1..200 {
+        host.watch(key);
+        host.event(Event::InitExited(key));
+        host.gone(key);
+        // The signal of the removal.
+        host.event(Event::Signal(key, 0));
+        host.pass(MS);
+    }
+    host.pass(Duration::from_secs(5));
+    assert!(host.written.is_empty());
+    // And nothing is remembered of them.
+    assert!(host.ledger.is_empty());
+    assert_eq!(host.forgotten.len(), 199);
+}
+
+#[test]
+fn many_signals_are_one_kill_and_none_is_woken_without() {
+    let mut host = Host::new(true);
+    host.watch(1);
+    for _ in 0..50 {
+        host.event(Event::Signal(1, 0));
+        host.pass(MS);
+    }
+    host.kill(1);
+    host.log(5, Some("/pod/c1"), Some("/pod/c1"));
+    for _ in 0..50 {
+        host.event(Event::Signal(1, 0));
+        host.pass(MS);
+    }
+    assert_eq!(host.only().cause, Cause::OwnLimit);
+}
+
+#[test]
+fn signals_that_no_kill_follows_are_told_once() {
+    let mut host = Host::new(true);
+    host.watch(1);
+    host.event(Event::Signal(1, 0));
+    host.event(Event::Signal(1, 0));
+    host.pass(60 * MS);
+    assert!(host.written.is_empty(), "said before 100 ms were over");
+    let record = host.only();
+    assert_eq!((record.cause, record.kills, record.signals), (Cause::WokeWithoutKill, 0, 2));
+    assert!(record.victim.is_none() && record.unknown.is_empty());
+}
+
+#[test]
+fn a_sibling_of_the_victim_has_no_record() {
+    let mut host = Host::new(true);
+    host.watch(1);
+    host.watch(2);
+    // The parent's limit: all beneath are signalled.
+    for key in [1, 2] {
+        host.event(Event::Signal(key, 1));
+        host.event(Event::Signal(key, 0));
+    }
+    host.kill(1);
+    host.pass(MS);
+    host.log(9, None, None);
+    let record = host.only();
+    assert_eq!(record.name, "c1");
+    // By the signals alone, as the log's line was rate-limited.
+    assert_eq!(
+        (record.cause, record.limit_cgroup.as_deref()),
+        (Cause::AncestorLimit, Some("/pod"))
+    );
+    assert_eq!(record.from["cause"], From::Eventfd);
+    // Nor does a line that names no group give it a victim.
+    assert!(record.victim.is_none());
+}
+
+#[test]
+fn without_signals_the_group_whose_charges_failed_has_the_limit() {
+    let mut host = Host::new(true);
+    host.watch(1);
+    host.failcnt.insert(1, vec![0, 3]);
+    host.kill(1);
+    host.log(9, Some("/pod/c1"), None);
+    assert_eq!(host.only().cause, Cause::AncestorLimit);
+    assert_eq!(host.announced[0].1.from["cause"], From::Failcnt);
+}
+
+#[test]
+fn the_log_alone_makes_a_record_where_the_group_was_gone_too_soon() {
+    let mut host = Host::new(true);
+    host.watch(1);
+    host.gone(1);
+    host.event(Event::Signal(1, 0));
+    host.log(1000, Some("/pod/c1"), Some("/pod"));
+    let record = host.only();
+    assert_eq!((record.kills, record.cause), (1, Cause::AncestorLimit));
+    assert_eq!(record.victim.unwrap().pid, 1000);
+    assert_eq!(record.init_survived, Some(false), "it was init");
+    assert_eq!(record.from["kills"], From::KernelLog);
+}
+
+#[test]
+fn a_group_that_ran_out_and_was_gone_before_its_counter_was_read_is_on_record() {
+    let mut host = Host::new(false);
+    host.watch(1);
+    host.event(Event::Signal(1, 0));
+    host.gone(1);
+    let record = host.only();
+    assert_eq!((record.cause, record.kills), (Cause::OwnLimit, 0));
+    assert!(record.victim.is_none());
+    assert!(record.unknown[0].contains("removed before"), "{:?}", record.unknown);
+}
+
+#[test]
+fn a_kill_in_a_group_beneath_is_the_containers() {
+    let mut host = Host::new(true);
+    host.watch(1);
+    host.log(77, Some("/pod/c1/a/b"), Some("/pod/c1/a"));
+    let record = host.only();
+    assert_eq!((record.cause, record.kills), (Cause::OwnLimit, 1));
+    assert_eq!(record.limit_cgroup.as_deref(), Some("/pod/c1/a"));
+    assert_eq!(record.victim.unwrap().cgroup.as_deref(), Some("/pod/c1/a/b"));
+    // Not that of a group whose name only begins alike.
+    host.log(78, Some("/pod/c11"), Some("/pod/c11"));
+    host.pass(Duration::from_secs(1));
+    assert_eq!(host.announced.len(), 1);
+}
+
+#[test]
+fn a_line_before_its_counter_is_recorded_once() {
+    let mut host = Host::new(true);
+    host.watch(1);
+    host.log(5, Some("/pod/c1"), Some("/pod/c1"));
+    host.pass(50 * MS);
+    assert_eq!(host.written.len(), 1);
+    // The counter's late rise is that kill, the next one another.
+    host.kill(1);
+    host.event(Event::Signal(1, 0));
+    host.pass(Duration::from_secs(1));
+    assert_eq!(host.written.len(), 1);
+    host.kill(1);
+    host.event(Event::Signal(1, 0));
+    host.pass(Duration::from_secs(1));
+    assert_eq!(host.written.len(), 2);
+}
+
+#[test]
+fn an_unreadable_log_leaves_the_victim_unknown_and_says_why() {
+    let mut host = Host::new(false);
+    host.watch(1);
+    host.event(Event::Signal(1, 0));
+    host.kill(1);
+    let record = host.only();
+    assert_eq!((record.cause, record.kills), (Cause::OwnLimit, 1));
+    assert!(record.victim.is_none());
+    assert!(record.unknown[0].contains("kernel log cannot be read"), "{:?}", record.unknown);
+}
+
+#[test]
+fn a_kill_with_no_limit_in_the_way_is_the_nodes() {
+    let mut host = Host::new(false);
+    host.watch(1);
+    host.kill(1);
+    let look = host.look(1);
+    host.event(look);
+    assert_eq!(host.only().cause, Cause::Node);
+    for (room, order, cause) in [
+        (None, 0, Cause::Node),
+        (Some(false), 2, Cause::Node),
+        (Some(true), 0, Cause::Node),
+        (Some(true), 2, Cause::Fragmentation),
+    ] {
+        let mut host = Host::new(true);
+        host.watch(1);
+        host.kill(1);
+        let killed = Killed {
+            pid: 3,
+            comm: b"x".to_vec(),
+            oom_score_adj: Some(1000),
+            memcg: Some(false),
+            constraint: Some(Constraint::None),
+            oom_memcg: None,
+            task_memcg: Some(b"/pod/c1".to_vec()),
+            order: Some(order),
+        };
+        let from = From::KernelLog;
+        host.killed(LogKill { killed, from, group: None, node_has_room: room });
+        assert_eq!(host.only().cause, cause, "{room:?} {order}");
+    }
+}
+
+#[test]
+fn a_hostile_name_comes_out_escaped() {
+    let mut host = Host::new(true);
+    host.watch(1);
+    host.kill(1);
+    let killed = Killed {
+        pid: 3,
+        comm: b"\x1b]0;x\x07\\n\xff\n".to_vec(),
+        oom_score_adj: None,
+        memcg: Some(true),
+        constraint: None,
+        oom_memcg: None,
+        task_memcg: Some(b"/pod/c1".to_vec()),
+        order: None,
+    };
+    host.killed(LogKill { killed, from: From::KernelLog, group: None, node_has_room: None });
+    let comm = host.only().victim.unwrap().comm.unwrap();
+    assert_eq!(comm, r"\x1b]0;x\x07\x5cn\xff\x0a");
+}
+
+#[test]
+fn what_a_former_process_announced_is_not_announced_again() {
+    let mut host = Host::new(true);
+    host.watch(1);
+    host.counters.insert(1, 5);
+    // Watched anew, with 4 of the 5 known.
+    let subject = Subject { oom_kill: Some(4), path: "/x".into(), ..Subject::default() };
+    host.event(Event::Watch(2, Box::new(subject)));
+    host.failcnt.insert(2, vec![0]);
+    host.counters.insert(2, 5);
+    let look = host.look(2);
+    host.event(look);
+    host.pass(Duration::from_secs(1));
+    let mine: Vec<_> = host.announced.iter().filter(|(key, _)| *key == 2).collect();
+    assert_eq!(mine.len(), 1);
+}
+
+#[test]
+fn leaving_settles_what_is_open_and_forgets() {
+    let mut host = Host::new(true);
+    host.watch(1);
+    host.event(Event::Unwatch(1));
+    assert_eq!(host.forgotten, [1]);
+    host.watch(2);
+    host.event(Event::Signal(2, 0));
+    host.kill(2);
+    host.pass(MS);
+    host.log(8, Some("/pod/c2"), Some("/pod/c2"));
+    host.event(Event::Unwatch(2));
+    assert_eq!((host.announced.len(), &host.forgotten[..]), (1, &[1, 2][..]));
+}
+
+/// One step of a host on which groups run out of memory in any order.
+#[derive(Debug, Clone)]
+enum Step {
+    Signal(u64),
+    /// A kill, and how long until its line; whether the line names the group.
+    Kill(u64, u64, bool),
+    Pass(u64),
+}
+
+fn steps() -> impl Strategy<Value = Vec<Step>> {
+    prop::collection::vec(
+        prop_oneof![
+            (1u64..9).prop_map(Step::Signal),
+            ((1u64..9), 0u64..3, any::<bool>())
+                .prop_map(|(key, lag, named)| Step::Kill(key, lag, named)),
+            (0u64..150).prop_map(Step::Pass),
+        ],
+        0..60,
+    )
+}
+
+proptest! {
+    #[test]
+    fn every_kill_is_recorded_once_with_its_own_victim_or_none(steps in steps()) {
+        let mut host = Host::new(true);
+        for key in 1..9 {
+            host.watch(key);
+        }
+        let mut kills: BTreeMap<u64, Vec<(i32, bool)>> = BTreeMap::new();
+        // Lines come in the order of the kills, each some while later.
+        let mut lines: Vec<(u64, i32, bool)> = Vec::new();
+        let mut pid = 100;
+        let print = |host: &mut Host, lines: &mut Vec<(u64, i32, bool)>| {
+            for (key, pid, named) in lines.drain(..) {
+                let path = format!("/pod/c{key}");
+                host.log(pid, named.then_some(&*path), named.then_some(&*path));
+            }
+        };
+        for step in steps {
+            match step {
+                Step::Signal(key) => host.event(Event::Signal(key, 0)),
+                Step::Kill(key, lag, named) => {
+                    pid += 1;
+                    host.event(Event::Signal(key, 0));
+                    host.kill(key);
+                    kills.entry(key).or_default().push((pid, named));
+                    lines.push((key, pid, named));
+                    if lag == 0 {
+                        print(&mut host, &mut lines);
+                    }
+                }
+                Step::Pass(ms) => {
+                    print(&mut host, &mut lines);
+                    host.pass(Duration::from_millis(ms));
+                }
+            }
+        }
+        print(&mut host, &mut lines);
+        host.pass(Duration::from_secs(5));
+        for key in 1..9 {
+            let mut expected = kills.remove(&key).unwrap_or_default();
+            let records: Vec<&Record> = host
+                .announced
+                .iter()
+                .filter(|(whose, record)| *whose == key && record.kills > 0)
+                .map(|(_, record)| record)
+                .collect();
+            let recorded: u64 = records.iter().map(|record| record.kills).sum();
+            prop_assert_eq!(recorded, expected.len() as u64, "kills of {}", key);
+            for record in records {
+                if let Some(victim) = &record.victim {
+                    let mine = expected.iter().position(|(pid, named)| *named && *pid == victim.pid);
+                    prop_assert!(mine.is_some(), "{} is no victim of c{}", victim.pid, key);
+                    expected.remove(mine.unwrap());
+                }
+            }
+            // Every line that names its group found its record.
+            prop_assert!(expected.iter().all(|(_, named)| !named), "{:?}", expected);
+        }
+        // Nothing is left to wait for.
+        prop_assert_eq!(host.ledger.deadline(), None);
+    }
+
+    #[test]
+    fn the_same_events_make_the_same_records(steps in steps()) {
+        let run = || {
+            let mut host = Host::new(true);
+            for key in 1..9 {
+                host.watch(key);
+            }
+            for step in &steps {
+                match step {
+                    Step::Signal(key) => host.event(Event::Signal(*key, 0)),
+                    Step::Kill(key, ..) => {
+                        host.kill(*key);
+                        host.log(1, Some(&format!("/pod/c{key}")), None);
+                    }
+                    Step::Pass(ms) => host.pass(Duration::from_millis(*ms)),
+                }
+            }
+            host.pass(Duration::from_secs(5));
+            host.written
+        };
+        prop_assert_eq!(run(), run());
+    }
+
+    #[test]
+    fn any_order_of_events_is_survived(
+        steps in prop::collection::vec((0u8..9, 0u64..4, 0u64..120), 0..80),
+    ) {
+        let mut host = Host::new(true);
+        for (what, key, ms) in steps {
+            match what {
+                0 => host.watch(key),
+                1 => host.event(Event::Signal(key, ms as usize % 4)),
+                2 => host.gone(key),
+                3 => host.event(Event::InitExited(key)),
+                4 => host.event(Event::Unwatch(key)),
+                5 => host.event(Event::LogLost),
+                6 => host.log(init(key), (ms % 2 == 0).then_some(&*format!("/pod/c{key}")), None),
+                7 => host.event(Event::LogReadable(ms % 3 == 0)),
+                _ => {
+                    if let Some(kills) = host.counters.get_mut(&key) {
+                        *kills = ms;
+                    }
+                }
+            }
+            host.pass(Duration::from_millis(ms));
+        }
+        host.pass(Duration::from_secs(10));
+        prop_assert_eq!(host.ledger.deadline(), None);
+        let victims = host.victims(1);
+        prop_assert!(victims.len() <= host.announced.len());
+    }
+}
