@@ -138,7 +138,7 @@ fn without_a_daemon_containers_start_and_are_found_when_it_comes() {
     for (runtime, bundle) in &containers {
         // A second is promised of real machines; most of this is cgctl being started, emulated.
         let took =
-            until("the container is adopted", 3 * SECOND, || find(&ps(), &bundle.id).is_some());
+            until("the container is adopted", 15 * SECOND, || find(&ps(), &bundle.id).is_some());
         println!("{runtime}: adopted {} ms after the start", took.as_millis());
         sh(&format!("{runtime} delete --force {}", bundle.id));
         until("it is forgotten", 15 * SECOND, || find(&ps(), &bundle.id).is_none());
