@@ -3,7 +3,7 @@
 use super::JournalError;
 use nix::errno::Errno;
 use nix::fcntl::{FcntlArg, OFlag, fcntl};
-use nix::sys::statfs::{FsType, TMPFS_MAGIC, fstatfs};
+use nix::sys::statfs::{TMPFS_MAGIC, fstatfs};
 use std::fs::{DirBuilder, File};
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd};
@@ -68,9 +68,7 @@ impl RunDir {
     /// Whether it is in memory. On a disk, a store to the journal may wait for its writeback, and a lowered
     /// limit with it.
     pub fn is_in_memory(&self) -> bool {
-        fstatfs(&self.lock).is_ok_and(|stat| {
-            [TMPFS_MAGIC, FsType(libc::RAMFS_MAGIC as _)].contains(&stat.filesystem_type())
-        })
+        fstatfs(&self.lock).is_ok_and(|stat| stat.filesystem_type() == TMPFS_MAGIC)
     }
 
     /// Whether somebody has the directory locked now.
