@@ -98,12 +98,18 @@ impl Enforcer {
 
     /// Waits for the nth fault.
     fn fault(&self, n: usize) -> Deadline {
+        self.fault_within(n, 20 * SECOND).unwrap_or_else(|| panic!("no fault number {n}"))
+    }
+
+    fn fault_within(&self, n: usize, patience: Duration) -> Option<Deadline> {
         let start = Instant::now();
         loop {
             if let Some(at) = self.faults().get(n - 1) {
-                return *at;
+                return Some(*at);
             }
-            assert!(start.elapsed() < 20 * SECOND, "no fault number {n}");
+            if start.elapsed() > patience {
+                return None;
+            }
             std::thread::sleep(Duration::from_micros(200));
         }
     }
@@ -240,9 +246,21 @@ fn stopped_between_lower_and_restore_the_limit_is_back_within_100_ms_and_it_goes
     let Some(bed) = Bed::new(test) else { return };
     let _alone = alone();
     let mut seen = Vec::new();
-    let enforcer = Enforcer::start(&bed, "stop:lowered:*2");
-    for run in 0..times("CGSHIM_TEST_STOPS", 200) {
-        let at = enforcer.fault(run + 1);
+    let mut enforcer = Enforcer::start(&bed, "stop:lowered:*2");
+    let mut of_this = 0;
+    for _ in 0..times("CGSHIM_TEST_STOPS", 200) {
+        of_this += 1;
+        let at = match enforcer.fault_within(of_this, 3 * SECOND) {
+            Some(at) => at,
+            // It stands aside for longer: what was read again and again for so long looks in use, or an
+            // OOM came in a window that was held open. Another knows nothing of that.
+            None => {
+                drop(enforcer);
+                enforcer = Enforcer::start(&bed, "stop:lowered:*2");
+                of_this = 1;
+                enforcer.fault(1)
+            }
+        };
         seen.push(bed.back_after(at));
         std::thread::sleep(Duration::from_millis(2));
         assert_eq!(bed.limit(), LIMIT);

@@ -33,7 +33,7 @@ const DECLARED: u64 = 64 << 20;
 const SWAPPINESS: u64 = 60;
 
 /// Histories of one run of the test. `CGSHIM_TEST_HISTORIES` says otherwise.
-const HISTORIES: u64 = 2_000;
+const HISTORIES: u64 = 1_000;
 
 struct Lot(u64);
 
