@@ -108,19 +108,27 @@ fn victim(record: &Record) -> Option<i32> {
     record.victim.as_ref().map(|victim| victim.pid)
 }
 
-/// A process that fills more than it may, in `group` from its start.
+/// A process that fills more than it may, in `group` from its start; once it is told to go.
 fn greedy(group: &Cgroup) -> Child {
     let procs = group.path().join("cgroup.procs");
     Command::new("/bin/sh")
         .arg("-c")
-        .arg("echo $$ > \"$0\" && exec \"$@\"")
+        .arg("echo $$ > \"$0\" && read -r go && exec \"$@\"")
         .arg(procs)
         .arg(cgctl::memload())
         .args(["anon", "--size", "256M"])
+        .stdin(Stdio::piped())
         .stdout(Stdio::null())
         .stderr(Stdio::null())
         .spawn()
         .unwrap()
+}
+
+/// Tells it to go. By then the watch has its container: it takes orders at once, at real-time priority.
+fn go(child: &mut Child) {
+    use std::io::Write;
+    std::thread::sleep(Duration::from_millis(10));
+    child.stdin.take().unwrap().write_all(b"go\n").unwrap();
 }
 
 /// Removes a group whose last process has just exited.
@@ -308,7 +316,8 @@ fn a_storm_of_kills_is_counted_to_the_last() {
     let files = limit(&group, Bytes::mib(24));
     let key = watching.add(&group, None);
     for _ in 0..3 {
-        let storm: Vec<Child> = (0..8).map(|_| greedy(&group)).collect();
+        let mut storm: Vec<Child> = (0..8).map(|_| greedy(&group)).collect();
+        storm.iter_mut().for_each(go);
         for mut child in storm {
             child.wait().unwrap();
         }
@@ -358,6 +367,7 @@ fn kill_and_remove(
                     let mut child = greedy(&group);
                     let pid = child.id();
                     watching.add(&group, Some(pid));
+                    go(&mut child);
                     child.wait().unwrap();
                     let path = group.path().display().to_string();
                     drop(group);
@@ -449,7 +459,14 @@ fn a_record_is_readable_within_milliseconds_of_its_kill() {
         let group = ground.group(&name);
         let files = limit(&group, Bytes::mib(8));
         let mut child = greedy(&group);
+        let dir = cgshim::oom::directory(watching.run_dir());
+        let on_disk = || {
+            let names = std::fs::read_dir(&dir).unwrap().map(|entry| entry.unwrap().file_name());
+            names.filter(|name| name.to_string_lossy().starts_with("oom-")).count()
+        };
+        let before = on_disk();
         watching.add(&group, Some(child.id()));
+        go(&mut child);
         // The counter, as close as another process can see it.
         let rose = loop {
             match files.counters() {
@@ -458,10 +475,7 @@ fn a_record_is_readable_within_milliseconds_of_its_kill() {
                 Err(error) => panic!("{error}"),
             }
         };
-        let own = group.path().display().to_string();
-        let readable =
-            || all(watching.run_dir()).unwrap().iter().any(|record| record.cgroup == own);
-        while !readable() {
+        while on_disk() == before {
             assert!(rose.elapsed() < 5 * SECOND, "no record after 5 s");
             std::thread::sleep(Duration::from_micros(100));
         }

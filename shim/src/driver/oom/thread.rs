@@ -412,7 +412,10 @@ impl Watcher {
                     }
                 }
             }
-            Err(Errno::ESRCH) => self.queue.push_back(Event::InitExited(key)),
+            Err(Errno::ESRCH) => {
+                self.look(key, false);
+                self.queue.push_back(Event::InitExited(key));
+            }
             // Before 5.3: whether it survived stays unknown.
             Err(errno) => log::debug!("pidfd of {pid}: {errno}"),
         }
