@@ -9,7 +9,7 @@ const MOST: usize = 1000;
 const LONGEST: Duration = Duration::from_secs(3600);
 
 /// The events.
-pub(super) struct History(Retained<Vec<u8>>);
+pub(super) struct History(Retained<Box<[u8]>>);
 
 impl History {
     pub(super) fn new() -> History {
@@ -19,14 +19,14 @@ impl History {
     /// Remembers one; its line.
     pub(super) fn add(&mut self, now: Now, event: &EventLine) -> Vec<u8> {
         let line = line(event);
-        self.0.push(now, line.clone());
+        self.0.push(now, line.clone().into_boxed_slice());
         line
     }
 
     /// The lines, oldest first.
     pub(super) fn lines(&mut self, now: Now) -> Vec<u8> {
         self.0.expire(now);
-        self.0.iter().flatten().copied().collect()
+        self.0.iter().flat_map(|line| line.iter().copied()).collect()
     }
 }
 

@@ -18,7 +18,7 @@ use std::time::Duration;
 const UNTIL_ARMED: Duration = Duration::from_millis(100);
 
 /// Requests that wait; a container that finds no room is looked at until there is some.
-const MOST_WAITING: usize = 4096;
+const MOST_WAITING: usize = 256;
 
 /// What a container has, and is to have.
 #[derive(Default)]

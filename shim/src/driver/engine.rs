@@ -57,6 +57,10 @@ pub(super) struct Enforced {
     pub(super) deeds: Option<Arc<Deeds>>,
 }
 
+/// Tasks that wait for a worker. A container that finds no room tries again after its backoff; room is
+/// memory, of which an idle daemon with a thousand containers is to have little.
+const MOST_WAITING: usize = 1024;
+
 /// The event loop.
 pub struct Engine {
     pub(super) epoll: Epoll,
@@ -109,7 +113,7 @@ impl Engine {
     /// thread is started before there is work.
     pub fn new(workers: usize, journal: Arc<Journal>) -> Result<Engine> {
         let epoll = Epoll::new(EpollCreateFlags::EPOLL_CLOEXEC).map_err(kernel)?;
-        let workers = Workers::new(workers, 4096).map_err(kernel)?;
+        let workers = Workers::new(workers, MOST_WAITING).map_err(kernel)?;
         epoll
             .add(workers.wake_fd(), EpollEvent::new(EpollFlags::EPOLLIN, token(Source::Workers, 0)))
             .map_err(kernel)?;
