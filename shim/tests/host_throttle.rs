@@ -69,7 +69,8 @@ impl Throttled {
     /// Our group in the freezer hierarchy, `None` where there is none.
     fn freezer_group(&self) -> Option<PathBuf> {
         let mount = Freezer::find().unwrap().mount_point;
-        let path = mount.join(format!("cgshim-{}", self.group.inode()));
+        let name = format!("cgshim-{}-{}", std::process::id(), self.group.inode());
+        let path = mount.join(name);
         path.exists().then_some(path)
     }
 
