@@ -52,7 +52,7 @@ impl Watching {
         let key = self.keys.fetch_add(1, Ordering::SeqCst);
         let init = init.map(|pid| i32::try_from(pid).unwrap());
         let identity = Identity { init, ..Identity::default() };
-        self.watch.watch(key, group.clone(), identity, Arc::new(Deeds::default()));
+        self.watch.watch(key, group.clone(), None, identity, Arc::new(Deeds::default()));
         key
     }
 

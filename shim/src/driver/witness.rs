@@ -30,7 +30,8 @@ impl Engine {
             identity.oom_kill = enforced.journaled.as_ref().and_then(Journaled::oom_kill_seen);
         }
         self.witnessed.insert(key.0);
-        watch.watch(key.0, enforced.group.clone(), identity, deeds);
+        let (group, memory) = (enforced.group.clone(), enforced.memory.clone());
+        watch.watch(key.0, group, Some(memory), identity, deeds);
     }
 
     /// Has the OOMs of a group recorded that is not enforced. `None` without a watch.
@@ -39,7 +40,7 @@ impl Engine {
         let key = self.next_key;
         self.next_key += 1;
         self.witnessed.insert(key);
-        watch.watch(key, group, identity, Arc::new(Deeds::default()));
+        watch.watch(key, group, None, identity, Arc::new(Deeds::default()));
         Some(Key(key))
     }
 

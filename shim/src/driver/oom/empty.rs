@@ -6,9 +6,9 @@
 //! kernel. The files were opened at registration: the directory may be gone by now.
 
 use crate::driver::sys;
+use cgroupfs::Cgroup;
 use cgroupfs::files::{Access, ControlDir, Knob};
-use cgroupfs::memory::Version;
-use cgroupfs::{Bytes, Cgroup};
+use cgroupfs::memory::{Memory, Version};
 use crossbeam_channel::{Receiver, Sender, bounded};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock};
@@ -28,7 +28,7 @@ pub(super) const AGAIN: Duration = Duration::from_millis(1);
 /// What emptying takes.
 pub(super) struct Files {
     empty: Knob,
-    usage: Knob,
+    memory: Arc<dyn Memory>,
     procs: Knob,
     /// v1: nothing is to be swapped for this.
     swappiness: Option<Knob>,
@@ -37,16 +37,13 @@ pub(super) struct Files {
 
 impl Files {
     /// Opens them; `None` where this kernel has nothing for it, or it is not ours to write.
-    pub(super) fn open(group: &Arc<Cgroup>, version: Version) -> Option<Files> {
+    pub(super) fn open(group: &Arc<Cgroup>, memory: &Arc<dyn Memory>) -> Option<Files> {
         let dir: Arc<dyn ControlDir> = group.clone();
-        let v1 = version == Version::V1;
-        let (empty, usage) = match v1 {
-            true => ("memory.force_empty", "memory.usage_in_bytes"),
-            false => ("memory.reclaim", "memory.current"),
-        };
+        let v1 = memory.version() == Version::V1;
+        let empty = if v1 { "memory.force_empty" } else { "memory.reclaim" };
         Some(Files {
             empty: Knob::open(&dir, empty, Access::Write).ok()?,
-            usage: Knob::open(&dir, usage, Access::Read).ok()?,
+            memory: memory.clone(),
             procs: Knob::open(&dir, "cgroup.procs", Access::Read).ok()?,
             swappiness: match v1 {
                 true => Knob::open(&dir, "memory.swappiness", Access::ReadWrite).ok(),
@@ -72,7 +69,7 @@ impl Files {
         }
         let amount = match self.v1 {
             true => "0".into(),
-            false => self.usage.read_u64().map(Bytes).unwrap_or_default().0.to_string(),
+            false => self.memory.usage().unwrap_or_default().0.to_string(),
         };
         if amount != "0" || self.v1 {
             // EINTR: told to end. EAGAIN: v2 got less. ENODEV: gone. All are fine.

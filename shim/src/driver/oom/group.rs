@@ -25,8 +25,8 @@ pub(super) struct Level {
 }
 
 impl Level {
-    pub(super) fn open(group: &Arc<Cgroup>) -> Result<Level> {
-        let memory = open_memory(group)?;
+    fn open(group: &Arc<Cgroup>, memory: Option<Arc<dyn Memory>>) -> Result<Level> {
+        let memory = memory.map_or_else(|| open_memory(group), Ok)?;
         let dir: Arc<dyn ControlDir> = group.clone();
         let events_local = match memory.version() {
             Version::V1 => None,
@@ -90,11 +90,12 @@ impl Group {
     /// Opens everything.
     pub(super) fn open(
         group: Arc<Cgroup>,
+        memory: Option<Arc<dyn Memory>>,
         above: Vec<(PathBuf, Arc<Level>)>,
         path: String,
         deeds: Arc<Deeds>,
     ) -> Result<Group> {
-        let level = Arc::new(Level::open(&group)?);
+        let level = Arc::new(Level::open(&group, memory)?);
         let dir: Arc<dyn ControlDir> = group.clone();
         let (peak, oom) = match level.memory.version() {
             Version::V1 => ("memory.max_usage_in_bytes", Notification::oom(&group).ok()),
@@ -172,7 +173,7 @@ impl Group {
 
     /// Opens what emptying it takes.
     pub(super) fn prepare_to_empty(&mut self) {
-        self.files = Files::open(&self.group, self.level.memory.version());
+        self.files = Files::open(&self.group, &self.level.memory);
     }
 
     /// Nothing of ours is in the way of its end.
@@ -291,6 +292,6 @@ fn oom_kill(oom_control: &Knob) -> Option<u64> {
 /// Opens the group at `directory`.
 pub(super) fn open_level(host: &Host, directory: &std::path::Path) -> Result<(Arc<Cgroup>, Level)> {
     let group = Arc::new(host.hierarchy.open(directory)?);
-    let level = Level::open(&group)?;
+    let level = Level::open(&group, None)?;
     Ok((group, level))
 }

@@ -17,6 +17,7 @@ pub use names::kernel_path;
 use super::worker::Ticket;
 use crate::core::oom::{Deed, Record};
 use crate::core::{Now, Report};
+use cgroupfs::memory::Memory;
 use cgroupfs::{Bytes, Cgroup, Error, Limit, Op, Result};
 use crossbeam_channel::{Receiver, Sender, bounded};
 use nix::errno::Errno;
@@ -100,8 +101,16 @@ pub struct Sources {
     pub store: std::result::Result<(), String>,
 }
 
+/// A group to be watched.
+struct ToWatch {
+    group: Arc<Cgroup>,
+    memory: Option<Arc<dyn Memory>>,
+    identity: Identity,
+    deeds: Arc<Deeds>,
+}
+
 enum Command {
-    Watch(u64, Arc<Cgroup>, Identity, Arc<Deeds>),
+    Watch(u64, ToWatch),
     Init(u64, i32),
     Unwatch(u64),
 }
@@ -151,9 +160,17 @@ impl OomWatch {
         &self.sources
     }
 
-    /// Watches a group from now on, as `key`.
-    pub fn watch(&self, key: u64, group: Arc<Cgroup>, identity: Identity, deeds: Arc<Deeds>) {
-        self.command(Command::Watch(key, group, identity, deeds));
+    /// Watches a group from now on, as `key`. `memory` is its controller, where that is open already: a
+    /// host has thousands of groups, and each has a dozen files.
+    pub fn watch(
+        &self,
+        key: u64,
+        group: Arc<Cgroup>,
+        memory: Option<Arc<dyn Memory>>,
+        identity: Identity,
+        deeds: Arc<Deeds>,
+    ) {
+        self.command(Command::Watch(key, ToWatch { group, memory, identity, deeds }));
     }
 
     /// The init of a container is this process.

@@ -4,7 +4,7 @@ use super::empty::Emptier;
 use super::group::{Group, Level, open_level};
 use super::log::Log;
 use super::names::Host;
-use super::{Command, Deeds, Identity, OomOptions, Sources, Told, stamp};
+use super::{Command, OomOptions, Sources, ToWatch, Told, stamp};
 use crate::core::Now;
 use crate::core::oom::{Action, Event, From, Ledger, LogKill};
 use crate::driver::sys;
@@ -279,8 +279,8 @@ impl Watcher {
     fn obey(&mut self, orders: &Receiver<Command>, tell: &mut impl FnMut(Told)) -> bool {
         loop {
             match orders.try_recv() {
-                Ok(Command::Watch(key, group, identity, deeds)) => {
-                    if let Err(error) = self.watch(key, group, &identity, deeds) {
+                Ok(Command::Watch(key, watched)) => {
+                    if let Err(error) = self.watch(key, watched) {
                         if !error.is_vanished() {
                             log::warn!("{error}; OOMs of it are not recorded");
                         }
@@ -319,9 +319,7 @@ impl Watcher {
     fn watch(
         &mut self,
         key: u64,
-        group: Arc<Cgroup>,
-        identity: &Identity,
-        deeds: Arc<Deeds>,
+        ToWatch { group, memory, identity, deeds }: ToWatch,
     ) -> Result<()> {
         let directory = group.path().to_path_buf();
         let (mut levels, mut ids) = (Vec::new(), Vec::new());
@@ -335,7 +333,7 @@ impl Watcher {
             }
         }
         let path = self.host.path(&directory);
-        let mut group = Group::open(group, levels, path, deeds)?;
+        let mut group = Group::open(group, memory, levels, path, deeds)?;
         if let Some(oom) = &group.oom {
             self.listen(oom.as_fd(), OWN, key)?;
         }
