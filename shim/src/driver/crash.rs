@@ -277,7 +277,7 @@ impl World {
     fn kill_announced(&mut self, kills: u64) {
         self.announced.1 += 1;
         // Crashed before it was in the journal it was not announced either.
-        self.journaled.killed(kills, 1);
+        self.journaled.killed(Some(kills), 1);
     }
 
     /// As the throttle does it: a pulse.

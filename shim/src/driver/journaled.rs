@@ -80,9 +80,10 @@ impl Journaled {
     }
 
     /// So many kills more, of which somebody is about to be told.
-    pub(super) fn killed(&self, seen: u64, kills: u64) {
+    /// `seen` is the kernel's `oom_kill` with them, where they are in it.
+    pub(super) fn killed(&self, seen: Option<u64>, kills: u64) {
         self.slot.change_counters(|counters| {
-            counters.oom_kill_seen = seen;
+            counters.oom_kill_seen = seen.unwrap_or(0).max(counters.oom_kill_seen);
             counters.oom_kills += kills;
         });
     }

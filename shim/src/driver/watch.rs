@@ -110,7 +110,7 @@ impl Engine {
                 // The OOM watch tells of its own.
                 if kills > 0 && enforced.deeds.is_none() {
                     if let Some(journaled) = &enforced.journaled {
-                        journaled.killed(counters.oom_kill.unwrap_or(0), kills);
+                        journaled.killed(counters.oom_kill, kills);
                     }
                     let usage = enforced.memory.usage().unwrap_or_default();
                     self.happened.push(Happened::OomKill(Key(key), now, kills, usage));

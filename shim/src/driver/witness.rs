@@ -2,7 +2,6 @@
 //! [`Engine::turn`].
 
 use super::engine::{Engine, Source};
-use super::journaled::Journaled;
 use super::oom::{Deeds, Identity, OomWatch, Told};
 use super::{Happened, Key};
 use cgroupfs::{Cgroup, Result};
@@ -27,7 +26,8 @@ impl Engine {
         deeds.declare(enforced.core.declared());
         enforced.deeds = Some(deeds.clone());
         if identity.oom_kill.is_none() {
-            identity.oom_kill = enforced.journaled.as_ref().and_then(Journaled::oom_kill_seen);
+            // As it was when the container came, or was told of last: not when the watch gets to it.
+            identity.oom_kill = enforced.counters.oom_kill;
         }
         self.witnessed.insert(key.0);
         let (group, memory) = (enforced.group.clone(), enforced.memory.clone());
@@ -69,12 +69,18 @@ impl Engine {
         let Some(watch) = &self.oom_watch else { return };
         let told: Vec<Told> = watch.told().collect();
         for told in told {
-            if let Told::Killed(key, ..) = told {
-                // In the journal before anybody hears of it.
+            if let Told::Killed(key, kills, _, counter) = told {
                 self.count(key);
+                // In the journal before anybody hears of it.
+                let enforced = self.containers.get(&key);
+                if let Some(journaled) = enforced.and_then(|enforced| enforced.journaled.as_ref()) {
+                    journaled.killed(counter, kills);
+                }
             }
             self.happened.push(match told {
-                Told::Killed(key, kills, usage) => Happened::OomKill(Key(key), now, kills, usage),
+                Told::Killed(key, kills, usage, _) => {
+                    Happened::OomKill(Key(key), now, kills, usage)
+                }
                 Told::Record(key, record) => Happened::Oom(Key(key), record),
                 Told::Forgotten(key) => Happened::OomsRecorded(Key(key)),
             });

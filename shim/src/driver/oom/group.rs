@@ -12,11 +12,19 @@ use std::collections::HashMap;
 use std::os::fd::OwnedFd;
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 /// Groups beneath a container that are watched, and members of it that are remembered: beyond that, the
 /// kernel log alone tells.
 const MOST_BENEATH: usize = 64;
 const MOST_MEMBERS: usize = 8192;
+
+/// Who was seen in it is taken for the victim of a kill this long: its line may be read late in a flood,
+/// and its pid is not somebody else's by then.
+const MEMBER_FOR: Duration = Duration::from_secs(1);
+
+/// A reading of the members is followed by this many times as long without one.
+const MEMBERS_SHARE: u32 = 8;
 
 /// A group's files at one level.
 pub(super) struct Level {
@@ -70,8 +78,12 @@ pub(super) struct Group {
     beneath: HashMap<String, Child>,
     /// Kills of groups beneath that were removed since.
     counted_by_gone: u64,
-    /// Pids in it when memory last ran out, and their groups.
-    pub(super) members: HashMap<i32, String>,
+    /// Pids in it while memory was running out, their groups, and when they were last seen there.
+    members: HashMap<i32, (String, Instant)>,
+    /// When the members may be read again.
+    members_again: Option<Instant>,
+    /// Its init, and until when a kill of that pid is this one's: once it has exited, not for long.
+    init: Option<(i32, Option<Instant>)>,
     deeds: Arc<Deeds>,
     /// `oom_kill` and the sum beneath, as read last.
     counted: (Option<u64>, u64),
@@ -116,6 +128,8 @@ impl Group {
             beneath: HashMap::new(),
             counted_by_gone: 0,
             members: HashMap::new(),
+            members_again: None,
+            init: None,
             deeds,
             counted: (None, 0),
         };
@@ -126,7 +140,10 @@ impl Group {
     /// Its books' first page.
     pub(super) fn subject(&mut self, identity: &Identity, host: &Host) -> Result<Subject> {
         let counters = self.level.memory.counters()?;
-        self.counted = (counters.oom_kill, 0);
+        // What somebody announced already, or what is there now.
+        let announced =
+            counters.oom_kill.map(|now| identity.oom_kill.map_or(now, |seen| seen.min(now)));
+        self.counted = (announced, 0);
         let directory = self.group.path();
         let name = directory.file_name().map(|name| name.to_string_lossy().into_owned());
         let named = |given: &str| match given {
@@ -141,10 +158,7 @@ impl Group {
             path: self.path.clone(),
             ancestors: self.above_paths.iter().map(|path| host.path(path)).collect(),
             init: identity.init,
-            // What somebody announced already, or what is there now.
-            oom_kill: counters
-                .oom_kill
-                .map(|now| identity.oom_kill.map_or(now, |announced| announced.min(now))),
+            oom_kill: announced,
             levels: self.levels(),
             v1: self.level.memory.version() == Version::V1,
         })
@@ -166,6 +180,7 @@ impl Group {
         let detail = (all || rose).then(|| Box::new(self.detail()));
         if all {
             self.find_beneath(false);
+            self.members_again = None;
             self.remember_members();
         }
         Ok(Look { oom_kill: counted.0, beneath: counted.1, detail })
@@ -213,9 +228,44 @@ impl Group {
         }
     }
 
-    /// The pids in it and beneath, while they are there: the log may name one of them and no group.
-    fn remember_members(&mut self) {
-        self.members.clear();
+    /// Its init is this one.
+    pub(super) fn has_init(&mut self, pid: i32) {
+        self.init = Some((pid, None));
+    }
+
+    /// Its init is gone.
+    pub(super) fn init_is_gone(&mut self) {
+        if let Some((_, until)) = &mut self.init {
+            until.get_or_insert_with(|| Instant::now() + MEMBER_FOR);
+        }
+    }
+
+    /// The group of this pid, if it was seen here lately.
+    pub(super) fn group_of(&self, pid: i32) -> Option<&String> {
+        let now = Instant::now();
+        if let Some((path, seen)) = self.members.get(&pid)
+            && now < *seen + MEMBER_FOR
+        {
+            return Some(path);
+        }
+        let (init, until) = self.init?;
+        (init == pid && until.is_none_or(|until| now < until)).then_some(&self.path)
+    }
+
+    /// The pids in it and beneath, while they are there: the log may name one of them and no group. Others
+    /// come while an OOM goes on, so they are added at every signal and look, as far as that is cheap.
+    pub(super) fn remember_members(&mut self) {
+        let now = Instant::now();
+        if self.members_again.is_some_and(|at| now < at) {
+            return;
+        }
+        self.members.retain(|_, (_, seen)| now < *seen + MEMBER_FOR);
+        self.add_members(now);
+        let took = now.elapsed();
+        self.members_again = Some(now + took + took * MEMBERS_SHARE);
+    }
+
+    fn add_members(&mut self, now: Instant) {
         let groups = std::iter::once((&self.path, &self.group))
             .map(|(path, group)| (path.clone(), group.clone()))
             .chain(
@@ -226,10 +276,10 @@ impl Group {
             .collect::<Vec<_>>();
         for (path, group) in groups {
             for pid in group.procs().unwrap_or_default() {
-                if self.members.len() >= MOST_MEMBERS {
+                if self.members.len() >= MOST_MEMBERS && !self.members.contains_key(&pid) {
                     return;
                 }
-                self.members.insert(pid, path.clone());
+                self.members.insert(pid, (path.clone(), now));
             }
         }
     }

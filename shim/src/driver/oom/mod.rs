@@ -80,8 +80,8 @@ pub struct Identity {
 /// What the watch tells.
 #[derive(Debug)]
 pub enum Told {
-    /// So many tasks were killed just now, seen at this usage.
-    Killed(u64, u64, Bytes),
+    /// So many tasks were killed just now, seen at this usage; `oom_kill` with them, if they are in it.
+    Killed(u64, u64, Bytes, Option<u64>),
     /// A record is complete; it was written before.
     Record(u64, Box<Record>),
     /// Nothing more will be told of it.
@@ -162,14 +162,21 @@ impl OomWatch {
 
     /// Watches a group from now on, as `key`. `memory` is its controller, where that is open already: a
     /// host has thousands of groups, and each has a dozen files.
+    ///
+    /// Kills are counted from now on, not from when the watch gets to it.
     pub fn watch(
         &self,
         key: u64,
         group: Arc<Cgroup>,
         memory: Option<Arc<dyn Memory>>,
-        identity: Identity,
+        mut identity: Identity,
         deeds: Arc<Deeds>,
     ) {
+        // What cannot be opened the watch opens again, and says why not.
+        let memory = memory.or_else(|| super::open_memory(&group).ok());
+        if let (None, Some(memory)) = (identity.oom_kill, &memory) {
+            identity.oom_kill = memory.counters().ok().and_then(|counters| counters.oom_kill);
+        }
         self.command(Command::Watch(key, ToWatch { group, memory, identity, deeds }));
     }
 

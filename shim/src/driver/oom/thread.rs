@@ -280,7 +280,7 @@ impl Watcher {
         loop {
             match orders.try_recv() {
                 Ok(Command::Watch(key, watched)) => {
-                    if let Err(error) = self.watch(key, watched) {
+                    if let Err(error) = self.watch(key, watched, tell) {
                         if !error.is_vanished() {
                             log::warn!("{error}; OOMs of it are not recorded");
                         }
@@ -319,7 +319,8 @@ impl Watcher {
     fn watch(
         &mut self,
         key: u64,
-        ToWatch { group, memory, identity, deeds }: ToWatch,
+        ToWatch { group, memory, mut identity, deeds }: ToWatch,
+        tell: &mut impl FnMut(Told),
     ) -> Result<()> {
         let directory = group.path().to_path_buf();
         let (mut levels, mut ids) = (Vec::new(), Vec::new());
@@ -341,11 +342,17 @@ impl Watcher {
             Some(modified) => modified.watch(&group.group, "memory.events", key << 1).ok(),
             None => None,
         };
-        let mut identity = identity.clone();
         let recorded =
             self.recorded.remove(&(directory.display().to_string(), group.group.inode()));
+        let told_of = identity.oom_kill;
         identity.oom_kill = identity.oom_kill.max(recorded);
         let subject = group.subject(&identity, &self.host)?;
+        // Whoever was before us wrote them down, and ended before it could tell.
+        if let (Some(told_of), Some(now)) = (told_of, subject.oom_kill)
+            && now > told_of
+        {
+            tell(Told::Killed(key, now - told_of, group.usage(), Some(now)));
+        }
         let own = subject.levels.first().copied().unwrap_or_default();
         let ooms = (own.oom_local.unwrap_or(0), own.oom.unwrap_or(0));
         let watched = Watched { group, above: ids, watch, ooms, gone: false };
@@ -398,6 +405,7 @@ impl Watcher {
     fn init(&mut self, key: u64, pid: i32) {
         let Some(watched) = self.groups.get_mut(&key) else { return };
         self.queue.push_back(Event::Init(key, pid));
+        watched.group.has_init(pid);
         match sys::pidfd_open(pid) {
             Ok(pidfd) => {
                 let added = self
@@ -411,6 +419,7 @@ impl Watcher {
                 }
             }
             Err(Errno::ESRCH) => {
+                watched.group.init_is_gone();
                 self.look(key, false);
                 self.queue.push_back(Event::InitExited(key));
             }
@@ -428,6 +437,8 @@ impl Watcher {
         if watched.group.group.is_gone() {
             return self.vanished(key);
         }
+        // The kill follows the signal.
+        watched.group.remember_members();
         self.queue.push_back(Event::Signal(key, 0));
     }
 
@@ -481,6 +492,7 @@ impl Watcher {
         if let Some(pidfd) = watched.group.pidfd.take() {
             let _ = self.epoll.delete(pidfd.as_fd());
         }
+        watched.group.init_is_gone();
         if self.emptier.is_some() {
             watched.group.cancel();
         }
@@ -566,7 +578,7 @@ impl Watcher {
             }
         }
         let mut found =
-            self.groups.values().filter_map(|group| group.group.members.get(&killed.pid));
+            self.groups.values().filter_map(|watched| watched.group.group_of(killed.pid));
         let only = found.next()?;
         found.all(|other| other == only).then(|| (only.clone(), From::Members))
     }
@@ -608,12 +620,20 @@ impl Watcher {
             self.ledger.handle(stamp(self.start), event, &mut actions);
             for action in actions.drain(..) {
                 match action {
-                    Action::Look(key, all) => self.look(key, all),
+                    Action::Look(key, all) => {
+                        self.look(key, all);
+                        // Memory is running out: who is in it may be the next.
+                        if let Some(watched) = self.groups.get_mut(&key).filter(|it| !it.gone) {
+                            watched.group.remember_members();
+                        }
+                    }
                     Action::Write { key, record, new } => {
                         self.write(&record);
                         if new && record.kills > 0 {
                             let usage = self.groups.get(&key).map(|watched| watched.group.usage());
-                            tell(Told::Killed(key, record.kills, usage.unwrap_or_default()));
+                            let usage = usage.unwrap_or_default();
+                            let counter = record.oom_kill_counter;
+                            tell(Told::Killed(key, record.kills, usage, counter));
                         }
                     }
                     Action::Announce(key, record) => tell(Told::Record(key, record)),
