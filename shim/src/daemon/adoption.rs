@@ -143,6 +143,10 @@ impl Daemon {
         let newest = notes.iter().map(|note| note.generation).max().unwrap_or(0);
         self.registry.continue_after(newest);
         for found in found {
+            if found.released {
+                self.engine.forget_found(found);
+                continue;
+            }
             let identity = found.record.identity.clone();
             let same = |note: &Note| {
                 note.inode == identity.inode

@@ -7,6 +7,7 @@
 //!   256-511 a bit for each slot with something in flight
 //! slot (384 words)
 //!   0        generation, 0 for a free slot
+//!   1        the generation once more when the container was released: nobody is to go on with it
 //!   8-39     in flight: step, swappiness, freeze, hold; each a tag (its check, 0 for none) and values
 //!   40-143   identity       144-227  place in the freezer hierarchy
 //!   228-279  terms, two copies           280-383  counters, two copies

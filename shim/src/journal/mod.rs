@@ -127,6 +127,8 @@ pub struct Found {
     pub slot: Arc<Slot>,
     /// What is known of it.
     pub record: Record,
+    /// It was released, and its slot not free yet: nobody is to go on with it.
+    pub released: bool,
     /// What of ours stood in the kernel when the journal was last written. To be undone before anything
     /// else: [`crate::guardian::restore_all`].
     pub in_flight: InFlight,
@@ -242,7 +244,9 @@ impl Journal {
                     record.identity.id.escape_debug(),
                 ));
             }
-            opened.found.push(Found { slot: self.slot(index, generation), record, in_flight });
+            let released = slot.is_released();
+            let slot = self.slot(index, generation);
+            opened.found.push(Found { slot, record, released, in_flight });
         }
         opened.found.reverse();
         words[header::NEXT_GENERATION].store(newest, Ordering::Relaxed);
@@ -293,9 +297,10 @@ impl Journal {
         Ok(self.slot(index, generation))
     }
 
-    /// Frees a container's slot, as soon as nobody has it any more. Nothing of ours may stand in the
-    /// kernel for it.
+    /// Frees a container's slot, as soon as nobody has it any more. Nobody goes on with it from now on; what
+    /// of ours still stands in the kernel for it is undone all the same.
     pub fn remove(&self, slot: Arc<Slot>) {
+        slot.set_released();
         slot.removed.store(true, Ordering::SeqCst);
     }
 

@@ -40,6 +40,10 @@ impl Drop for Slot {
 }
 
 impl Slot {
+    pub(super) fn set_released(&self) {
+        self.words().set_released(self.generation);
+    }
+
     fn words(&self) -> SlotWords<'_> {
         // An index out of the file has no slot made for it.
         SlotWords::new(self.map.words(), self.index)

@@ -107,6 +107,26 @@ fn what_was_written_is_there_after_the_writer_is_gone() {
 }
 
 #[test]
+fn a_released_container_is_not_gone_on_with_and_what_stands_is_known() {
+    let dir = Dir::new();
+    let (journal, _) = dir.open();
+    let slot = journal.insert(&record(1)).unwrap();
+    slot.begin_freeze(Freeze { kind: FreezerKind::V1Child, deadline: Deadline(6) });
+    // Somebody still has it, as the writer dies.
+    journal.remove(slot.clone());
+    std::mem::forget(slot);
+    drop(journal);
+    let (journal, opened) = dir.open();
+    let [found] = <[Found; 1]>::try_from(opened.found).unwrap();
+    assert!(found.released && found.in_flight.freeze.is_some());
+    journal.remove(found.slot);
+    let again = journal.insert(&record(2)).unwrap();
+    drop((again, journal));
+    let (_, opened) = dir.open();
+    assert!(opened.found.iter().all(|found| !found.released) && opened.found.len() == 1);
+}
+
+#[test]
 fn a_slot_is_not_anothers_before_everybody_has_let_go_of_it() {
     let journal = Journal::private().unwrap();
     let old = journal.insert(&record(1)).unwrap();
@@ -239,6 +259,14 @@ fn readers_never_see_half_of_a_record() {
                 slot.end_step();
             }
         });
+        // Also when an assertion fails: the scope waits for the writer.
+        struct Stop<'a>(&'a AtomicBool);
+        impl Drop for Stop<'_> {
+            fn drop(&mut self) {
+                self.0.store(true, Ordering::SeqCst);
+            }
+        }
+        let _stop = Stop(&stop);
         let mut last = 0;
         for _ in 0..20_000 {
             let counters = slot.record().expect("one copy is whole at any time").counters;
@@ -251,7 +279,6 @@ fn readers_never_see_half_of_a_record() {
                 assert_eq!(step.written.0, step.deadline.0);
             }
         }
-        stop.store(true, Ordering::SeqCst);
     });
 }
 

@@ -49,6 +49,16 @@ impl<'a> SlotWords<'a> {
         self.slot[0].store(generation, Ordering::Release);
     }
 
+    /// The container was released; what of ours may still stand in the kernel is yet to be undone.
+    pub(crate) fn set_released(&self, generation: u64) {
+        self.slot[1].store(generation, Ordering::SeqCst);
+    }
+
+    /// Whether it was.
+    pub(crate) fn is_released(&self) -> bool {
+        self.slot[1].load(Ordering::Acquire) == self.generation()
+    }
+
     /// Whether the header has this slot's bit.
     pub(crate) fn bit(&self) -> (&'a AtomicU64, u64) {
         (&self.file[header::IN_FLIGHT + self.index / 64], 1 << (self.index % 64))
@@ -192,31 +202,31 @@ impl<'a> SlotWords<'a> {
     ) -> Option<[u64; N]> {
         debug_assert_eq!(N, section.payload);
         let mut last = None;
+        let mut best: Option<u64> = None;
+        let mut values = [0; N];
         for _ in 0..TRIES {
-            let mut best: Option<u64> = None;
-            let mut values = [0; N];
+            let mut whole = 0;
             let checks = [0, section.copies - 1].map(|copy| {
                 let check = section.copy(copy) + section.payload + 1;
                 self.slot[check].load(Ordering::Acquire)
             });
             for copy in 0..section.copies {
                 let mut scratch = [0; MOST_PAYLOAD];
-                if let Some(seq) = self.copy(generation, section, copy, &mut scratch)
-                    && best.is_none_or(|before| seq > before)
-                {
-                    best = Some(seq);
-                    values.copy_from_slice(&scratch[..N]);
+                if let Some(seq) = self.copy(generation, section, copy, &mut scratch) {
+                    whole += 1;
+                    if best.is_none_or(|before| seq > before) {
+                        best = Some(seq);
+                        values.copy_from_slice(&scratch[..N]);
+                    }
                 }
             }
-            if best.is_some() {
-                return Some(values);
-            }
-            // No writer is at work: it will not get better.
-            if last.replace(checks) == Some(checks) {
-                return None;
+            // A copy that is not whole may be newer than the one that is: what was read before must not be
+            // followed by something older. If no writer is at work it will not get better.
+            if whole == section.copies || last.replace(checks) == Some(checks) {
+                break;
             }
         }
-        None
+        best.map(|_| values)
     }
 
     /// Makes it a free slot with nothing in it.
