@@ -802,7 +802,9 @@ fn hostile(next: &mut impl FnMut() -> u64, good: &Register) -> Vec<u8> {
             text.as_bytes()[..usize::try_from(next()).unwrap_or(0) % text.len()].to_vec()
         }
         10 => {
-            register["pid"] = json!(next() % 40_000);
+            // Any but the right one.
+            let pid = (next() % 40_000) as i32;
+            register["pid"] = json!(if pid == good.pid { 0 } else { pid });
             register.to_string().into_bytes()
         }
         11 => {
