@@ -259,6 +259,16 @@ fn registrations_that_are_not_true_are_refused_by_name() {
         let why = daemon.register(&wrong).unwrap_err();
         assert!(why.contains(part) && !why.contains('\n'), "{why}");
     }
+    // The id of a thread is known to /proc as well, and its start is the same to a hundredth of a second.
+    let thread = fs::read_dir(format!("/proc/{}/task", load.pid())).unwrap().map(|entry| {
+        let name = entry.unwrap().file_name();
+        name.to_str().unwrap().parse::<i32>().unwrap()
+    });
+    let thread = thread.max().unwrap();
+    assert!(thread > good.pid, "a load has a thread of its own");
+    let wrong = Register { pid: thread, start_time: None, ..good.clone() };
+    let why = daemon.register(&wrong).unwrap_err();
+    assert!(why.contains(&format!("thread of process {}", good.pid)), "{why}");
     // The daemon's own process is in no container: the root group, or another that is not this one.
     let own = Register { pid: i32::try_from(daemon.child.id()).unwrap(), ..good.clone() };
     assert!(daemon.register(&own).unwrap_err().contains("is in "));
