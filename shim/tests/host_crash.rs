@@ -43,7 +43,8 @@ struct Container {
 struct Bed {
     containers: Vec<Container>,
     run_dir: RunDir,
-    file: DiskFile,
+    /// One each: cache is charged to who reads first.
+    files: Vec<DiskFile>,
     _ground: Ground,
 }
 
@@ -57,7 +58,11 @@ impl Bed {
         // What is measured is the guardian, not how long this thread waits for a CPU among the loads.
         // SAFETY: no preconditions; 0 is the calling thread.
         unsafe { nix::libc::setpriority(nix::libc::PRIO_PROCESS, 0, -5) };
-        let file = DiskFile::new(Bytes::mib(128));
+        let files = vec![
+            DiskFile::new(Bytes::mib(128)),
+            DiskFile::new(Bytes::mib(128)),
+            DiskFile::new(Bytes::mib(128)),
+        ];
         let containers: Vec<Container> = (0..3)
             .map(|n| {
                 let group = ground.group(&format!("c{n}"));
@@ -68,16 +73,15 @@ impl Bed {
             .collect();
         let run_dir = RunDir::new("[defaults]\nwatermark = '50%:40%'\n");
         let daemon = run_dir.serve();
-        let mut bed = Bed { containers, run_dir, file, _ground: ground };
+        let mut bed = Bed { containers, run_dir, files, _ground: ground };
         for n in 0..bed.containers.len() {
             let pid = bed.containers[n].load.pid();
             daemon.register(&known(&bed._ground, &format!("c{n}"), pid)).unwrap();
         }
         daemon.stop();
         // One that reads fast, one that reads slowly, one that has some memory besides.
-        let loads: Vec<&mut Load> = bed.containers.iter_mut().map(|c| &mut c.load).collect();
-        for (load, mib) in loads.into_iter().zip([500, 150, 200]) {
-            load.stream(&bed.file, Bytes::mib(mib));
+        for (n, mib) in [500, 150, 200].into_iter().enumerate() {
+            bed.containers[n].load.stream(&bed.files[n], Bytes::mib(mib));
         }
         assert!(bed.containers[2].load.anon(Bytes::mib(24)));
         Some(bed)
@@ -85,7 +89,7 @@ impl Bed {
 
     /// From here on one that writes, at disk speed.
     fn dirty(&mut self) {
-        let path = self.file.0.display().to_string();
+        let path = self.files[1].0.display().to_string();
         self.containers[1].load.tell(&format!("dirty {} {path}", Bytes::mib(200).0)).unwrap();
     }
 
