@@ -3,6 +3,10 @@
 //! A container never fails to start for it, unless its annotation `io.cgshim.strict` says so: without a
 //! daemon that answers, the request goes to the spool. Everything here ends by a deadline, is bounded,
 //! and leaves nothing running.
+//!
+//! What may take time, and how much of the second it gets: the state on standard input
+//! ([`STATE_PATIENCE`]), the bundle's file system ([`BUNDLE_PATIENCE`]), the daemon ([`DAEMON_PATIENCE`], and
+//! no more than leaves [`SPOOL_TIME`]). `/proc` and the spool, on tmpfs, wait for nobody.
 
 use super::client::{self, Reply};
 use super::spec::{self, Spec};
@@ -14,14 +18,23 @@ use cgroupfs::{Membership, procfs};
 use std::fmt::Write as _;
 use std::path::{Component, Path, PathBuf};
 use std::str::FromStr;
+use std::sync::mpsc;
 use std::time::{Duration, Instant};
 
 /// How long a hook may take in all. Its container waits for it.
 pub const PATIENCE: Duration = Duration::from_secs(1);
 
-/// How long it waits for the daemon, of that: a daemon that is well answers within milliseconds, and
-/// one that is not must leave time for the spool.
+/// How long it waits for the state, of that, from its start on.
+pub const STATE_PATIENCE: Duration = Duration::from_millis(400);
+
+/// How long for `config.json`: it is on a file system of the runtime's choice, which may be another machine's.
+pub const BUNDLE_PATIENCE: Duration = Duration::from_millis(250);
+
+/// How long for the daemon: one that is well answers within milliseconds.
 pub const DAEMON_PATIENCE: Duration = Duration::from_millis(500);
+
+/// What of the second is kept for the spool, and for ending.
+pub const SPOOL_TIME: Duration = Duration::from_millis(150);
 
 /// The longest state taken, in bytes. Kubernetes allows 256 KiB of annotations.
 pub const LARGEST_STATE: usize = 1 << 20;
@@ -205,7 +218,9 @@ fn deliver(
             line.len()
         ));
     }
-    let patience = deadline.min(Instant::now() + DAEMON_PATIENCE);
+    let now = Instant::now();
+    let latest = deadline.checked_sub(SPOOL_TIME).unwrap_or(now);
+    let patience = latest.min(now + DAEMON_PATIENCE);
     let silence = match client::ask(&run_dir.join(SOCKET), &line, patience) {
         Ok(Reply { ok: true, generation, .. }) => {
             // An older intent for this id must not come after this one.
@@ -236,9 +251,27 @@ fn read_spec(bundle: Option<&Path>, notes: &mut Vec<String>) -> Option<Spec> {
         notes.push("the state has no bundle".into());
         return None;
     };
-    let read = spec::read_config(bundle).map_err(|error| error.to_string());
+    let path = bundle.to_path_buf();
+    let read = within(BUNDLE_PATIENCE, move || spec::read_config(&path));
+    let read = read.and_then(|read| read.map_err(|error| error.to_string()));
     let parsed = read.and_then(|text| Spec::parse(&text, notes).map_err(|error| error.to_string()));
     parsed.map_err(|why| notes.push(format!("config.json of {}: {why}", bundle.display()))).ok()
+}
+
+/// What `work` comes to, if it does so in time. Else it is left behind on its thread: the end of this process ends
+/// a wait for a dead file server too, which no other signal does.
+fn within<T: Send + 'static>(
+    patience: Duration,
+    work: impl FnOnce() -> T + Send + 'static,
+) -> Result<T, String> {
+    let (done, result) = mpsc::sync_channel(1);
+    std::thread::Builder::new()
+        .stack_size(128 << 10)
+        .spawn(move || {
+            let _ = done.send(work());
+        })
+        .map_err(|error| format!("no thread to read it: {error}"))?;
+    result.recv_timeout(patience).map_err(|_| format!("not read within {patience:?}"))
 }
 
 /// The group of a process in the hierarchy that has memory, as `/proc/PID/cgroup` shows it.
