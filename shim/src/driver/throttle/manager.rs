@@ -513,7 +513,7 @@ impl Manager {
         self.tell(ThrottleEvent::Pulse(when.checked_sub(frozen).unwrap_or(when), frozen));
         at.growers.give_back_idle(&at.group)?;
         let Some(then) = then else { return Ok(false) };
-        let cause = self.cause();
+        let cause = cause(&*self.memory, self.config.high);
         self.tell(ThrottleEvent::WayOut(then, cause, self.core.stalled()));
         if then == Then::Oom
             && let Some(pid) = at.growers.largest().and_then(|pid| i32::try_from(pid).ok())
@@ -521,22 +521,6 @@ impl Manager {
             let _ = kill(Pid::from_raw(pid), Signal::SIGKILL);
         }
         Ok(then != Then::Notify)
-    }
-
-    /// Why usage does not fall.
-    fn cause(&self) -> Cause {
-        let Ok(survey) = survey(&*self.memory) else { return Cause::NoProgress };
-        let floor = Floor::of(&survey, 0);
-        let over = survey.usage.saturating_sub(self.config.high);
-        if floor.reclaimable() >= over {
-            return Cause::NoProgress;
-        }
-        let room = survey.swap.room != Limit::Bytes(Bytes(0));
-        if survey.swap.swaps_at_limit && has_swap() && (survey.host_swap_free == Bytes(0) || !room)
-        {
-            return Cause::SwapFull;
-        }
-        Cause::Unreclaimable
     }
 
     /// The terms of the window after a pulse of this length.
@@ -627,6 +611,21 @@ impl Manager {
         let totals: ThrottleTotals = self.core.totals();
         *self.control.totals.lock().unwrap_or_else(PoisonError::into_inner) = totals;
     }
+}
+
+/// Why usage does not fall.
+pub(in crate::driver) fn cause(memory: &dyn Memory, high: Bytes) -> Cause {
+    let Ok(survey) = survey(memory) else { return Cause::NoProgress };
+    let floor = Floor::of(&survey, 0);
+    let over = survey.usage.saturating_sub(high);
+    if floor.reclaimable() >= over {
+        return Cause::NoProgress;
+    }
+    let room = survey.swap.room != Limit::Bytes(Bytes(0));
+    if survey.swap.swaps_at_limit && has_swap() && (survey.host_swap_free == Bytes(0) || !room) {
+        return Cause::SwapFull;
+    }
+    Cause::Unreclaimable
 }
 
 /// Removes what is left of throttles whose process was killed, and whose tasks have ended since.
