@@ -8,12 +8,11 @@
 #[path = "../../tools/tests/common/mod.rs"]
 mod common;
 
-use cgroupfs::files::ControlDir;
+use cgroupfs::files::ControlDir as _;
 use cgroupfs::{Bytes, Cgroup};
 use cgshim::api::client::Client;
-use cgshim::api::message::{Register, Registered, Request};
-use cgshim::driver::oom::{Deeds, Identity, OomOptions, OomWatch};
-use common::{DiskFile, Ground, Load, MIB, alone, data_dir, join, memory, skip, until};
+use cgshim::api::message::Request;
+use common::{DiskFile, Ground, Load, MIB, alone, data_dir, memory, skip, until};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use serde_json::{Value, json};
@@ -271,6 +270,6 @@ fn short_containers_leave_next_to_no_dying_groups_and_a_neighbour_keeps_its_cach
     // Before cgshim came others' were dying here already: at most as much as all of them held.
     let most = (n + n.div_ceil(4) + n) * SHARE.0;
     let lost = had.saturating_sub(memory(&bed.live).usage().unwrap().0);
-    assert!(lost <= most.min(NEIGHBOUR.0 / 4), "the neighbour lost {lost} bytes");
+    assert!(lost <= most.min(NEIGHBOUR.0 / 4), "the neighbour lost {lost} bytes: {}", bed.log());
     drop(daemon);
 }

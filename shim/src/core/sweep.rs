@@ -38,10 +38,27 @@ pub struct Swept {
     pub gone: bool,
 }
 
-/// How much live groups may lose for what dead ones hold: as much as that, and a pass of the kernel's
-/// (32 pages) where it is less.
-pub fn budget(held: u64) -> u64 {
-    held.max(128 << 10)
+/// How much a parent's live groups may lose for its dead ones: no more than those hold, all sweeps
+/// together. It is earned by what dead groups hold that was not there at the last sweep.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Budget {
+    left: u64,
+    /// What dead groups held after the last sweep: earned for already.
+    held: u64,
+}
+
+impl Budget {
+    /// What may be taken from live groups, with so much held by dead ones.
+    pub fn before(&mut self, held: u64) -> u64 {
+        self.left = self.left.saturating_add(held.saturating_sub(self.held)).min(held);
+        self.left
+    }
+
+    /// A sweep was made.
+    pub fn after(&mut self, swept: &Swept) {
+        self.left = self.left.saturating_sub(swept.from_live);
+        self.held = swept.held_after;
+    }
 }
 
 /// What is yet to be swept.
@@ -53,6 +70,7 @@ pub struct Sweeps {
 #[derive(Debug)]
 struct Parent {
     due: Now,
+    budget: Budget,
     futile: u32,
     /// A container ended since the sweep that is under way began.
     again: bool,
@@ -69,14 +87,20 @@ impl Sweeps {
                 known.due = known.due.min(now + AFTER_EXIT);
             }
         } else if self.parents.len() < MOST_PARENTS {
-            let fresh = Parent { due: now + AFTER_EXIT, futile: 0, again: false, under_way: false };
+            let fresh = Parent {
+                due: now + AFTER_EXIT,
+                budget: Budget::default(),
+                futile: 0,
+                again: false,
+                under_way: false,
+            };
             self.parents.insert(parent.to_owned(), fresh);
         }
     }
 
     /// The parent to be swept now, if it is time for one. One at a time: [`Sweeps::swept`] comes before
     /// the next.
-    pub fn begin(&mut self, now: Now) -> Option<PathBuf> {
+    pub fn begin(&mut self, now: Now) -> Option<(PathBuf, Budget)> {
         if self.parents.values().any(|parent| parent.under_way) {
             return None;
         }
@@ -84,13 +108,14 @@ impl Sweeps {
         let (path, parent) = due.min_by_key(|(_, parent)| parent.due)?;
         parent.under_way = true;
         parent.again = false;
-        Some(path.clone())
+        Some((path.clone(), parent.budget))
     }
 
-    /// What came of it.
-    pub fn swept(&mut self, now: Now, path: &Path, swept: &Swept) {
+    /// What came of it, and what is left of the budget.
+    pub fn swept(&mut self, now: Now, path: &Path, swept: &Swept, budget: Budget) {
         let Some(parent) = self.parents.get_mut(path) else { return };
         parent.under_way = false;
+        parent.budget = budget;
         let freed = swept.held_before.saturating_sub(swept.held_after);
         // Less than a pass is as good as nothing, but for the last of it.
         let futile = freed < (128 << 10).min(swept.held_before.max(1));
@@ -132,10 +157,10 @@ mod tests {
         }
         assert_eq!(sweeps.deadline(), Some(AFTER_EXIT));
         assert_eq!(sweeps.begin(AFTER_EXIT / 2), None);
-        assert_eq!(sweeps.begin(AFTER_EXIT).as_deref(), Some(pod));
+        assert_eq!(sweeps.begin(AFTER_EXIT).map(|(path, _)| path).as_deref(), Some(pod));
         // While it goes on there is no other.
         assert_eq!(sweeps.begin(10 * SECOND), None);
-        sweeps.swept(SECOND * 2, pod, &left(1 << 20, 0));
+        sweeps.swept(SECOND * 2, pod, &left(1 << 20, 0), Budget::default());
         assert_eq!(sweeps.deadline(), None);
     }
 
@@ -148,7 +173,7 @@ mod tests {
         while let Some(at) = sweeps.deadline() {
             now = at;
             assert!(sweeps.begin(now).is_some());
-            sweeps.swept(now, pod, &left(1 << 20, 1 << 20));
+            sweeps.swept(now, pod, &left(1 << 20, 1 << 20), Budget::default());
             tries += 1;
         }
         assert_eq!(tries, MOST_FUTILE);
@@ -165,7 +190,7 @@ mod tests {
         sweeps.ended(Duration::ZERO, pod);
         sweeps.begin(SECOND);
         sweeps.ended(SECOND, pod);
-        sweeps.swept(2 * SECOND, pod, &left(1 << 20, 0));
+        sweeps.swept(2 * SECOND, pod, &left(1 << 20, 0), Budget::default());
         assert_eq!(sweeps.deadline(), Some(3 * SECOND));
     }
 
@@ -176,11 +201,29 @@ mod tests {
             sweeps.ended(Duration::ZERO, Path::new(&format!("/{n}")));
         }
         assert_eq!(sweeps.parents.len(), MOST_PARENTS);
-        while let Some(path) = sweeps.begin(SECOND) {
-            let again = path.clone();
-            sweeps.ended(SECOND, &again);
-            sweeps.swept(SECOND, &path, &Swept { gone: true, ..Swept::default() });
+        while let Some((path, budget)) = sweeps.begin(SECOND) {
+            sweeps.ended(SECOND, &path);
+            sweeps.swept(SECOND, &path, &Swept { gone: true, ..Swept::default() }, budget);
         }
         assert!(sweeps.parents.is_empty());
+    }
+
+    #[test]
+    fn the_living_never_lose_more_than_the_dead_held() {
+        let mut budget = Budget::default();
+        let (mut held, mut lost, mut ever) = (0, 0, 0);
+        // More die, most of it stays however much is taken from the living.
+        for (dies, goes) in [(100, 0), (0, 0), (50, 20), (0, 0), (7, 100), (30, 0)] {
+            held += dies;
+            ever += dies;
+            let mut now = budget;
+            let from_live = now.before(held);
+            lost += from_live;
+            let after = u64::saturating_sub(held, goes);
+            now.after(&Swept { from_live, ..left(held, after) });
+            (budget, held) = (now, after);
+            assert!(lost <= ever, "{lost} of {ever}");
+        }
+        assert!(lost > 0);
     }
 }

@@ -10,6 +10,7 @@ use cgroupfs::Cgroup;
 use cgroupfs::files::{Access, ControlDir, Knob};
 use cgroupfs::memory::{Memory, Version};
 use crossbeam_channel::{Receiver, Sender, bounded};
+use nix::errno::Errno;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -54,10 +55,12 @@ impl Files {
         })
     }
 
-    /// Empties it, unless somebody lives on in it: its memory is in use then.
-    fn write(&self) {
-        if !self.procs.read().is_ok_and(|procs| procs.is_empty()) {
-            return;
+    /// Empties it, unless somebody lives on in it: its memory is in use then. EINTR: its time was up.
+    /// EAGAIN: v2 got less. ENODEV: the group is gone. All of them are fine.
+    fn write(&self) -> Result<(), Errno> {
+        let procs = self.procs.read().map_err(|error| error.errno().unwrap_or(Errno::ENODEV))?;
+        if !procs.is_empty() {
+            return Err(Errno::EBUSY);
         }
         let before = self.swappiness.as_ref().and_then(|knob| knob.read_u64().ok());
         let set = |value: u64| {
@@ -72,14 +75,15 @@ impl Files {
             true => "0".into(),
             false => self.memory.usage().unwrap_or_default().0.to_string(),
         };
-        if amount != "0" || self.v1 {
-            // EINTR: told to end. EAGAIN: v2 got less. ENODEV: gone. All are fine.
-            let _ = self.empty.raw().write(amount.as_bytes());
-        }
+        let wrote = match amount.as_str() {
+            "0" if !self.v1 => Ok(()),
+            amount => self.empty.raw().write(amount.as_bytes()),
+        };
         // A group that is used again, as systemd does, is as it was.
         if let Some(value) = before.filter(|value| *value > 0) {
             set(value);
         }
+        wrote
     }
 }
 
@@ -169,8 +173,9 @@ fn work(queue: &Receiver<Job>, shared: &Shared, real_time: bool) {
             continue;
         }
         let (began, on_cpu) = (Instant::now(), sys::thread_cpu());
-        alarm.within(BOUND, || files.write());
+        let wrote = alarm.within(BOUND, || files.write());
         let took = began.elapsed();
+        log::debug!("emptied in {took:.1?}, begun after {:.1?}: {wrote:?}", began - since);
         // Asleep where no signal reached it; one that had no CPU is not to blame.
         let asleep = took.saturating_sub(sys::thread_cpu().saturating_sub(on_cpu));
         if real_time && asleep > BOUND + STALLED {

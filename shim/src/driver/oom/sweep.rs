@@ -7,12 +7,13 @@
 //! once that is as much as the dead ones hold the sweep is over. A thread at normal priority: nobody waits
 //! for it but who removes the parent, for one write.
 
-use crate::core::sweep::{Sweeps, Swept, budget};
+use crate::core::sweep::{Budget, Swept, Sweeps};
 use crate::driver::{open_memory, sys};
 use cgroupfs::files::{Access, ControlDir, Knob};
 use cgroupfs::memory::{Memory, Version};
 use cgroupfs::{Cgroup, MemoryHierarchy, flat};
 use crossbeam_channel::{Receiver, RecvTimeoutError, Sender, bounded};
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::thread::JoinHandle;
@@ -105,7 +106,7 @@ fn work(hierarchy: &MemoryHierarchy, exits: &Receiver<PathBuf>) {
             Err(RecvTimeoutError::Timeout) => {}
             Err(RecvTimeoutError::Disconnected) => return,
         }
-        while let Some(parent) = sweeps.begin(start.elapsed()) {
+        while let Some((parent, mut budget)) = sweeps.begin(start.elapsed()) {
             let swept = Parent::open(hierarchy, &parent).map_or_else(
                 |why| {
                     if let NotSwept::Flat = why
@@ -119,10 +120,9 @@ fn work(hierarchy: &MemoryHierarchy, exits: &Receiver<PathBuf>) {
                     }
                     Swept { gone: true, ..Swept::default() }
                 },
-                |mut parent| parent.sweep(&alarm),
+                |mut parent| parent.sweep(&alarm, &mut budget),
             );
-            log::debug!("{}: {swept:?}", parent.display());
-            sweeps.swept(start.elapsed(), &parent, &swept);
+            sweeps.swept(start.elapsed(), &parent, &swept, budget);
             // Dead with all that was in it: its pages are on the account of the next one up.
             if swept.gone
                 && !parent.exists()
@@ -154,7 +154,8 @@ struct Parent {
     account: Account,
     file: Knob,
     stat: Knob,
-    children: Vec<Account>,
+    /// By name: those that are there now.
+    children: BTreeMap<String, Account>,
 }
 
 /// What is on a group's account.
@@ -171,14 +172,10 @@ impl Account {
         Ok(Account { memory: open_memory(group)?, kmem })
     }
 
-    fn usage(&self) -> u64 {
-        self.memory.usage().unwrap_or_default().0
-    }
-
-    /// Without the kernel's own.
-    fn pages(&self) -> u64 {
+    /// Usage without the kernel's own; `None` once the group is gone.
+    fn pages(&self) -> Option<u64> {
         let kmem = self.kmem.as_ref().and_then(|knob| knob.read_u64().ok()).unwrap_or(0);
-        self.usage().saturating_sub(kmem)
+        Some(self.memory.usage().ok()?.0.saturating_sub(kmem))
     }
 }
 
@@ -197,40 +194,58 @@ impl Parent {
             }
             Version::V2 => "memory.reclaim",
         };
-        let children = group.children()?;
-        let children = children
-            .iter()
-            .take(MOST_GROUPS)
-            .filter_map(|name| Account::open(&Arc::new(group.child(name).ok()?)).ok());
-        Ok(Parent {
+        let mut parent = Parent {
             account: Account::open(&group)?,
             file: Knob::open(&dir, file, Access::Write)?,
             stat: Knob::open(&dir, "memory.stat", Access::Read)?,
-            children: children.collect(),
+            children: BTreeMap::new(),
             group,
-        })
+        };
+        parent.find_children();
+        Ok(parent)
     }
 
-    fn sweep(&mut self, alarm: &sys::Alarm) -> Swept {
+    /// Containers come and go meanwhile. What one of them has is not to be taken for what dead ones hold.
+    fn find_children(&mut self) {
+        self.children.retain(|_, child| child.pages().is_some());
+        for name in self.group.children().unwrap_or_default() {
+            if self.children.len() < MOST_GROUPS
+                && !self.children.contains_key(&name)
+                && let Ok(child) = self.group.child(&name)
+                && let Ok(account) = Account::open(&Arc::new(child))
+            {
+                self.children.insert(name, account);
+            }
+        }
+    }
+
+    fn sweep(&mut self, alarm: &sys::Alarm, budget: &mut Budget) -> Swept {
         let live = has_processes(&self.group, &mut MOST_GROUPS.clone());
         let held = self.held();
         let mut swept =
             Swept { held_before: held, held_after: held, live, ..Swept::default() };
-        if held == 0 || (live && self.would_swap()) {
+        let may_lose = if live { budget.before(held) } else { u64::MAX };
+        if held == 0 || may_lose == 0 || (live && self.would_swap()) {
             return swept;
         }
-        let budget = if live { budget(held) } else { u64::MAX };
+        let (mut writes, mut longest) = (0, Duration::ZERO);
         let (mut slice, mut futile) = (if live { SLICE } else { LONGEST_SLICE }, 0);
         for _ in 0..MOST_WRITES {
             let before = self.lives();
+            let began = Instant::now();
             let amount = match self.account.memory.version() {
                 Version::V1 => "0".to_owned(),
                 Version::V2 => swept.held_after.min(1 << 20).to_string(),
             };
             // EINTR: its time is up. EAGAIN: v2 got less.
             let _ = alarm.within(slice, || self.file.raw().write(amount.as_bytes()));
-            let less = before.iter().zip(self.lives());
-            swept.from_live += less.map(|(before, after)| before.saturating_sub(after)).sum::<u64>();
+            longest = longest.max(began.elapsed());
+            writes += 1;
+            let after = self.lives();
+            let less = before
+                .iter()
+                .filter_map(|(name, before)| Some(before.saturating_sub(*after.get(name)?)));
+            swept.from_live += less.sum::<u64>();
             let left = self.held();
             if left >= swept.held_after {
                 futile += 1;
@@ -240,17 +255,23 @@ impl Parent {
             }
             swept.held_after = left;
             swept.gone = self.group.is_gone();
-            if left == 0 || futile >= MOST_FUTILE || swept.from_live >= budget || swept.gone {
+            if left == 0 || futile >= MOST_FUTILE || swept.from_live >= may_lose || swept.gone {
                 break;
             }
             std::thread::sleep(PAUSE);
         }
+        budget.after(&swept);
+        log::debug!(
+            "{}: {swept:?} by {writes} writes of {longest:?} at most",
+            self.group.path().display()
+        );
         swept
     }
 
     /// What is on the parent's account, and neither its own nor a live child's: dead ones hold it. Groups
     /// that are at work meanwhile blur it: the least of a few looks.
-    fn held(&self) -> u64 {
+    fn held(&mut self) -> u64 {
+        self.find_children();
         let own = self.stat.read().unwrap_or_default();
         let own = match self.account.memory.version() {
             // Without `total_` it is the group's own.
@@ -259,15 +280,15 @@ impl Parent {
             Version::V2 => 0,
         };
         let look = || {
-            let all = self.account.pages();
-            let live: u64 = self.children.iter().map(Account::pages).sum();
+            let all = self.account.pages().unwrap_or(0);
+            let live: u64 = self.children.values().filter_map(Account::pages).sum();
             all.saturating_sub(live).saturating_sub(own)
         };
         (0..3).map(|_| look()).min().unwrap_or(0)
     }
 
-    fn lives(&self) -> Vec<u64> {
-        self.children.iter().map(Account::usage).collect()
+    fn lives(&self) -> BTreeMap<String, u64> {
+        self.children.iter().filter_map(|(name, child)| Some((name.clone(), child.pages()?))).collect()
     }
 
     /// Whether a sweep might swap out what the kernel never would at that group's own limit (law 2).
@@ -281,7 +302,7 @@ impl Parent {
             return false;
         }
         self.children
-            .iter()
+            .values()
             .filter_map(|child| child.memory.swap_rules().ok())
             .any(|rules| rules.reclaim_may_swap && !rules.swaps_at_limit)
     }
