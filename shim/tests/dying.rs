@@ -8,7 +8,6 @@
 #[path = "../../tools/tests/common/mod.rs"]
 mod common;
 
-use cgroupfs::files::ControlDir as _;
 use cgroupfs::{Bytes, Cgroup};
 use cgshim::api::client::Client;
 use cgshim::api::message::Request;
