@@ -972,3 +972,91 @@ fn a_thousand_idle_containers_cost_next_to_nothing() {
     assert!(resident <= most, "{resident} KiB resident");
     assert!(descriptors < 18_000, "{descriptors} descriptors");
 }
+
+/// `None`, having said so, where the kernel has no `memory.high`.
+fn native(test: &str) -> Option<Ground> {
+    let ground = Ground::new(test)?;
+    if ground.v1() {
+        common::skip(test, "cgroup v1 has no memory.high");
+        return None;
+    }
+    Some(ground)
+}
+
+const NATIVE: &str = "[defaults]\nhigh = '50%'\n";
+const HALF: Limit = Limit::Bytes(Bytes::mib(48));
+
+#[test]
+fn a_native_high_is_written_and_put_back_whatever_becomes_of_the_daemon() {
+    let test = "a_native_high_is_written_and_put_back_whatever_becomes_of_the_daemon";
+    let Some(ground) = native(test) else { return };
+    let mut daemon = Daemon::with_config(NATIVE);
+    let (group, load) = container(&ground, "g", LIMIT);
+    let high = || memory(&group).high().unwrap();
+    daemon.register(&known(&ground, "a", load.pid())).unwrap();
+    until("it is written", 5 * SECOND, || high() == HALF);
+    // Other terms, and none.
+    daemon.set("a", "high", "75%").unwrap();
+    until("it is written anew", 5 * SECOND, || high() == Limit::Bytes(Bytes::mib(72)));
+    daemon.set("a", "throttle", "off").unwrap();
+    until("it is put back", 5 * SECOND, || high() == Limit::Max);
+    daemon.set("a", "throttle", "on").unwrap();
+    until("it is there again", 5 * SECOND, || high() == Limit::Bytes(Bytes::mib(72)));
+    // kill -9: by the guardian.
+    daemon.signal(Signal::SIGKILL);
+    daemon.child.wait().unwrap();
+    until("the guardian puts it back", SECOND, || high() == Limit::Max);
+    // The next one writes it again, and takes it along when it ends.
+    let dir = daemon.dir.clone();
+    drop(daemon);
+    let mut daemon = Daemon::start_in(dir, NATIVE);
+    until("the next daemon writes it", 5 * SECOND, || high() == Limit::Bytes(Bytes::mib(72)));
+    assert_eq!(daemon.stop(), Some(0));
+    assert_eq!(high(), Limit::Max);
+    // With the guardian killed too: by --restore.
+    let dir = daemon.dir.clone();
+    drop(daemon);
+    let mut daemon = Daemon::start_in(dir, NATIVE);
+    until("it is there", 5 * SECOND, || high() == Limit::Bytes(Bytes::mib(72)));
+    let pid = daemon.child.id().to_string();
+    let children = fs::read_to_string(format!("/proc/{pid}/task/{pid}/children")).unwrap();
+    for child in children.split_whitespace() {
+        kill(Pid::from_raw(child.parse().unwrap()), Signal::SIGSTOP).unwrap();
+    }
+    daemon.signal(Signal::SIGKILL);
+    daemon.child.wait().unwrap();
+    for child in children.split_whitespace() {
+        kill(Pid::from_raw(child.parse().unwrap()), Signal::SIGKILL).unwrap();
+    }
+    let restored = program(&daemon.run_dir(), None).arg("--restore").output().unwrap();
+    assert_eq!((restored.status.code(), high()), (Some(0), Limit::Max), "{restored:?}");
+}
+
+#[test]
+fn a_foreign_high_stands_and_is_said_once() {
+    let Some(ground) = native("a_foreign_high_stands_and_is_said_once") else { return };
+    let mut daemon = Daemon::with_config(NATIVE);
+    let (group, load) = container(&ground, "g", LIMIT);
+    let memory = memory(&group);
+    daemon.register(&known(&ground, "a", load.pid())).unwrap();
+    until("it is written", 5 * SECOND, || memory.high().unwrap() == HALF);
+    let start = Instant::now();
+    let mut overwritten = 0;
+    for n in 0u64.. {
+        let theirs = Limit::Bytes(Bytes::mib(60 + n % 2));
+        memory.set_high(theirs).unwrap();
+        std::thread::sleep(SECOND / 100);
+        overwritten += u32::from(memory.high().unwrap() != theirs);
+        if start.elapsed() > 3 * SECOND {
+            break;
+        }
+    }
+    assert_eq!(overwritten, 0);
+    memory.set_high(Limit::Bytes(Bytes::mib(64))).unwrap();
+    std::thread::sleep(SECOND / 2);
+    let told = daemon.events();
+    assert_eq!(told.iter().filter(|event| event.event == "high_adopted").count(), 1, "{told:?}");
+    // Nothing of ours stands: nothing is put back.
+    assert_eq!(daemon.stop(), Some(0));
+    assert_eq!(memory.high().unwrap(), Limit::Bytes(Bytes::mib(64)));
+}
