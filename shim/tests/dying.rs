@@ -10,7 +10,7 @@ mod common;
 
 use cgroupfs::{Bytes, Cgroup};
 use cgshim::api::client::Client;
-use cgshim::api::message::Request;
+use cgshim::api::message::{Register, Registered, Request};
 use common::{DiskFile, Ground, Load, MIB, alone, data_dir, memory, skip, until};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
@@ -34,6 +34,11 @@ const NEIGHBOUR: Bytes = Bytes::mib(300);
 fn times(default: u64) -> u64 {
     let asked = std::env::var("CGSHIM_DYING_TIMES").ok().and_then(|text| text.parse().ok());
     asked.unwrap_or(default)
+}
+
+/// The program under test, or another build of it: for figures.
+fn program(variable: &str, built: &str) -> PathBuf {
+    std::env::var_os(variable).map_or_else(|| built.into(), PathBuf::from)
 }
 
 fn say(line: &str) {
@@ -104,7 +109,7 @@ impl Bed {
     }
 
     fn daemon(&self) -> Daemon {
-        let child = Command::new(env!("CARGO_BIN_EXE_cgshimd"))
+        let child = Command::new(program("CGSHIMD", env!("CARGO_BIN_EXE_cgshimd")))
             .arg("--config")
             .arg(self.dir.path().join("config.toml"))
             .arg("--run-dir")
@@ -146,7 +151,7 @@ impl Bed {
             format!("cat /data/{id} > /dev/null")
         };
         let hook = |stage: &str| {
-            json!([{"path": env!("CARGO_BIN_EXE_cgshim-hook"),
+            json!([{"path": program("CGSHIM_HOOK", env!("CARGO_BIN_EXE_cgshim-hook")),
                     "args": ["cgshim-hook", "--run-dir", self.run_dir(), stage]}])
         };
         let hooks = match hooked {
@@ -271,4 +276,90 @@ fn short_containers_leave_next_to_no_dying_groups_and_a_neighbour_keeps_its_cach
     let lost = had.saturating_sub(memory(&bed.live).usage().unwrap().0);
     assert!(lost <= most.min(NEIGHBOUR.0 / 4), "the neighbour lost {lost} bytes: {}", bed.log());
     drop(daemon);
+}
+
+/// A container of one shell, which does `command` once it is told to, in the directory of the bed's data.
+fn shell(bed: &Bed, name: &str, command: &str, daemon: bool) -> (Child, PathBuf) {
+    let group = bed.ground.group(name);
+    memory(&group).set_limit(cgroupfs::Limit::Bytes(Bytes::mib(64))).unwrap();
+    let path = cgroupfs::files::ControlDir::path(&*group).to_path_buf();
+    let mut child = Command::new("/bin/sh")
+        .args(["-c", &format!("echo $$ > \"$0\"; {command}; read -r go")])
+        .arg(path.join("cgroup.procs"))
+        .current_dir(bed.data.path())
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let mut word = [0; 3];
+    std::io::Read::read_exact(child.stdout.as_mut().unwrap(), &mut word).unwrap();
+    if daemon {
+        let mut client = Client::connect(&bed.run_dir(), 10 * SECOND).unwrap();
+        let asked = Register {
+            id: name.into(),
+            pid: i32::try_from(child.id()).unwrap(),
+            cgroup: bed.cgroup(name),
+            ..Register::default()
+        };
+        client.ask::<Registered>(Request::Register(asked)).unwrap();
+    }
+    (child, path)
+}
+
+/// From the end of its only process until its group is removed, as a runtime would.
+fn rmdir(mut child: Child, group: &Path) -> Duration {
+    child.wait().unwrap();
+    let start = Instant::now();
+    loop {
+        match fs::remove_dir(group) {
+            Ok(()) => return start.elapsed(),
+            Err(error) if error.kind() == std::io::ErrorKind::ResourceBusy => {
+                assert!(start.elapsed() < 10 * SECOND, "{error}");
+                std::thread::sleep(Duration::from_micros(50));
+            }
+            Err(error) => panic!("{error}"),
+        }
+    }
+}
+
+/// p50, p99 and worst.
+fn quantiles(mut all: Vec<Duration>) -> [Duration; 3] {
+    all.sort_unstable();
+    [all[all.len() / 2], all[all.len() * 99 / 100], all[all.len() - 1]]
+}
+
+#[test]
+fn rmdir_does_not_wait_for_us_at_an_exit_or_during_reclaim() {
+    let test = "rmdir_does_not_wait_for_us_at_an_exit_or_during_reclaim";
+    let _alone = alone();
+    let Some(bed) = Bed::new(test) else { return };
+    let _daemon = bed.daemon();
+    let file = DiskFile::new(Bytes::mib(128));
+    let big = file.0.display();
+    let small = DiskFile::new(SHARE);
+    let cases = [
+        ("at its exit", format!("cat {} > /dev/null; echo ok", small.0.display())),
+        ("during reclaim", format!("echo ok; while :; do cat {big} > /dev/null; done")),
+    ];
+    for (what, command) in cases {
+        let mut took = [Vec::new(), Vec::new()];
+        for index in 0..2 * times(40) {
+            let with = index % 2 == 1;
+            small.drop_cache();
+            let (mut child, group) = shell(&bed, &format!("rmdir-{index}"), &command, with);
+            if what == "at its exit" {
+                child.stdin.take().unwrap().write_all(b"go\n").unwrap();
+            } else {
+                std::thread::sleep(Duration::from_millis(30));
+                child.kill().unwrap();
+            }
+            took[usize::from(with)].push(rmdir(child, &group));
+        }
+        let [without, with] = took.map(quantiles);
+        say(&format!("rmdir {what}: without {without:.1?}, with {with:.1?} (p50, p99, worst of {})", times(40)));
+        // The bars are 10 ms at p99 and 30 ms at worst; a test machine may be busy with other tests.
+        let more = with[0].saturating_sub(without[0]);
+        assert!(more < Duration::from_millis(10), "{what}: {more:?} more at p50: {}", bed.log());
+        assert!(with[2] < Duration::from_millis(500), "{what}: {:?}: {}", with[2], bed.log());
+    }
 }

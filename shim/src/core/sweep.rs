@@ -9,8 +9,13 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-/// A sweep comes so long after an exit: for all that end meanwhile.
-pub const AFTER_EXIT: Duration = Duration::from_secs(1);
+/// A sweep comes so long after an exit, for all that end meanwhile: the more dead groups there are, the
+/// less the live ones pay, which give a little in every round through all groups.
+pub const AFTER_EXIT: Duration = Duration::from_secs(5);
+
+/// Or after so many exits, and this long after the sweep before.
+const MANY: u32 = 50;
+const BETWEEN: Duration = Duration::from_secs(1);
 
 /// After one that let nothing go, the next comes after this, then twice as late each time. Dirty pages
 /// are written after 30 s (`vm.dirty_expire_centisecs`) at the latest.
@@ -42,7 +47,8 @@ pub struct Swept {
 /// together. It is earned by what dead groups hold that was not there at the last sweep.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Budget {
-    left: u64,
+    /// Negative: a write took more than was left.
+    left: i64,
     /// What dead groups held after the last sweep: earned for already.
     held: u64,
 }
@@ -50,13 +56,16 @@ pub struct Budget {
 impl Budget {
     /// What may be taken from live groups, with so much held by dead ones.
     pub fn before(&mut self, held: u64) -> u64 {
-        self.left = self.left.saturating_add(held.saturating_sub(self.held)).min(held);
-        self.left
+        self.left = self
+            .left
+            .saturating_add(held.saturating_sub(self.held).cast_signed())
+            .min(held.cast_signed());
+        u64::try_from(self.left).unwrap_or(0)
     }
 
     /// A sweep was made.
     pub fn after(&mut self, swept: &Swept) {
-        self.left = self.left.saturating_sub(swept.from_live);
+        self.left = self.left.saturating_sub(swept.from_live.cast_signed());
         self.held = swept.held_after;
     }
 }
@@ -72,8 +81,9 @@ struct Parent {
     due: Now,
     budget: Budget,
     futile: u32,
-    /// A container ended since the sweep that is under way began.
-    again: bool,
+    /// So many ended since the last sweep began.
+    exits: u32,
+    last: Option<Now>,
     under_way: bool,
 }
 
@@ -82,16 +92,17 @@ impl Sweeps {
     pub fn ended(&mut self, now: Now, parent: &Path) {
         if let Some(known) = self.parents.get_mut(parent) {
             known.futile = 0;
-            known.again = true;
+            known.exits += 1;
             if !known.under_way {
-                known.due = known.due.min(now + AFTER_EXIT);
+                known.due = known.due.min(known.after_exit(now));
             }
         } else if self.parents.len() < MOST_PARENTS {
             let fresh = Parent {
                 due: now + AFTER_EXIT,
                 budget: Budget::default(),
                 futile: 0,
-                again: false,
+                exits: 1,
+                last: None,
                 under_way: false,
             };
             self.parents.insert(parent.to_owned(), fresh);
@@ -107,7 +118,7 @@ impl Sweeps {
         let due = self.parents.iter_mut().filter(|(_, parent)| parent.due <= now);
         let (path, parent) = due.min_by_key(|(_, parent)| parent.due)?;
         parent.under_way = true;
-        parent.again = false;
+        parent.exits = 0;
         Some((path.clone(), parent.budget))
     }
 
@@ -121,12 +132,16 @@ impl Sweeps {
         let futile = freed < (128 << 10).min(swept.held_before.max(1));
         parent.futile = if futile { parent.futile + 1 } else { 0 };
         let done = swept.held_after == 0 || parent.futile >= MOST_FUTILE;
-        if swept.gone || (done && !parent.again) {
+        parent.last = Some(now);
+        if swept.gone || (done && parent.exits == 0) {
             self.parents.remove(path);
             return;
         }
         let pause = FIRST_PAUSE * 2u32.pow(parent.futile.min(MOST_FUTILE));
-        parent.due = now + if parent.again { AFTER_EXIT } else { pause };
+        parent.due = now + pause;
+        if parent.exits > 0 {
+            parent.due = parent.due.min(parent.after_exit(now));
+        }
     }
 
     /// When [`Sweeps::begin`] is due.
@@ -135,6 +150,16 @@ impl Sweeps {
             return None;
         }
         self.parents.values().map(|parent| parent.due).min()
+    }
+}
+
+impl Parent {
+    fn after_exit(&self, now: Now) -> Now {
+        match (self.exits >= MANY, self.last) {
+            (true, Some(last)) => now.max(last + BETWEEN),
+            (true, None) => now,
+            (false, _) => now + AFTER_EXIT,
+        }
     }
 }
 
@@ -152,7 +177,7 @@ mod tests {
     fn exits_at_the_same_time_are_one_sweep() {
         let mut sweeps = Sweeps::default();
         let pod = Path::new("/pod");
-        for ms in 0..50 {
+        for ms in 0..40 {
             sweeps.ended(Duration::from_millis(ms * 10), pod);
         }
         assert_eq!(sweeps.deadline(), Some(AFTER_EXIT));
@@ -160,8 +185,13 @@ mod tests {
         assert_eq!(sweeps.begin(AFTER_EXIT).map(|(path, _)| path).as_deref(), Some(pod));
         // While it goes on there is no other.
         assert_eq!(sweeps.begin(10 * SECOND), None);
-        sweeps.swept(SECOND * 2, pod, &left(1 << 20, 0), Budget::default());
+        sweeps.swept(SECOND * 6, pod, &left(1 << 20, 0), Budget::default());
         assert_eq!(sweeps.deadline(), None);
+        // Many do not wait.
+        for _ in 0..MANY {
+            sweeps.ended(SECOND * 10, pod);
+        }
+        assert_eq!(sweeps.deadline(), Some(SECOND * 10));
     }
 
     #[test]
@@ -188,10 +218,10 @@ mod tests {
         let mut sweeps = Sweeps::default();
         let pod = Path::new("/pod");
         sweeps.ended(Duration::ZERO, pod);
-        sweeps.begin(SECOND);
-        sweeps.ended(SECOND, pod);
-        sweeps.swept(2 * SECOND, pod, &left(1 << 20, 0), Budget::default());
-        assert_eq!(sweeps.deadline(), Some(3 * SECOND));
+        sweeps.begin(AFTER_EXIT);
+        sweeps.ended(AFTER_EXIT, pod);
+        sweeps.swept(AFTER_EXIT, pod, &left(1 << 20, 0), Budget::default());
+        assert_eq!(sweeps.deadline(), Some(AFTER_EXIT + FIRST_PAUSE));
     }
 
     #[test]
@@ -201,7 +231,7 @@ mod tests {
             sweeps.ended(Duration::ZERO, Path::new(&format!("/{n}")));
         }
         assert_eq!(sweeps.parents.len(), MOST_PARENTS);
-        while let Some((path, budget)) = sweeps.begin(SECOND) {
+        while let Some((path, budget)) = sweeps.begin(AFTER_EXIT) {
             sweeps.ended(SECOND, &path);
             sweeps.swept(SECOND, &path, &Swept { gone: true, ..Swept::default() }, budget);
         }

@@ -6,14 +6,13 @@
 //! kernel. The files were opened at registration: the directory may be gone by now.
 
 use crate::driver::sys;
-use cgroupfs::Cgroup;
+use cgroupfs::{Cgroup, flat};
 use cgroupfs::files::{Access, ControlDir, Knob};
 use cgroupfs::memory::{Memory, Version};
 use crossbeam_channel::{Receiver, Sender, bounded};
 use nix::errno::Errno;
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
@@ -27,10 +26,21 @@ const TOO_LATE: Duration = Duration::from_millis(20);
 /// One that slept so much longer than it was allowed waited in the kernel.
 const STALLED: Duration = Duration::from_millis(20);
 
+/// With more than this to be written to disk, a group is left to the sweep: a pass of the kernel's (32
+/// pages) must not find nothing else.
+const MOST_DIRTY: u64 = 64 << 10;
+const V1_DIRTY: (&str, &str) = ("total_dirty", "total_writeback");
+const V2_DIRTY: (&str, &str) = ("file_dirty", "file_writeback");
+
+/// After one that waited none is emptied for so long, and twice as long each time, up to the longest.
+const ASIDE: Duration = Duration::from_secs(1);
+const LONGEST_ASIDE: Duration = Duration::from_secs(600);
+
 /// What emptying takes.
 pub(super) struct Files {
     empty: Knob,
     memory: Arc<dyn Memory>,
+    stat: Knob,
     procs: Knob,
     /// v1: nothing is to be swapped for this.
     swappiness: Option<Knob>,
@@ -46,6 +56,7 @@ impl Files {
         Some(Files {
             empty: Knob::open(&dir, empty, Access::Write).ok()?,
             memory: memory.clone(),
+            stat: Knob::open(&dir, "memory.stat", Access::Read).ok()?,
             procs: Knob::open(&dir, "cgroup.procs", Access::Read).ok()?,
             swappiness: match v1 {
                 true => Knob::open(&dir, "memory.swappiness", Access::ReadWrite).ok(),
@@ -56,11 +67,18 @@ impl Files {
     }
 
     /// Empties it, unless somebody lives on in it: its memory is in use then. EINTR: its time was up.
-    /// EAGAIN: v2 got less. ENODEV: the group is gone. All of them are fine.
+    /// EAGAIN: it has dirty pages, or v2 got less. ENODEV: the group is gone. All of them are fine.
     fn write(&self) -> Result<(), Errno> {
         let procs = self.procs.read().map_err(|error| error.errno().unwrap_or(Errno::ENODEV))?;
         if !procs.is_empty() {
             return Err(Errno::EBUSY);
+        }
+        // Reclaim that meets them waits for the disk, up to 100 ms where nothing can end it.
+        let stat = self.stat.read().unwrap_or_default();
+        let (dirty, writeback) = if self.v1 { V1_DIRTY } else { V2_DIRTY };
+        let waits = flat::get(&stat, dirty).unwrap_or(0) + flat::get(&stat, writeback).unwrap_or(0);
+        if waits >= MOST_DIRTY {
+            return Err(Errno::EAGAIN);
         }
         let before = self.swappiness.as_ref().and_then(|knob| knob.read_u64().ok());
         let set = |value: u64| {
@@ -91,7 +109,7 @@ impl Files {
 /// pass that frees nothing (`congestion_wait()`, through 5.15). Then the runtime's rmdir would wait too.
 ///
 /// The same change that took the wait out brought a tracepoint, so tracefs tells; without tracefs nobody
-/// does, and the first write that takes too long will.
+/// does, and a write that slept too long keeps the next ones from being made, for longer each time.
 fn waits(tracefs: &[PathBuf]) -> bool {
     let events = tracefs.iter().map(|place| place.join("events/vmscan"));
     events.filter(|events| events.is_dir()).any(|events| !events.join("mm_vmscan_throttled").exists())
@@ -109,26 +127,20 @@ struct Job {
 /// The thread that writes. Started with the first container that ends.
 pub(super) struct Emptier {
     jobs: Option<Sender<Job>>,
-    shared: Arc<Shared>,
     thread: Option<JoinHandle<()>>,
     real_time: bool,
-}
-
-#[derive(Default)]
-struct Shared {
-    /// It costs others more than it may here.
-    stands_aside: AtomicBool,
+    /// It would cost others more than it may on this kernel.
+    stands_aside: bool,
 }
 
 impl Emptier {
     pub(super) fn new(real_time: bool, tracefs: &[PathBuf]) -> Emptier {
-        let shared = Shared { stands_aside: AtomicBool::new(waits(tracefs)) };
-        Emptier { jobs: None, shared: Arc::new(shared), thread: None, real_time }
+        Emptier { jobs: None, thread: None, real_time, stands_aside: waits(tracefs) }
     }
 
     /// Whether it empties nothing, as that would cost others more than it may.
     pub(super) fn stands_aside(&self) -> bool {
-        self.shared.stands_aside.load(Ordering::SeqCst)
+        self.stands_aside
     }
 
     /// Empties a group as soon as can be.
@@ -147,11 +159,11 @@ impl Emptier {
 
     fn spawn(&mut self) {
         let (jobs, queue) = bounded(256);
-        let (shared, real_time) = (self.shared.clone(), self.real_time);
+        let real_time = self.real_time;
         let thread = std::thread::Builder::new()
             .name("cgshim-empty".into())
             .stack_size(128 << 10)
-            .spawn(move || work(&queue, &shared, real_time));
+            .spawn(move || work(&queue, real_time));
         match thread {
             Ok(thread) => (self.thread, self.jobs) = (Some(thread), Some(jobs)),
             Err(error) => log::warn!("ended containers are not emptied: {error}"),
@@ -159,7 +171,7 @@ impl Emptier {
     }
 }
 
-fn work(queue: &Receiver<Job>, shared: &Shared, real_time: bool) {
+fn work(queue: &Receiver<Job>, real_time: bool) {
     sys::become_interruptible();
     let alarm = match sys::Alarm::new() {
         Ok(alarm) => alarm,
@@ -168,8 +180,9 @@ fn work(queue: &Receiver<Job>, shared: &Shared, real_time: bool) {
     if real_time && let Err(errno) = sys::may_be_real_time() {
         log::debug!("emptying at normal priority: {errno}");
     }
+    let (mut until, mut aside) = (Instant::now(), ASIDE);
     while let Ok(Job { files, since }) = queue.recv() {
-        if since.elapsed() >= TOO_LATE || shared.stands_aside.load(Ordering::SeqCst) {
+        if since.elapsed() >= TOO_LATE || Instant::now() < until {
             continue;
         }
         let (began, on_cpu) = (Instant::now(), sys::thread_cpu());
@@ -178,9 +191,12 @@ fn work(queue: &Receiver<Job>, shared: &Shared, real_time: bool) {
         log::debug!("emptied in {took:.1?}, begun after {:.1?}: {wrote:?}", began - since);
         // Asleep where no signal reached it; one that had no CPU is not to blame.
         let asleep = took.saturating_sub(sys::thread_cpu().saturating_sub(on_cpu));
-        if real_time && asleep > BOUND + STALLED {
-            shared.stands_aside.store(true, Ordering::SeqCst);
-            log::warn!("{STANDS_ASIDE} (one took {took:.1?})");
+        if asleep > BOUND + STALLED {
+            log::debug!("not emptied for {aside:?}: one slept {asleep:.1?}");
+            until = Instant::now() + aside;
+            aside = (aside * 2).min(LONGEST_ASIDE);
+        } else if wrote.is_ok() {
+            aside = ASIDE;
         }
     }
 }
