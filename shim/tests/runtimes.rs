@@ -529,7 +529,7 @@ fn what_runc_update_sets_during_stepping_stands() {
     fs::write(host.path("config.toml"), "[defaults]\nwatermark = '50%:40%'\n").unwrap();
     let log = host.path("faults");
     let daemon = host.daemon_with(&[
-        ("CGSHIM_FAULT", "sleep-3:lowered:*2"),
+        ("CGSHIM_FAULT", "sleep-3:lowered:*1"),
         ("CGSHIM_FAULT_LOG", log.to_str().unwrap()),
     ]);
     let bundle = host.injected("web");
@@ -542,7 +542,7 @@ fn what_runc_update_sets_during_stepping_stands() {
     let memory = memory(&group);
     let file = DiskFile::new(Bytes::mib(128));
     let mut load = Load::in_group(&group);
-    load.stream(&file, Bytes::mib(300));
+    load.stream(&file, Bytes::mib(600));
 
     let ask = |request| {
         let mut client = Client::connect(&host.run_dir(), 5 * SECOND).unwrap();
