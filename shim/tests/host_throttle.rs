@@ -372,7 +372,8 @@ fn held_for_a_stop_nobody_is_frozen_until_it_goes_on() {
 }
 
 /// Not a claim but a table: `ci/bench-throttle` prints it. `CGSHIM_BENCH` says what is measured: high (MiB),
-/// growers and pace (MiB/s each, 0: as fast as they can), for how many seconds, and `thp` for huge pages.
+/// growers and pace (MiB/s each, 0: as fast as they can), for how many seconds, and `thp` for huge pages; those
+/// joined by `+` at the same time.
 #[test]
 #[ignore = "a benchmark: ci/bench-throttle"]
 fn table() {
@@ -382,16 +383,17 @@ fn table() {
         "| high, growers | overage after 5, 10, 20, 30, 60 s (the curve) | furthest off after 5 s | bar | \
          pulses, longest, seen from outside | late, p99, worst | CPU |"
     );
-    for (n, spec) in spec.split_whitespace().enumerate() {
-        let (numbers, thp) = match spec.strip_suffix(",thp") {
-            Some(numbers) => (numbers, true),
-            None => (spec, false),
-        };
-        let numbers: Vec<u64> = numbers.split(',').map(|n| n.parse().unwrap()).collect();
-        let [high, growers, pace, seconds] = numbers[..] else { panic!("{spec}") };
-        let (growers, seconds) = (growers as u32, seconds as u32);
-        let row = Row { high: Bytes::mib(high), growers, pace: Bytes::mib(pace), seconds, thp };
-        println!("{}", row.measure(&ground, n));
+    let ground = &ground;
+    let mut n = 0;
+    for together in spec.split_whitespace() {
+        let rows: Vec<Row> = together.split('+').map(Row::parse).collect();
+        let alone = rows.len() == 1;
+        std::thread::scope(|scope| {
+            for row in &rows {
+                n += 1;
+                scope.spawn(move || println!("{}", row.measure(ground, n, alone)));
+            }
+        });
     }
 }
 
@@ -405,11 +407,26 @@ struct Row {
 }
 
 impl Row {
-    fn measure(&self, ground: &Ground, n: usize) -> String {
+    fn parse(spec: &str) -> Row {
+        let (numbers, thp) = match spec.strip_suffix(",thp") {
+            Some(numbers) => (numbers, true),
+            None => (spec, false),
+        };
+        let numbers: Vec<u64> = numbers.split(',').map(|n| n.parse().unwrap()).collect();
+        let [high, growers, pace, seconds] = numbers[..] else { panic!("{spec}") };
+        let (growers, seconds) = (growers as u32, seconds as u32);
+        Row { high: Bytes::mib(high), growers, pace: Bytes::mib(pace), seconds, thp }
+    }
+
+    fn measure(&self, ground: &Ground, n: usize, alone: bool) -> String {
         let high = self.high;
         let _always = self.thp.then(HugePages::always);
         let mut at = Throttled::new(ground, &format!("table{n}"), high, ENDLESS);
         let mut loads: Vec<Load> = (0..self.growers).map(|_| Load::in_group(&at.group)).collect();
+        if self.pace.0 > 0 {
+            // Most of the way at once.
+            assert!(loads[0].anon(Bytes(high.0 / 16 * 15)));
+        }
         std::thread::sleep(SECOND / 5);
         let cpu = cpu_time();
         for load in &mut loads {
@@ -421,7 +438,7 @@ impl Row {
         let memory = at.memory.clone();
         until("at high", 120 * SECOND, || memory.usage().unwrap() >= high);
         let start = Instant::now();
-        let outside = at.freezer_group().map(|group| Outside::watch(group, memory.clone()));
+        let outside = at.freezer_group().map(Outside::watch);
         let unit = if self.thp { HUGE } else { curve().batch() };
         let pace = (self.pace.0 > 0).then_some(self.pace.0);
         let (mut shown, mut worst, mut bar) = (Vec::new(), 0.0f64, f64::INFINITY);
@@ -468,7 +485,8 @@ impl Row {
             seen.as_millis(),
             p99.copied().unwrap_or_default().as_secs_f64() * 1e3,
             late.last().copied().unwrap_or_default().as_secs_f64() * 1e3,
-            cpu.as_secs_f64() / f64::from(self.seconds) * 100.0,
+            // The process's, which is more than this row's if there are others.
+            if alone { cpu.as_secs_f64() / f64::from(self.seconds) * 100.0 } else { f64::NAN },
         )
     }
 }
@@ -493,24 +511,25 @@ impl Drop for HugePages {
     }
 }
 
-/// Looks at a freezer group from outside, and remembers the longest it was frozen: without a change of what it
-/// uses, as a window may be shorter than it takes to look.
+/// Looks at a freezer group from outside, and remembers the longest that nobody in it had a CPU: a window may be
+/// shorter than it takes to look at the group's state.
 struct Outside {
     stop: Arc<AtomicBool>,
     watcher: JoinHandle<Duration>,
 }
 
 impl Outside {
-    fn watch(group: PathBuf, memory: Arc<dyn Memory>) -> Outside {
+    fn watch(group: PathBuf) -> Outside {
         let stop = Arc::new(AtomicBool::new(false));
         let stopped = stop.clone();
         let watcher = std::thread::spawn(move || {
             let (mut since, mut longest) = (None::<Instant>, Duration::ZERO);
-            let mut usage = Bytes(0);
+            let mut before = 0;
             while !stopped.load(Ordering::SeqCst) {
                 let state = std::fs::read_to_string(group.join("freezer.state"));
-                let now = memory.usage().unwrap_or_default();
-                let ran = std::mem::replace(&mut usage, now) != now;
+                let tasks = std::fs::read_to_string(group.join("tasks")).unwrap_or_default();
+                let now: u64 = tasks.lines().map(times_run).sum();
+                let ran = std::mem::replace(&mut before, now) != now;
                 since = match state.unwrap_or_default().trim() {
                     "FROZEN" | "FREEZING" if ran => Some(Instant::now()),
                     "FROZEN" | "FREEZING" => since.or_else(|| Some(Instant::now())),
@@ -528,6 +547,12 @@ impl Outside {
         self.stop.store(true, Ordering::SeqCst);
         self.watcher.join().unwrap()
     }
+}
+
+/// So often a task was given a CPU.
+fn times_run(tid: &str) -> u64 {
+    let counts = std::fs::read_to_string(format!("/proc/{tid}/schedstat")).unwrap_or_default();
+    counts.split_whitespace().nth(2).and_then(|n| n.parse().ok()).unwrap_or(0)
 }
 
 /// CPU time of this process, without the loads.

@@ -184,6 +184,16 @@ impl Growers {
         self.adopt(group)
     }
 
+    /// The same for those that are known.
+    pub(super) fn suspect_again(&mut self) {
+        self.look();
+        let usage = self.usage();
+        for grower in self.moved.values_mut() {
+            grower.suspect = Some((grower.last.faults(), usage));
+            grower.idle = 0;
+        }
+    }
+
     fn usage(&self) -> Bytes {
         self.counter.usage().unwrap_or_default()
     }

@@ -187,6 +187,7 @@ impl Manager {
             }
             let stirs = |rest: Bytes| usage.0.abs_diff(rest.0) >= STIR.0;
             if free.is_some_and(|free| usage > free) && rested.is_none_or(stirs) {
+                at.growers.suspect_again();
                 at.pulser.order(Order::Open(self.terms(Duration::ZERO)?));
                 if self.throttle(at)? == Woken::Stop {
                     return Ok(Woken::Stop);
@@ -226,6 +227,10 @@ impl Manager {
             match woken {
                 Woken::Stop => return Ok(Woken::Stop),
                 Woken::Look if crossed && !self.holding() => {
+                    // Unless they are frozen already: then it is too late to see who grows in this window.
+                    if !at.pulser.has_report() {
+                        at.growers.suspect_again();
+                    }
                     if self.throttle(at)? == Woken::Stop {
                         return Ok(Woken::Stop);
                     }

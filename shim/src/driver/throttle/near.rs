@@ -19,7 +19,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
-/// How far below high it is made ready, and no further than half of it.
+/// How far below high it is made ready, and not below an eighth of it.
 const APPROACH: Bytes = Bytes::mib(128);
 
 /// So many tasks are moved in without asking who grows. In the first pulse those that do not are moved back.
@@ -38,7 +38,7 @@ pub(super) struct Near {
 
 /// The usage from which on it is made ready.
 pub(super) fn near(high: Bytes) -> Bytes {
-    high.saturating_sub(APPROACH.max(Bytes(high.0 / 8))).max(Bytes(high.0 / 2))
+    high.saturating_sub(APPROACH.max(Bytes(high.0 / 8))).max(Bytes(high.0 / 8))
 }
 
 /// What making ready takes.

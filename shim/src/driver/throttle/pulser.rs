@@ -37,6 +37,10 @@ const LONG_NAP: Duration = Duration::from_millis(2);
 const FASTEST: f64 = (2u64 << 30) as f64;
 const DOUBT: Duration = Duration::from_millis(50);
 
+/// A window in which nothing is granted, as there is debt left, is over after so long: the kernel, too, lets
+/// tasks run between two sleeps of 2 s.
+const CHANCE: Duration = Duration::from_millis(2);
+
 /// A group that has not grown by [`GROWS`] for so long is quiet: its windows are no longer timed.
 const QUIET: Duration = Duration::from_millis(300);
 const GROWS: Bytes = Bytes::kib(64);
@@ -180,6 +184,11 @@ impl Pulser {
         self.reports.try_recv().ok()
     }
 
+    /// Whether there is one.
+    pub(super) fn has_report(&self) -> bool {
+        !self.reports.is_empty()
+    }
+
     /// Whether it is still there: false once it has panicked.
     pub(super) fn is_alive(&self) -> bool {
         self.thread.as_ref().is_some_and(|thread| !thread.is_finished())
@@ -270,11 +279,13 @@ impl Pulse {
         let mut start = Instant::now();
         let mut moved = (start, base);
         let mut last = (start, base);
-        if self.short {
-            // Whatever the cause, never freeze and thaw by turns in a spin.
-            terms.quota = terms.quota.max(GROWS);
-        }
-        let mut nap = if terms.quota == Bytes(0) { Duration::ZERO } else { NAP };
+        // With debt left, or after a pulse that was cut short: they get a chance to run all the same.
+        let (length, least) = match self.short || terms.carried > Duration::ZERO {
+            true => (CHANCE, GROWS),
+            false => (WINDOW, Bytes(0)),
+        };
+        terms.quota = terms.quota.max(least);
+        let mut nap = NAP;
         loop {
             match self.next_order(Some(nap), None) {
                 Some(Order::Open(new)) => *terms = new,
@@ -291,7 +302,7 @@ impl Pulse {
                 start = now;
             }
             let grown = usage.saturating_sub(base);
-            if grown >= terms.quota || now - start >= WINDOW {
+            if grown >= terms.quota || now - start >= length {
                 let due = Throttle::estimate(self.curve, level, grown, terms.growers, terms.unit)
                     + terms.carried;
                 if due > Duration::ZERO {
