@@ -111,7 +111,8 @@ impl Engine {
 
     /// What throttling did for a container, as far as it has a throttle.
     pub fn throttled(&self, key: Key) -> Option<ThrottleTotals> {
-        let emulated = self.throttles.of.get(&key.0).map(|throttling| throttling.throttler.totals());
+        let emulated =
+            self.throttles.of.get(&key.0).map(|throttling| throttling.throttler.totals());
         emulated.or_else(|| self.native_totals(key.0))
     }
 

@@ -5,8 +5,8 @@
 
 use super::groups::Groups;
 use crate::journal::{
-    Deadline, Freeze, FreezerKind, HighMark, InFlight, Journal, JournalError, Place, RunDir, SlotView, Step,
-    StepFile, View,
+    Deadline, Freeze, FreezerKind, HighMark, InFlight, Journal, JournalError, Place, RunDir,
+    SlotView, Step, StepFile, View,
 };
 use cgroupfs::files::{ControlFile, Decimal, parse_u64};
 use cgroupfs::memory::Version;

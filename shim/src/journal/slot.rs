@@ -3,8 +3,8 @@
 use super::layout;
 use super::map::Map;
 use super::record::{
-    Counters, Deadline, Freeze, FreezerKind, HighMark, Identity, InFlight, PathText, Record, Step, StepFile,
-    Swappiness, Terms, limit_word, text_to_words, version_word, word_limit, word_version,
+    Counters, Deadline, Freeze, FreezerKind, HighMark, Identity, InFlight, PathText, Record, Step,
+    StepFile, Swappiness, Terms, limit_word, text_to_words, version_word, word_limit, word_version,
 };
 use super::words::{Read, SlotWords};
 use super::{Bell, JournalError};

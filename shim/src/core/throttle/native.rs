@@ -253,8 +253,7 @@ mod tests {
 
     const CURVE: Curve = Curve::new(64, Duration::from_millis(4));
     const HIGH: Bytes = Bytes::mib(100);
-    const WAY_OUT: WayOut =
-        WayOut { budget: Some(Duration::from_secs(30)), then: Then::Release };
+    const WAY_OUT: WayOut = WayOut { budget: Some(Duration::from_secs(30)), then: Then::Release };
 
     /// A group with a native memory.high, in steps of a second: it wants to grow to `demand`, sleeps on the
     /// kernel's curve, and has nothing to reclaim.
@@ -366,7 +365,8 @@ mod tests {
 
     #[test]
     fn a_lower_high_of_somebody_elses_is_not_raised() {
-        let mut native = Native::new(CURVE, Limit::Bytes(HIGH), Limit::Bytes(Bytes::mib(50)), WAY_OUT);
+        let mut native =
+            Native::new(CURVE, Limit::Bytes(HIGH), Limit::Bytes(Bytes::mib(50)), WAY_OUT);
         let mut group = Group::new(Limit::Bytes(Bytes::mib(50)), Bytes(0));
         assert_eq!(group.run(&mut native, 2), []);
         assert_eq!((group.high, native.to_undo()), (Limit::Bytes(Bytes::mib(50)), None));
