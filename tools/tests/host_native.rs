@@ -52,7 +52,10 @@ fn a_wide_gap_is_released_once_and_the_command_finishes() {
     assert!(report["peak_bytes"].as_u64().unwrap() >= DEMAND * MIB, "{report}");
     // The budget, what it takes to get above high, and the steps of the release.
     assert!((4_000..40_000).contains(&report["wall_ms"].as_u64().unwrap()), "{report}");
-    assert_eq!((&report["oom"]["kills"], &report["declared_limit_restored"]), (&0.into(), &true.into()));
+    assert_eq!(
+        (&report["oom"]["kills"], &report["declared_limit_restored"]),
+        (&0.into(), &true.into())
+    );
 }
 
 #[test]
