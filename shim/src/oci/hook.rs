@@ -14,7 +14,7 @@ use super::spool;
 use super::state::State;
 use crate::api::message::{Envelope, Register, Release, Request, SCHEMA, line};
 use crate::api::{MOST_REQUEST, SOCKET};
-use cgroupfs::Membership;
+use cgroupfs::{Membership, procfs};
 use std::fmt::Write as _;
 use std::path::{Component, Path, PathBuf};
 use std::str::FromStr;
@@ -176,7 +176,7 @@ fn register(
 ) -> Result<Outcome, String> {
     let pid = state.pid.ok_or("the state has no pid")?;
     // Before the group: should the number change hands in between, the daemon sees it by the time.
-    let start_time = start_time(pid);
+    let start_time = u32::try_from(pid).ok().and_then(procfs::starttime);
     let cgroup = memory_cgroup(pid)?;
     if let Some(path) = &spec.cgroups_path
         && !agrees(path, &cgroup)
@@ -313,15 +313,6 @@ fn agrees(cgroups_path: &str, cgroup: &Path) -> bool {
     cgroup.ends_with(declared) || cgroup.parent().is_some_and(|above| above.ends_with(declared))
 }
 
-/// Field 22 of `/proc/PID/stat`: when the process started, in clock ticks since boot.
-fn start_time(pid: i32) -> Option<u64> {
-    let stat = std::fs::read(format!("/proc/{pid}/stat")).ok()?;
-    // The name, in brackets, may hold anything, brackets too.
-    let name_end = stat.iter().rposition(|byte| *byte == b')')?;
-    let fields = std::str::from_utf8(&stat[name_end + 1..]).ok()?;
-    fields.split_ascii_whitespace().nth(22 - 3)?.parse().ok()
-}
-
 /// The runtime that called: our parent's name.
 fn caller() -> Option<&'static str> {
     let comm = std::fs::read(format!("/proc/{}/comm", nix::unistd::getppid())).ok()?;
@@ -351,15 +342,6 @@ mod tests {
         ] {
             assert_eq!(agrees(declared, Path::new(cgroup)), expected, "{declared} {cgroup}");
         }
-    }
-
-    #[test]
-    fn a_process_has_a_start_time_until_it_is_gone() {
-        let own = i32::try_from(std::process::id()).unwrap();
-        let own = start_time(own).unwrap();
-        let init = start_time(1).unwrap();
-        assert!(own > init);
-        assert_eq!(start_time(i32::MAX), None);
     }
 
     #[test]
