@@ -13,6 +13,7 @@ mod engine;
 mod fault;
 mod flight;
 mod journaled;
+mod native;
 mod once;
 pub mod oom;
 mod reclaim;

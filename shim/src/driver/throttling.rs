@@ -1,6 +1,7 @@
 //! Throttles of an engine's containers: started, told of, held while the process is stopped, ended.
 
 use super::engine::{Engine, Source};
+use super::native::is_native;
 use super::throttle::{FreezeJournal, ThrottleConfig, ThrottleEvent, Throttler};
 use super::{Happened, Key};
 use crate::core::throttle::{ThrottleTotals, WayOut};
@@ -77,9 +78,9 @@ impl Drop for Throttles {
 }
 
 impl Engine {
-    /// Throttles a container above its high from now on, or no more (`None`), where the kernel itself does
-    /// not: a no-op without a high, and where there is a `memory.high`. To be called again after
-    /// [`Engine::set_policy`].
+    /// Throttles a container above its high from now on, or no more (`None`): by freezing where the kernel
+    /// does not, else by the kernel's `memory.high`, which gets a way out, whoever wrote it. To be called again
+    /// after [`Engine::set_policy`].
     ///
     /// # Errors
     /// [`Error::NoController`] where there is no freezer, or no journal to undo a freeze by.
@@ -103,6 +104,10 @@ impl Engine {
     fn start_throttle(&mut self, key: Key, way_out: Option<WayOut>, ahead: bool) -> Result<()> {
         let Some(enforced) = self.containers.get(&key.0) else { return Ok(()) };
         let high = enforced.core.high();
+        if is_native(&*enforced.memory) {
+            return self.guard_native(key, high, way_out);
+        }
+        // A vendor's v1.
         let native = enforced.group.has("memory.high");
         let (Some(way_out), Limit::Bytes(bytes), false) = (way_out, high, native) else {
             self.throttles.end(key.0);
@@ -150,7 +155,9 @@ impl Engine {
 
     /// What throttling did for a container, as far as it has a throttle.
     pub fn throttled(&self, key: Key) -> Option<ThrottleTotals> {
-        Some(self.throttles.of.get(&key.0)?.throttler.totals())
+        let emulated =
+            self.throttles.of.get(&key.0).map(|throttling| throttling.throttler.totals());
+        emulated.or_else(|| self.native_totals(key.0))
     }
 
     /// The same with what was done before this process was there, by the journal.
@@ -204,6 +211,7 @@ impl Engine {
         // What it has told until now is not lost.
         self.throttle_told(key);
         self.throttles.end(key);
+        self.end_native(key);
     }
 }
 

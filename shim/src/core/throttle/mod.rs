@@ -18,6 +18,7 @@
 mod curve;
 mod debt;
 mod growth;
+pub mod native;
 mod way_out;
 
 pub use curve::{Curve, HUGE, IGNORED, LONGEST};

@@ -283,6 +283,13 @@ impl Growers {
     }
 }
 
+/// The tasks (v2: processes) of a group and of those beneath it.
+pub(super) fn all(group: &Arc<Cgroup>) -> Result<Vec<u32>> {
+    let mut tids = Vec::new();
+    list(group, 0, &mut tids)?;
+    Ok(tids)
+}
+
 /// The tasks of a group and of those beneath it.
 fn list(group: &Arc<Cgroup>, depth: usize, tids: &mut Vec<u32>) -> Result<()> {
     let file = if group.has("tasks") { "tasks" } else { "cgroup.procs" };

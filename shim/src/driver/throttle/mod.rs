@@ -26,12 +26,14 @@ use crate::driver::sys;
 use cgroupfs::files::ControlDir;
 use cgroupfs::freezer::Freezer;
 use cgroupfs::memory::Memory;
-use cgroupfs::{Bytes, Cgroup, Error, Op, Result};
+use cgroupfs::procfs::Task;
+use cgroupfs::{Bytes, Cgroup, Error, Limit, Op, Result};
 use crossbeam_channel::{Receiver, bounded};
 use manager::Manager;
 use nix::errno::Errno;
 use nix::sys::eventfd::{EfdFlags, EventFd};
 use nix::time::{ClockId, clock_getres};
+pub(super) use pulses::cause;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -115,6 +117,8 @@ pub enum ThrottleEvent {
     WayOut(Then, Cause, Duration),
     /// Throttling at the declared high again, after a release.
     Resumed,
+    /// Somebody else wrote `memory.high`, from, to: theirs stays.
+    Adopted(Limit, Limit),
     /// Real-time priority is refused: growth above high leaks (see the documentation).
     NotRealTime(Errno),
     /// Somebody in the container grows who is in a freezer group of its own: not ours to freeze.
@@ -130,6 +134,7 @@ impl ThrottleEvent {
             ThrottleEvent::Pulse { .. } => "pulse",
             ThrottleEvent::WayOut(..) => "throttle_way_out",
             ThrottleEvent::Resumed => "throttle_resumed",
+            ThrottleEvent::Adopted(..) => "high_adopted",
             ThrottleEvent::NotRealTime(_) => "throttle_not_real_time",
             ThrottleEvent::Strangers(_) => "throttle_strangers",
             ThrottleEvent::Failed(_) => "throttle_failed",
@@ -153,6 +158,9 @@ impl ThrottleEvent {
                 )
             }
             ThrottleEvent::Resumed => "throttled above its high again".into(),
+            ThrottleEvent::Adopted(from, to) => {
+                format!("somebody set memory.high from {from} to {to}: adopted")
+            }
             ThrottleEvent::NotRealTime(errno) => format!(
                 "real-time priority is refused ({}): growth above high leaks while tasks are thawed and \
                  frozen",
@@ -301,6 +309,14 @@ pub fn curve() -> Curve {
     let jiffy = clock_getres(ClockId::CLOCK_MONOTONIC_COARSE)
         .map_or(Duration::from_millis(4), Duration::from);
     Curve::new(Curve::batch_of(&release), jiffy)
+}
+
+/// The process of a group that has most in memory.
+pub(super) fn largest(group: &Arc<Cgroup>) -> Option<i32> {
+    let tids = growers::all(group).unwrap_or_default();
+    let rss = |tid: u32| Some((Task::open(tid).ok()?.stat()?.rss, tid));
+    let (_, pid) = tids.into_iter().filter_map(rss).max()?;
+    i32::try_from(pid).ok()
 }
 
 /// Whether a thread of ours may have real-time priority here.

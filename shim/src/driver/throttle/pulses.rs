@@ -10,6 +10,7 @@ use crate::core::floor::Floor;
 use crate::core::throttle::{Cause, LONGEST, Then};
 use crate::driver::worker::survey;
 use cgroupfs::freezer::State;
+use cgroupfs::memory::Memory;
 use cgroupfs::units::page_size;
 use cgroupfs::{Bytes, Limit, Result};
 use nix::errno::Errno;
@@ -247,7 +248,7 @@ impl Manager {
         self.tell(ThrottleEvent::Pulse { since, frozen, late });
         at.growers.give_back_idle(&at.group)?;
         let Some(then) = then else { return Ok(false) };
-        let cause = self.cause();
+        let cause = cause(&*self.memory, self.config.high);
         self.tell(ThrottleEvent::WayOut(then, cause, self.core.stalled()));
         if then == Then::Oom
             && let Some(pid) = at.growers.largest().and_then(|pid| i32::try_from(pid).ok())
@@ -256,22 +257,21 @@ impl Manager {
         }
         Ok(then != Then::Notify)
     }
+}
 
-    /// Why usage does not fall.
-    fn cause(&self) -> Cause {
-        let Ok(survey) = survey(&*self.memory) else { return Cause::NoProgress };
-        let floor = Floor::of(&survey, 0);
-        let over = survey.usage.saturating_sub(self.config.high);
-        if floor.reclaimable() >= over {
-            return Cause::NoProgress;
-        }
-        let room = survey.swap.room != Limit::Bytes(Bytes(0));
-        if survey.swap.swaps_at_limit && has_swap() && (survey.host_swap_free == Bytes(0) || !room)
-        {
-            return Cause::SwapFull;
-        }
-        Cause::Unreclaimable
+/// Why usage does not fall.
+pub(in crate::driver) fn cause(memory: &dyn Memory, high: Bytes) -> Cause {
+    let Ok(survey) = survey(memory) else { return Cause::NoProgress };
+    let floor = Floor::of(&survey, 0);
+    let over = survey.usage.saturating_sub(high);
+    if floor.reclaimable() >= over {
+        return Cause::NoProgress;
     }
+    let room = survey.swap.room != Limit::Bytes(Bytes(0));
+    if survey.swap.swaps_at_limit && has_swap() && (survey.host_swap_free == Bytes(0) || !room) {
+        return Cause::SwapFull;
+    }
+    Cause::Unreclaimable
 }
 
 fn has_swap() -> bool {
