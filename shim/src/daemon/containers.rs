@@ -299,6 +299,7 @@ impl Daemon {
                     marks: None,
                     totals,
                     oom_kills: 0,
+                    throttled: None,
                 });
                 if let Some(container) = self.registry.remove(&id) {
                     self.notes.remove(container.generation);
@@ -417,6 +418,7 @@ impl Daemon {
                 None => self.engine.totals(key).unwrap_or_default(),
             },
             oom_kills: counted.map_or(0, |counted| counted.oom_kills),
+            throttled: self.engine.throttled_in_all(container.key),
         }))
     }
 
