@@ -12,7 +12,8 @@ use cgshim::api::message::{
     EventLine, Listed, One, Reclaimed, Register, Registered, Release, Request, Status, View,
 };
 use cgshim::api::{SOCKET, SPOOL};
-use common::{DiskFile, Ground, Load, alone, join, memory, until, without_swap};
+use common::{DiskFile, Ground, Load, LowestLimit, alone, join, memory, until, without_swap};
+use nix::mount::{MntFlags, MsFlags, mount, umount2};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use serde_json::{Value, json};
@@ -259,6 +260,16 @@ fn registrations_that_are_not_true_are_refused_by_name() {
         let why = daemon.register(&wrong).unwrap_err();
         assert!(why.contains(part) && !why.contains('\n'), "{why}");
     }
+    // The id of a thread is known to /proc as well, and its start is the same to a hundredth of a second.
+    let thread = fs::read_dir(format!("/proc/{}/task", load.pid())).unwrap().map(|entry| {
+        let name = entry.unwrap().file_name();
+        name.to_str().unwrap().parse::<i32>().unwrap()
+    });
+    let thread = thread.max().unwrap();
+    assert!(thread > good.pid, "a load has a thread of its own");
+    let wrong = Register { pid: thread, start_time: None, ..good.clone() };
+    let why = daemon.register(&wrong).unwrap_err();
+    assert!(why.contains(&format!("thread of process {}", good.pid)), "{why}");
     // The daemon's own process is in no container: the root group, or another that is not this one.
     let own = Register { pid: i32::try_from(daemon.child.id()).unwrap(), ..good.clone() };
     assert!(daemon.register(&own).unwrap_err().contains("is in "));
@@ -361,6 +372,85 @@ fn what_it_cannot_start_with_is_named_with_the_way_out() {
         program(&run, None).arg("--frob").stderr(Stdio::null()).status().unwrap().code(),
         Some(2)
     );
+}
+
+/// A run directory on a tmpfs of its own, which can be full.
+struct SmallFileSystem(PathBuf);
+
+impl SmallFileSystem {
+    fn mount(at: &Path) -> SmallFileSystem {
+        fs::create_dir(at).unwrap();
+        mount(Some("small"), at, Some("tmpfs"), MsFlags::empty(), Some("size=1m")).unwrap();
+        SmallFileSystem(at.into())
+    }
+
+    fn filler(&self) -> PathBuf {
+        self.0.join("filler")
+    }
+
+    fn fill(&self) {
+        let mut file = fs::File::create(self.filler()).unwrap();
+        while file.write_all(&[7; 4096]).is_ok() {}
+    }
+
+    fn make_room(&self) {
+        fs::remove_file(self.filler()).unwrap();
+    }
+}
+
+impl Drop for SmallFileSystem {
+    fn drop(&mut self) {
+        let _ = umount2(&self.0, MntFlags::MNT_DETACH);
+    }
+}
+
+#[test]
+fn on_a_full_run_directory_nothing_is_stepped_that_could_not_be_restored() {
+    let test = "on_a_full_run_directory_nothing_is_stepped_that_could_not_be_restored";
+    let Some(ground) = Ground::new(test) else { return };
+    let _alone = alone();
+    let dir = Arc::new(tempfile::tempdir().unwrap());
+    let small = SmallFileSystem::mount(&dir.path().join("run"));
+    // From the start: named, with the way out.
+    small.fill();
+    let (code, said) = refused(&small.0, None);
+    assert_eq!(code, Some(1), "{said}");
+    assert!(said.contains("No space left") && said.contains("free some"), "{said}");
+    small.make_room();
+
+    let config = "[defaults]\nwatermark = '50%:40%'\n";
+    let mut daemon = Daemon::start_in(dir.clone(), config);
+    let (before, idle) = container(&ground, "before", LIMIT);
+    daemon.register(&known(&ground, "before", idle.pid())).unwrap();
+    small.fill();
+    // It is taken in, and watched; its limit stays as it is, and people are told why.
+    let (group, mut load) = container(&ground, "g", LIMIT);
+    let file = DiskFile::new(Bytes::mib(128));
+    daemon.register(&known(&ground, "a", load.pid())).unwrap();
+    let lowest = LowestLimit::watch(memory(&group));
+    load.stream(&file, Bytes::mib(300));
+    std::thread::sleep(SECOND);
+    assert_eq!(daemon.list().len(), 2);
+    if ground.v1() {
+        assert_eq!(lowest.seen(), LIMIT, "stepped without a place in the journal");
+    }
+    let log = daemon.log();
+    assert!(log.contains("No space left") && log.contains("journal"), "{log}");
+    // What has its place keeps it, and a restore needs no room.
+    daemon.signal(Signal::SIGKILL);
+    daemon.child.wait().unwrap();
+    let restore = program(&small.0, None).arg("--restore").stderr(Stdio::piped()).output().unwrap();
+    assert_eq!(restore.status.code(), Some(0), "{restore:?}");
+    assert_eq!(memory(&before).limit().unwrap(), LIMIT);
+    small.make_room();
+    daemon = Daemon::start_in(dir.clone(), config);
+    assert!(daemon.list().iter().any(|view| view.id == "before"));
+    // With room again, it is enforced like any other.
+    daemon.release("a").unwrap();
+    daemon.register(&known(&ground, "a", load.pid())).unwrap();
+    until("it is at work", 20 * SECOND, || daemon.stat("a").reclaim.rounds > 0);
+    assert_eq!(daemon.stop(), Some(0));
+    assert_eq!(memory(&group).limit().unwrap(), LIMIT);
 }
 
 #[test]

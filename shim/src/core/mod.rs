@@ -16,6 +16,7 @@ pub mod plan;
 pub mod qos;
 mod retention;
 mod state;
+pub mod sweep;
 pub mod terms;
 pub mod throttle;
 pub mod watermark;

@@ -5,6 +5,10 @@ use crate::driver::Engine;
 use crate::driver::oom::{OomOptions, OomWatch};
 use std::path::Path;
 
+/// How nothing is left behind.
+const EMPTIED: &str = "page cache of ended containers is emptied before their group is removed, and what is left \
+     is swept through the group above";
+
 /// Starts the watch; what it has and lacks, for `cgctl caps`. Without it kills are counted, no more.
 pub(super) fn start(engine: &mut Engine, run_dir: &Path) -> Vec<Feature> {
     let options = OomOptions {
@@ -39,6 +43,10 @@ pub(super) fn start(engine: &mut Engine, run_dir: &Path) -> Vec<Feature> {
                     "absent",
                     format!("{why}; it takes CAP_SYSLOG and /dev/kmsg, or tracefs"),
                 ),
+            },
+            match sources.emptying {
+                Ok(()) => feature("empty_at_exit", "emulated", EMPTIED.into()),
+                Err(why) => feature("empty_at_exit", "absent", why),
             },
             match sources.real_time {
                 Ok(()) => feature("oom_watch_real_time", "native", "SCHED_FIFO 1".into()),

@@ -12,7 +12,6 @@ use cgroupfs::files::{Decimal, Knob};
 use cgroupfs::memory::{Memory, ReclaimFile, Version};
 use cgroupfs::{Bytes, Error, Limit, Op};
 use nix::errno::Errno;
-use nix::time::{ClockId, clock_gettime};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
@@ -130,7 +129,7 @@ struct Tally {
 /// ([`sys::become_interruptible`]).
 pub(super) fn execute(memory: &dyn Memory, job: &Job, at: &mut At<'_>) -> Report {
     let wall = Instant::now();
-    let cpu = thread_cpu();
+    let cpu = sys::thread_cpu();
     let before = memory.usage().unwrap_or_default();
     let mut tally = Tally { freed: Bytes(0), steps: 0 };
     let outcome = match SwapGuard::set(memory, job.no_swap, at.slot) {
@@ -152,7 +151,7 @@ pub(super) fn execute(memory: &dyn Memory, job: &Job, at: &mut At<'_>) -> Report
         freed: tally.freed,
         direct_reclaim: memory.counters().map_or(0, |counters| counters.direct_reclaim()),
         steps: tally.steps,
-        cpu: thread_cpu().saturating_sub(cpu),
+        cpu: sys::thread_cpu().saturating_sub(cpu),
         wall: wall.elapsed(),
     }
 }
@@ -162,10 +161,6 @@ fn outcome_of(error: &Error) -> Outcome {
         Error::Vanished { .. } => Outcome::Vanished,
         error => Outcome::Failed(error.errno().unwrap_or(Errno::EIO) as i32),
     }
-}
-
-fn thread_cpu() -> Duration {
-    clock_gettime(ClockId::CLOCK_THREAD_CPUTIME_ID).map(Duration::from).unwrap_or_default()
 }
 
 /// Steps a limit (v1 `memory.limit_in_bytes`, v2 `memory.high`): lower, which reclaims, then the

@@ -9,6 +9,7 @@ use std::os::fd::{AsRawFd, BorrowedFd};
 use std::os::fd::{FromRawFd, OwnedFd};
 use std::sync::Once;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
 
 /// A thread that can be interrupted.
 #[derive(Debug, Clone, Copy)]
@@ -149,6 +150,67 @@ fn set_of(signals: &[libc::c_int]) -> libc::sigset_t {
 pub(super) fn interrupt(thread: Thread) {
     // SAFETY: the thread has not been joined (see above), so the handle is valid.
     unsafe { libc::pthread_kill(thread.0, interrupt_signal()) };
+}
+
+/// Ends the calling thread's write after a time, by itself: no other thread has to get a CPU for that.
+pub(super) struct Alarm(libc::timer_t);
+
+/// An alarm that rang rings again after this at the latest: the signal may have come before the write.
+const RING_AGAIN: Duration = Duration::from_millis(1);
+
+impl Alarm {
+    /// One for the calling thread, which alone may use it; it has called [`become_interruptible`].
+    pub(super) fn new() -> Result<Alarm, Errno> {
+        // SAFETY: an all-zero sigevent is a valid value.
+        let mut event: libc::sigevent = unsafe { std::mem::zeroed() };
+        event.sigev_notify = libc::SIGEV_THREAD_ID;
+        event.sigev_signo = interrupt_signal();
+        event.sigev_notify_thread_id = nix::unistd::gettid().as_raw();
+        let mut timer: libc::timer_t = std::ptr::null_mut();
+        // SAFETY: both are ours.
+        Errno::result(unsafe {
+            libc::timer_create(libc::CLOCK_MONOTONIC, &raw mut event, &raw mut timer)
+        })?;
+        Ok(Alarm(timer))
+    }
+
+    /// Runs `call`, interrupted once `bound` has passed, and again and again from then on.
+    pub(super) fn within<T>(&self, bound: Duration, call: impl FnOnce() -> T) -> T {
+        let bound = bound.max(Duration::from_micros(1));
+        self.set(bound, bound.min(RING_AGAIN));
+        let result = interruptible(call);
+        self.set(Duration::ZERO, Duration::ZERO);
+        // One that rang after the call is not for the next.
+        let set = set_of(&[interrupt_signal()]);
+        let at_once = libc::timespec { tv_sec: 0, tv_nsec: 0 };
+        // SAFETY: both are ours; who sent it is not asked for.
+        while unsafe { libc::sigtimedwait(&set, std::ptr::null_mut(), &at_once) } > 0 {}
+        result
+    }
+
+    fn set(&self, after: Duration, every: Duration) {
+        let spec = |time: Duration| libc::timespec {
+            tv_sec: time.as_secs().cast_signed(),
+            tv_nsec: i64::from(time.subsec_nanos()),
+        };
+        let value = libc::itimerspec { it_value: spec(after), it_interval: spec(every) };
+        // SAFETY: the timer is ours until it is dropped; the old setting is not asked for.
+        unsafe { libc::timer_settime(self.0, 0, &raw const value, std::ptr::null_mut()) };
+    }
+}
+
+impl Drop for Alarm {
+    fn drop(&mut self) {
+        // SAFETY: the timer is ours, and not used any more.
+        unsafe { libc::timer_delete(self.0) };
+    }
+}
+
+/// What the calling thread has had of the CPUs.
+pub(super) fn thread_cpu() -> Duration {
+    nix::time::clock_gettime(nix::time::ClockId::CLOCK_THREAD_CPUTIME_ID)
+        .map(Duration::from)
+        .unwrap_or_default()
 }
 
 /// Blocks every signal for the calling thread.

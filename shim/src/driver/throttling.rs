@@ -10,6 +10,7 @@ use cgroupfs::files::ControlDir;
 use cgroupfs::freezer::{Freezer, Kind};
 use cgroupfs::{Error, Limit, Result};
 use std::collections::HashMap;
+use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::thread::JoinHandle;
@@ -69,6 +70,23 @@ impl Engine {
     /// # Errors
     /// [`Error::NoController`] where there is no freezer, or no journal to undo a freeze by.
     pub fn throttle(&mut self, key: Key, way_out: Option<WayOut>) -> Result<()> {
+        self.start_throttle(key, way_out, false)
+    }
+
+    /// As [`Engine::throttle`], for a container in which nobody is yet and whose tasks this process starts:
+    /// everything is ready when they come. Where they are to move themselves to, if anywhere
+    /// ([`Throttler::door`]).
+    ///
+    /// # Errors
+    /// As [`Engine::throttle`].
+    pub fn throttle_ahead(&mut self, key: Key, way_out: WayOut) -> Result<Option<OwnedFd>> {
+        self.start_throttle(key, Some(way_out), true)?;
+        let door = self.throttles.of.get(&key.0).and_then(|present| present.throttler.door());
+        // Without it they are moved as anybody else is.
+        Ok(door.and_then(|door| door.try_clone_to_owned().ok()))
+    }
+
+    fn start_throttle(&mut self, key: Key, way_out: Option<WayOut>, ahead: bool) -> Result<()> {
         let Some(enforced) = self.containers.get(&key.0) else { return Ok(()) };
         let high = enforced.core.high();
         if is_native(&*enforced.memory) {
@@ -101,6 +119,7 @@ impl Engine {
             way_out,
             reclaims: enforced.core.watermarks().is_some(),
             journal,
+            ahead,
             ..ThrottleConfig::new(enforced.group.clone(), bytes)
         };
         let throttler = Throttler::start(config)?;
@@ -123,7 +142,7 @@ impl Engine {
         for event in throttling.throttler.events() {
             // Its clock is not ours.
             let at = match event {
-                ThrottleEvent::Pulse(at, _) => at.saturating_duration_since(self.start),
+                ThrottleEvent::Pulse { since, .. } => since.saturating_duration_since(self.start),
                 _ => now,
             };
             self.happened.push(Happened::Throttle(Key(key), at, event));

@@ -194,6 +194,19 @@ pub(super) fn overdue(
     }
 }
 
+/// What stands while a process dies: no code of its own runs any more, but a thread that waits in the kernel may
+/// still lower a limit as it goes. So nothing is forgotten, and [`everything`] follows once the last one is gone.
+pub(super) fn dying(view: View<'_>, groups: &impl Groups, on: &mut dyn FnMut(&str, Undone)) {
+    for slot in view.in_flight() {
+        undo(&slot, groups, Some(Deadline(u64::MAX)), &mut |path, undone| {
+            if let Undone::Bounded(_, limit) = undone {
+                slot.declare(limit);
+            }
+            on(path, undone);
+        });
+    }
+}
+
 fn undo(
     slot: &SlotView<'_>,
     groups: &impl Groups,

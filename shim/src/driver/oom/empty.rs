@@ -6,12 +6,13 @@
 //! kernel. The files were opened at registration: the directory may be gone by now.
 
 use crate::driver::sys;
-use cgroupfs::Cgroup;
+use cgroupfs::{Cgroup, flat};
 use cgroupfs::files::{Access, ControlDir, Knob};
 use cgroupfs::memory::{Memory, Version};
 use crossbeam_channel::{Receiver, Sender, bounded};
-use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, OnceLock};
+use nix::errno::Errno;
+use std::path::PathBuf;
+use std::sync::Arc;
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
@@ -22,13 +23,24 @@ const BOUND: Duration = Duration::from_millis(6);
 /// One that has waited for so long finds its group removed.
 const TOO_LATE: Duration = Duration::from_millis(20);
 
-/// A write that was told to end is told again so often.
-pub(super) const AGAIN: Duration = Duration::from_millis(1);
+/// One that slept so much longer than it was allowed waited in the kernel.
+const STALLED: Duration = Duration::from_millis(20);
+
+/// With more than this to be written to disk, a group is left to the sweep: a pass of the kernel's (32
+/// pages) must not find nothing else.
+const MOST_DIRTY: u64 = 64 << 10;
+const V1_DIRTY: (&str, &str) = ("total_dirty", "total_writeback");
+const V2_DIRTY: (&str, &str) = ("file_dirty", "file_writeback");
+
+/// After one that waited none is emptied for so long, and twice as long each time, up to the longest.
+const ASIDE: Duration = Duration::from_secs(1);
+const LONGEST_ASIDE: Duration = Duration::from_secs(600);
 
 /// What emptying takes.
 pub(super) struct Files {
     empty: Knob,
     memory: Arc<dyn Memory>,
+    stat: Knob,
     procs: Knob,
     /// v1: nothing is to be swapped for this.
     swappiness: Option<Knob>,
@@ -44,6 +56,7 @@ impl Files {
         Some(Files {
             empty: Knob::open(&dir, empty, Access::Write).ok()?,
             memory: memory.clone(),
+            stat: Knob::open(&dir, "memory.stat", Access::Read).ok()?,
             procs: Knob::open(&dir, "cgroup.procs", Access::Read).ok()?,
             swappiness: match v1 {
                 true => Knob::open(&dir, "memory.swappiness", Access::ReadWrite).ok(),
@@ -53,10 +66,19 @@ impl Files {
         })
     }
 
-    /// Empties it, unless somebody lives on in it: its memory is in use then.
-    fn write(&self) {
-        if !self.procs.read().is_ok_and(|procs| procs.is_empty()) {
-            return;
+    /// Empties it, unless somebody lives on in it: its memory is in use then. EINTR: its time was up.
+    /// EAGAIN: it has dirty pages, or v2 got less. ENODEV: the group is gone. All of them are fine.
+    fn write(&self) -> Result<(), Errno> {
+        let procs = self.procs.read().map_err(|error| error.errno().unwrap_or(Errno::ENODEV))?;
+        if !procs.is_empty() {
+            return Err(Errno::EBUSY);
+        }
+        // Reclaim that meets them waits for the disk, up to 100 ms where nothing can end it.
+        let stat = self.stat.read().unwrap_or_default();
+        let (dirty, writeback) = if self.v1 { V1_DIRTY } else { V2_DIRTY };
+        let waits = flat::get(&stat, dirty).unwrap_or(0) + flat::get(&stat, writeback).unwrap_or(0);
+        if waits >= MOST_DIRTY {
+            return Err(Errno::EAGAIN);
         }
         let before = self.swappiness.as_ref().and_then(|knob| knob.read_u64().ok());
         let set = |value: u64| {
@@ -71,16 +93,31 @@ impl Files {
             true => "0".into(),
             false => self.memory.usage().unwrap_or_default().0.to_string(),
         };
-        if amount != "0" || self.v1 {
-            // EINTR: told to end. EAGAIN: v2 got less. ENODEV: gone. All are fine.
-            let _ = sys::interruptible(|| self.empty.raw().write(amount.as_bytes()));
-        }
+        let wrote = match amount.as_str() {
+            "0" if !self.v1 => Ok(()),
+            amount => self.empty.raw().write(amount.as_bytes()),
+        };
         // A group that is used again, as systemd does, is as it was.
         if let Some(value) = before.filter(|value| *value > 0) {
             set(value);
         }
+        wrote
     }
 }
+
+/// Whether this kernel's `memory.force_empty` may wait where no signal ends it: up to 100 ms after each
+/// pass that frees nothing (`congestion_wait()`, through 5.15). Then the runtime's rmdir would wait too.
+///
+/// The same change that took the wait out brought a tracepoint, so tracefs tells; without tracefs nobody
+/// does, and a write that slept too long keeps the next ones from being made, for longer each time.
+fn waits(tracefs: &[PathBuf]) -> bool {
+    let events = tracefs.iter().map(|place| place.join("events/vmscan"));
+    events.filter(|events| events.is_dir()).any(|events| !events.join("mm_vmscan_throttled").exists())
+}
+
+/// What is said where containers are not emptied.
+pub(super) const STANDS_ASIDE: &str = "this kernel's memory.force_empty waits up to 100 ms where nothing can end it, and \
+     rmdir with it: ended containers are not emptied at their exit, only swept later";
 
 struct Job {
     files: Files,
@@ -89,86 +126,78 @@ struct Job {
 
 /// The thread that writes. Started with the first container that ends.
 pub(super) struct Emptier {
-    start: Instant,
     jobs: Option<Sender<Job>>,
-    shared: Arc<Shared>,
     thread: Option<JoinHandle<()>>,
     real_time: bool,
-}
-
-#[derive(Default)]
-struct Shared {
-    /// When the write in flight began, in µs since `start`; 0 for none.
-    began: AtomicU64,
-    waiting: AtomicU64,
-    thread: OnceLock<sys::Thread>,
+    /// It would cost others more than it may on this kernel.
+    stands_aside: bool,
 }
 
 impl Emptier {
-    pub(super) fn new(real_time: bool) -> Emptier {
-        let shared = Arc::default();
-        Emptier { start: Instant::now(), jobs: None, shared, thread: None, real_time }
+    pub(super) fn new(real_time: bool, tracefs: &[PathBuf]) -> Emptier {
+        Emptier { jobs: None, thread: None, real_time, stands_aside: waits(tracefs) }
+    }
+
+    /// Whether it empties nothing, as that would cost others more than it may.
+    pub(super) fn stands_aside(&self) -> bool {
+        self.stands_aside
     }
 
     /// Empties a group as soon as can be.
     pub(super) fn empty(&mut self, files: Files) {
+        if self.stands_aside() {
+            return;
+        }
         if self.jobs.is_none() {
             self.spawn();
         }
-        let job = Job { files, since: Instant::now() };
-        let Some(jobs) = &self.jobs else { return };
-        self.shared.waiting.fetch_add(1, Ordering::SeqCst);
-        if jobs.try_send(job).is_err() {
-            self.shared.waiting.fetch_sub(1, Ordering::SeqCst);
+        if let Some(jobs) = &self.jobs {
+            // Full: it would come too late anyway.
+            let _ = jobs.try_send(Job { files, since: Instant::now() });
         }
-    }
-
-    /// Ends a write that takes too long; when to call again.
-    pub(super) fn watch(&self) -> Option<Duration> {
-        let began = self.shared.began.load(Ordering::SeqCst);
-        if began > 0 {
-            let took = self.start.elapsed().saturating_sub(Duration::from_micros(began));
-            if took < BOUND {
-                return Some(BOUND - took);
-            }
-            if let Some(thread) = self.shared.thread.get() {
-                sys::interrupt(*thread);
-            }
-        }
-        (began > 0 || self.shared.waiting.load(Ordering::SeqCst) > 0).then_some(AGAIN)
     }
 
     fn spawn(&mut self) {
         let (jobs, queue) = bounded(256);
-        let (shared, start, real_time) = (self.shared.clone(), self.start, self.real_time);
+        let real_time = self.real_time;
         let thread = std::thread::Builder::new()
             .name("cgshim-empty".into())
             .stack_size(128 << 10)
-            .spawn(move || work(&queue, &shared, start, real_time));
+            .spawn(move || work(&queue, real_time));
         match thread {
-            Ok(thread) => {
-                self.thread = Some(thread);
-                self.jobs = Some(jobs);
-            }
+            Ok(thread) => (self.thread, self.jobs) = (Some(thread), Some(jobs)),
             Err(error) => log::warn!("ended containers are not emptied: {error}"),
         }
     }
 }
 
-fn work(queue: &Receiver<Job>, shared: &Shared, start: Instant, real_time: bool) {
-    let me = sys::become_interruptible();
-    let _ = shared.thread.set(me);
+fn work(queue: &Receiver<Job>, real_time: bool) {
+    sys::become_interruptible();
+    let alarm = match sys::Alarm::new() {
+        Ok(alarm) => alarm,
+        Err(errno) => return log::warn!("ended containers are not emptied: no timer: {errno}"),
+    };
     if real_time && let Err(errno) = sys::may_be_real_time() {
         log::debug!("emptying at normal priority: {errno}");
     }
+    let (mut until, mut aside) = (Instant::now(), ASIDE);
     while let Ok(Job { files, since }) = queue.recv() {
-        if since.elapsed() < TOO_LATE {
-            let now = u64::try_from(start.elapsed().as_micros()).unwrap_or(u64::MAX);
-            shared.began.store(now.max(1), Ordering::SeqCst);
-            files.write();
-            shared.began.store(0, Ordering::SeqCst);
+        if since.elapsed() >= TOO_LATE || Instant::now() < until {
+            continue;
         }
-        shared.waiting.fetch_sub(1, Ordering::SeqCst);
+        let (began, on_cpu) = (Instant::now(), sys::thread_cpu());
+        let wrote = alarm.within(BOUND, || files.write());
+        let took = began.elapsed();
+        log::debug!("emptied in {took:.1?}, begun after {:.1?}: {wrote:?}", began - since);
+        // Asleep where no signal reached it; one that had no CPU is not to blame.
+        let asleep = took.saturating_sub(sys::thread_cpu().saturating_sub(on_cpu));
+        if asleep > BOUND + STALLED {
+            log::debug!("not emptied for {aside:?}: one slept {asleep:.1?}");
+            until = Instant::now() + aside;
+            aside = (aside * 2).min(LONGEST_ASIDE);
+        } else if wrote.is_ok() {
+            aside = ASIDE;
+        }
     }
 }
 
@@ -176,10 +205,6 @@ impl Drop for Emptier {
     fn drop(&mut self) {
         self.jobs = None;
         if let Some(thread) = self.thread.take() {
-            while !thread.is_finished() {
-                self.watch();
-                std::thread::sleep(AGAIN);
-            }
             let _ = thread.join();
         }
     }

@@ -10,6 +10,7 @@ mod empty;
 mod group;
 mod log;
 mod names;
+mod sweep;
 mod thread;
 
 pub use names::kernel_path;
@@ -44,7 +45,8 @@ pub struct OomOptions {
     /// memory. Without it the log is read when something else says that there is a reason to, and an idle
     /// watch sleeps whatever is logged.
     pub log_wakes: bool,
-    /// As a container's init exits, cancel what is in flight for it and empty its cache.
+    /// As a container's init exits, cancel what is in flight for it and empty its cache; later sweep what
+    /// is left of it.
     pub empty_at_exit: bool,
 }
 
@@ -97,6 +99,8 @@ pub struct Sources {
     pub tracepoint: bool,
     /// The watch runs at real-time priority; else why not.
     pub real_time: std::result::Result<(), String>,
+    /// Containers are emptied as they end; else why not.
+    pub emptying: std::result::Result<(), String>,
     /// Records are written; else why not.
     pub store: std::result::Result<(), String>,
 }

@@ -1,9 +1,10 @@
 //! The watch's loop: what happens goes into the books, what they ask for is done.
 
-use super::empty::Emptier;
+use super::empty::{Emptier, STANDS_ASIDE};
 use super::group::{Group, Level, open_level};
 use super::log::Log;
 use super::names::Host;
+use super::sweep::Sweeper;
 use super::{Command, OomOptions, Sources, ToWatch, Told, stamp};
 use crate::core::Now;
 use crate::core::oom::{Action, Event, From, Ledger, LogKill};
@@ -97,6 +98,8 @@ pub(super) struct Watcher {
     store_failed: bool,
     /// Empties containers that end, if that is asked for.
     emptier: Option<Emptier>,
+    /// Then sweeps what is left of them.
+    sweeper: Option<Sweeper>,
     queue: VecDeque<Event>,
 }
 
@@ -128,7 +131,14 @@ impl Watcher {
             Ok(log) => Some(log),
             Err(_) => Log::trace(&options.tracefs).ok(),
         };
+        let emptier =
+            options.empty_at_exit.then(|| Emptier::new(options.real_time, &options.tracefs));
         let sources = Sources {
+            emptying: match &emptier {
+                None => Err("not asked for".into()),
+                Some(emptier) if emptier.stands_aside() => Err(STANDS_ASIDE.into()),
+                Some(_) => Ok(()),
+            },
             tracepoint: matches!(log, Some(Log::Trace(_))),
             log: readable,
             real_time,
@@ -158,7 +168,8 @@ impl Watcher {
             all_looked: None,
             pids_are_ours: in_initial_pid_namespace(),
             store_failed: false,
-            emptier: options.empty_at_exit.then(|| Emptier::new(options.real_time)),
+            emptier,
+            sweeper: options.empty_at_exit.then(|| Sweeper::new(host.hierarchy.clone())),
             queue: VecDeque::new(),
             host,
         };
@@ -259,8 +270,7 @@ impl Watcher {
 
     fn set_timer(&self) {
         let now = self.start.elapsed();
-        let emptying = self.emptier.as_ref().and_then(Emptier::watch).map(|wait| now + wait);
-        let next = [self.ledger.deadline(), self.slow, self.log_again, emptying];
+        let next = [self.ledger.deadline(), self.slow, self.log_again];
         let next = next.into_iter().flatten().min();
         let _ = match next {
             None => self.timer.unset(),
@@ -503,6 +513,7 @@ impl Watcher {
         {
             emptier.empty(files);
         }
+        self.ended(key);
         self.queue.push_back(Event::InitExited(key));
     }
 
@@ -611,6 +622,14 @@ impl Watcher {
             let _ = self.epoll.delete(oom.as_fd());
         }
         self.queue.push_back(Event::Vanished(key));
+        self.ended(key);
+    }
+
+    /// What it left behind is swept in a while.
+    fn ended(&mut self, key: u64) {
+        if let (Some(sweeper), Some(watched)) = (&mut self.sweeper, self.groups.get(&key)) {
+            sweeper.ended(watched.group.group.path());
+        }
     }
 
     /// Works off what has happened, and what the books ask for because of it.

@@ -1,0 +1,259 @@
+//! When what ended containers left behind is swept, through the group that they were in.
+//!
+//! Pages that could not be emptied at the exit (they were dirty, or in a CPU's batch on the way to a
+//! list) keep a removed group alive. Reclaim on its parent reaches them first: the kernel takes from
+//! groups that are offline at every priority, and from live ones by their size (`get_scan_count()`).
+
+use super::Now;
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+/// A sweep comes so long after an exit, for all that end meanwhile: the more dead groups there are, the
+/// less the live ones pay, which give a little in every round through all groups.
+pub const AFTER_EXIT: Duration = Duration::from_secs(5);
+
+/// Or after so many exits, and this long after the sweep before.
+const MANY: u32 = 50;
+const BETWEEN: Duration = Duration::from_secs(1);
+
+/// After one that let nothing go, the next comes after this, then twice as late each time. Dirty pages
+/// are written after 30 s (`vm.dirty_expire_centisecs`) at the latest.
+const FIRST_PAUSE: Duration = Duration::from_secs(2);
+
+/// So many in a row that let nothing go are the last, until a container ends there again.
+const MOST_FUTILE: u32 = 5;
+
+/// Groups that are remembered at most; beyond that, a parent is not swept.
+const MOST_PARENTS: usize = 4096;
+
+/// What a sweep found and did.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Swept {
+    /// On the parent's account and nobody's that lives, before it.
+    pub held_before: u64,
+    /// The same after it.
+    pub held_after: u64,
+    /// What live groups beneath the parent had less after the sweep's writes than before them: at most
+    /// what the sweep took from them.
+    pub from_live: u64,
+    /// Groups with processes are beneath it.
+    pub live: bool,
+    /// The parent is gone.
+    pub gone: bool,
+}
+
+/// How much a parent's live groups may lose for its dead ones: no more than those hold, all sweeps
+/// together. It is earned by what dead groups hold that was not there at the last sweep.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Budget {
+    /// Negative: a write took more than was left.
+    left: i64,
+    /// What dead groups held after the last sweep: earned for already.
+    held: u64,
+}
+
+impl Budget {
+    /// What may be taken from live groups, with so much held by dead ones.
+    pub fn before(&mut self, held: u64) -> u64 {
+        self.left = self
+            .left
+            .saturating_add(held.saturating_sub(self.held).cast_signed())
+            .min(held.cast_signed());
+        u64::try_from(self.left).unwrap_or(0)
+    }
+
+    /// A sweep was made.
+    pub fn after(&mut self, swept: &Swept) {
+        self.left = self.left.saturating_sub(swept.from_live.cast_signed());
+        self.held = swept.held_after;
+    }
+}
+
+/// What is yet to be swept.
+#[derive(Debug, Default)]
+pub struct Sweeps {
+    parents: BTreeMap<PathBuf, Parent>,
+}
+
+#[derive(Debug)]
+struct Parent {
+    due: Now,
+    budget: Budget,
+    futile: u32,
+    /// So many ended since the last sweep began.
+    exits: u32,
+    last: Option<Now>,
+    under_way: bool,
+}
+
+impl Sweeps {
+    /// A container in `parent` has ended.
+    pub fn ended(&mut self, now: Now, parent: &Path) {
+        if let Some(known) = self.parents.get_mut(parent) {
+            known.futile = 0;
+            known.exits += 1;
+            if !known.under_way {
+                known.due = known.due.min(known.after_exit(now));
+            }
+        } else if self.parents.len() < MOST_PARENTS {
+            let fresh = Parent {
+                due: now + AFTER_EXIT,
+                budget: Budget::default(),
+                futile: 0,
+                exits: 1,
+                last: None,
+                under_way: false,
+            };
+            self.parents.insert(parent.to_owned(), fresh);
+        }
+    }
+
+    /// The parent to be swept now, if it is time for one. One at a time: [`Sweeps::swept`] comes before
+    /// the next.
+    pub fn begin(&mut self, now: Now) -> Option<(PathBuf, Budget)> {
+        if self.parents.values().any(|parent| parent.under_way) {
+            return None;
+        }
+        let due = self.parents.iter_mut().filter(|(_, parent)| parent.due <= now);
+        let (path, parent) = due.min_by_key(|(_, parent)| parent.due)?;
+        parent.under_way = true;
+        parent.exits = 0;
+        Some((path.clone(), parent.budget))
+    }
+
+    /// What came of it, and what is left of the budget.
+    pub fn swept(&mut self, now: Now, path: &Path, swept: &Swept, budget: Budget) {
+        let Some(parent) = self.parents.get_mut(path) else { return };
+        parent.under_way = false;
+        parent.budget = budget;
+        let freed = swept.held_before.saturating_sub(swept.held_after);
+        // Less than a pass is as good as nothing, but for the last of it.
+        let futile = freed < (128 << 10).min(swept.held_before.max(1));
+        parent.futile = if futile { parent.futile + 1 } else { 0 };
+        let done = swept.held_after == 0 || parent.futile >= MOST_FUTILE;
+        parent.last = Some(now);
+        if swept.gone || (done && parent.exits == 0) {
+            self.parents.remove(path);
+            return;
+        }
+        let pause = FIRST_PAUSE * 2u32.pow(parent.futile.min(MOST_FUTILE));
+        parent.due = now + pause;
+        if parent.exits > 0 {
+            parent.due = parent.due.min(parent.after_exit(now));
+        }
+    }
+
+    /// When [`Sweeps::begin`] is due.
+    pub fn deadline(&self) -> Option<Now> {
+        if self.parents.values().any(|parent| parent.under_way) {
+            return None;
+        }
+        self.parents.values().map(|parent| parent.due).min()
+    }
+}
+
+impl Parent {
+    fn after_exit(&self, now: Now) -> Now {
+        match (self.exits >= MANY, self.last) {
+            (true, Some(last)) => now.max(last + BETWEEN),
+            (true, None) => now,
+            (false, _) => now + AFTER_EXIT,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const SECOND: Duration = Duration::from_secs(1);
+
+    fn left(held_before: u64, held_after: u64) -> Swept {
+        Swept { held_before, held_after, ..Swept::default() }
+    }
+
+    #[test]
+    fn exits_at_the_same_time_are_one_sweep() {
+        let mut sweeps = Sweeps::default();
+        let pod = Path::new("/pod");
+        for ms in 0..40 {
+            sweeps.ended(Duration::from_millis(ms * 10), pod);
+        }
+        assert_eq!(sweeps.deadline(), Some(AFTER_EXIT));
+        assert_eq!(sweeps.begin(AFTER_EXIT / 2), None);
+        assert_eq!(sweeps.begin(AFTER_EXIT).map(|(path, _)| path).as_deref(), Some(pod));
+        // While it goes on there is no other.
+        assert_eq!(sweeps.begin(10 * SECOND), None);
+        sweeps.swept(SECOND * 6, pod, &left(1 << 20, 0), Budget::default());
+        assert_eq!(sweeps.deadline(), None);
+        // Many do not wait.
+        for _ in 0..MANY {
+            sweeps.ended(SECOND * 10, pod);
+        }
+        assert_eq!(sweeps.deadline(), Some(SECOND * 10));
+    }
+
+    #[test]
+    fn what_stays_is_tried_for_a_minute_and_then_left_to_the_kernel() {
+        let mut sweeps = Sweeps::default();
+        let pod = Path::new("/pod");
+        sweeps.ended(Duration::ZERO, pod);
+        let (mut now, mut tries) = (Duration::ZERO, 0);
+        while let Some(at) = sweeps.deadline() {
+            now = at;
+            assert!(sweeps.begin(now).is_some());
+            sweeps.swept(now, pod, &left(1 << 20, 1 << 20), Budget::default());
+            tries += 1;
+        }
+        assert_eq!(tries, MOST_FUTILE);
+        assert!(now > 30 * SECOND && now < 120 * SECOND, "{now:?}");
+        // Until somebody ends there again.
+        sweeps.ended(now, pod);
+        assert_eq!(sweeps.deadline(), Some(now + AFTER_EXIT));
+    }
+
+    #[test]
+    fn one_that_ends_during_a_sweep_is_swept_after_it() {
+        let mut sweeps = Sweeps::default();
+        let pod = Path::new("/pod");
+        sweeps.ended(Duration::ZERO, pod);
+        sweeps.begin(AFTER_EXIT);
+        sweeps.ended(AFTER_EXIT, pod);
+        sweeps.swept(AFTER_EXIT, pod, &left(1 << 20, 0), Budget::default());
+        assert_eq!(sweeps.deadline(), Some(AFTER_EXIT + FIRST_PAUSE));
+    }
+
+    #[test]
+    fn a_parent_that_is_gone_is_forgotten_and_memory_is_bounded() {
+        let mut sweeps = Sweeps::default();
+        for n in 0..2 * MOST_PARENTS {
+            sweeps.ended(Duration::ZERO, Path::new(&format!("/{n}")));
+        }
+        assert_eq!(sweeps.parents.len(), MOST_PARENTS);
+        while let Some((path, budget)) = sweeps.begin(AFTER_EXIT) {
+            sweeps.ended(SECOND, &path);
+            sweeps.swept(SECOND, &path, &Swept { gone: true, ..Swept::default() }, budget);
+        }
+        assert!(sweeps.parents.is_empty());
+    }
+
+    #[test]
+    fn the_living_never_lose_more_than_the_dead_held() {
+        let mut budget = Budget::default();
+        let (mut held, mut lost, mut ever) = (0, 0, 0);
+        // More die, most of it stays however much is taken from the living.
+        for (dies, goes) in [(100, 0), (0, 0), (50, 20), (0, 0), (7, 100), (30, 0)] {
+            held += dies;
+            ever += dies;
+            let mut now = budget;
+            let from_live = now.before(held);
+            lost += from_live;
+            let after = u64::saturating_sub(held, goes);
+            now.after(&Swept { from_live, ..left(held, after) });
+            (budget, held) = (now, after);
+            assert!(lost <= ever, "{lost} of {ever}");
+        }
+        assert!(lost > 0);
+    }
+}
