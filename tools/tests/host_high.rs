@@ -6,16 +6,22 @@ mod common;
 #[path = "common/cgctl.rs"]
 mod tool;
 
+use cgshim::journal::{Deadline, Reader};
 use common::{Ground, alone, skip, until};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use std::fs;
 use std::path::PathBuf;
-use std::process::{Child, Stdio};
+use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
-use tool::{memload, run, run_command};
+use tool::{Ran, finish, memload, run, run_command};
 
 const SECOND: Duration = Duration::from_secs(1);
+
+/// So often, or as often as `CGSHIM_RESPECT` says.
+fn times(unset: usize) -> usize {
+    std::env::var("CGSHIM_RESPECT").map_or(unset, |n| n.parse().unwrap())
+}
 
 /// `None`, having said so, where the kernel has its own `memory.high`, or no freezer.
 fn ground(test: &str) -> Option<Ground> {
@@ -66,6 +72,14 @@ impl Run {
         let tasks = self.group().map(|path| fs::read_to_string(path.join("tasks")));
         let tasks = tasks.and_then(Result::ok).unwrap_or_default();
         tasks.lines().filter_map(|line| line.parse().ok()).collect()
+    }
+
+    /// When the guardian is to thaw at the latest, if anything is frozen.
+    fn deadline(&self) -> Option<Deadline> {
+        let base = std::env::var_os("CGSHIM_RUN_DIR").unwrap_or("/run/cgshim".into());
+        let run_dir = PathBuf::from(base).join(format!("run-{}", self.cgctl.id()));
+        let records = Reader::open(&run_dir).unwrap().records();
+        records.iter().find_map(|(_, in_flight)| Some(in_flight.freeze?.deadline))
     }
 
     fn signal(&self, signal: Signal) {
@@ -147,19 +161,17 @@ fn without_a_throttle_growth_goes_on() {
 fn a_kill_9_in_a_pulse_leaves_nobody_frozen() {
     let Some(ground) = ground("a_kill_9_in_a_pulse_leaves_nobody_frozen") else { return };
     let _alone = alone();
-    let mut times = Vec::new();
-    for _ in 0..3 {
+    let mut took = Vec::new();
+    for _ in 0..times(3) {
         let mut at = Run::start(&ground);
         at.wait_for_a_long_pulse();
         at.signal(Signal::SIGKILL);
         let start = Instant::now();
         until("thawed", 5 * SECOND, || at.state() != "FROZEN");
-        times.push(start.elapsed());
+        took.push(start.elapsed());
         at.cgctl.wait().unwrap();
     }
-    times.sort();
-    println!("{times:?}");
-    assert!(times[1] < SECOND / 5, "{times:?}");
+    judge("after kill -9", took);
 }
 
 #[test]
@@ -168,14 +180,130 @@ fn a_stopped_cgctl_keeps_nobody_frozen_past_the_end_of_the_pulse() {
     let Some(ground) = ground(test) else { return };
     let _alone = alone();
     let at = Run::start(&ground);
-    at.wait_for_a_long_pulse();
-    // SIGSTOP, which no program can see coming: whenever the pulse began, it is over within 2 s.
-    at.signal(Signal::SIGSTOP);
-    let start = Instant::now();
-    until("thawed", 5 * SECOND, || at.state() != "FROZEN");
-    assert!(start.elapsed() < Duration::from_millis(2300), "{:?}", start.elapsed());
-    // And stays so.
-    std::thread::sleep(SECOND / 2);
-    assert_eq!(at.state(), "THAWED");
-    at.signal(Signal::SIGCONT);
+    let mut took = Vec::new();
+    while took.len() < times(3) {
+        at.wait_for_a_long_pulse();
+        // SIGSTOP, which no program can see coming.
+        at.signal(Signal::SIGSTOP);
+        // By the journal the guardian acts 40 ms after the pulse was due to end.
+        let Some(deadline) = at.deadline() else {
+            at.signal(Signal::SIGCONT);
+            continue;
+        };
+        until("thawed", 5 * SECOND, || at.state() != "FROZEN");
+        let due = deadline.0.saturating_sub(40_000_000);
+        took.push(Duration::from_nanos(Deadline::now().0.saturating_sub(due)));
+        // And stays so.
+        std::thread::sleep(SECOND / 20);
+        assert_eq!(at.state(), "THAWED");
+        at.signal(Signal::SIGCONT);
+    }
+    judge("after the pulse of a stopped cgctl was due to end", took);
+}
+
+/// Thawed in time: 100 ms, which others at work on the machine may draw out.
+fn judge(what: &str, mut took: Vec<Duration>) {
+    took.sort();
+    let (median, worst) = (took[took.len() / 2], took[took.len() - 1]);
+    let late = took.iter().filter(|took| took.as_millis() > 100).count();
+    println!(
+        "{what}: thawed {median:?} later in the median, {worst:?} at worst, {late} over 100 ms"
+    );
+    assert!(median <= SECOND / 10 && worst < SECOND / 2, "{took:?}");
+}
+
+/// Whether a program of the system is there.
+fn has(program: &str) -> bool {
+    let path = std::env::var_os("PATH").unwrap_or_default();
+    std::env::split_paths(&path).any(|dir| dir.join(program).exists())
+}
+
+/// The command line of [`run_command`] behind another one.
+fn behind(before: &[&str], ground: &Ground, options: &str, words: &[&str]) -> Ran {
+    let inner = run_command(ground, options, words);
+    let mut command = Command::new(before[0]);
+    command.args(&before[1..]).arg(inner.get_program()).args(inner.get_args());
+    finish(command)
+}
+
+#[test]
+fn where_real_time_is_refused_growth_is_held_all_the_same_and_it_is_said() {
+    let test = "where_real_time_is_refused_growth_is_held_all_the_same_and_it_is_said";
+    let Some(ground) = ground(test) else { return };
+    if !has("setpriv") {
+        return skip(test, "no setpriv here (util-linux)");
+    }
+    let _alone = alone();
+    let load = memload();
+    let words = [&*load, "anon", "--size", "2G", "--duration", "8"];
+    let options = "--limit 1G --high 64M --swap 0 --json";
+    let drop = ["setpriv", "--inh-caps=-sys_nice", "--bounding-set=-sys_nice"];
+    let drop: Vec<&str> = ["prlimit", "--rtprio=0"].into_iter().chain(drop).collect();
+    let ran = behind(&drop, &ground, options, &words);
+    let report = ran.report();
+    println!("{report}");
+    assert_eq!(ran.stderr.matches("real-time priority is refused").count(), 1, "{ran:?}");
+    // Native is at 73 MiB by then; 2 MiB a second for one task are 80.
+    assert!(report["peak_bytes"].as_u64().unwrap() < 96 << 20, "{report}");
+    let mut caps = Command::new(drop[0]);
+    caps.args(&drop[1..]).arg(tool::cgctl().get_program()).arg("caps");
+    let said = finish(caps).stdout;
+    let line = said.lines().find(|line| line.starts_with("real_time")).unwrap();
+    assert!(line.contains("absent"), "{said}");
+}
+
+#[test]
+fn without_a_v1_freezer_the_unified_one_is_taken() {
+    let test = "without_a_v1_freezer_the_unified_one_is_taken";
+    let Some(ground) = ground(test) else { return };
+    let Ok(freezer) = cgroupfs::freezer::Freezer::find() else { return };
+    let mounts = fs::read_to_string("/proc/self/mounts").unwrap();
+    let unified = mounts.lines().any(|line| line.split(' ').nth(2) == Some("cgroup2"));
+    if freezer.kind != cgroupfs::freezer::Kind::V1 || !unified || !has("unshare") {
+        return skip(test, "no hybrid host with a v1 freezer to take away, or no unshare");
+    }
+    let _alone = alone();
+    let load = memload();
+    let words = [&*load, "anon", "--size", "1G", "--duration", "6"];
+    let script = format!("umount {} && exec \"$@\"", freezer.mount_point.display());
+    let hide = ["unshare", "--mount", "sh", "-c", &script, "sh"];
+    let ran = behind(&hide, &ground, "--limit 512M --high 64M --swap 0 --json", &words);
+    let report = ran.report();
+    println!("{report}");
+    assert!(report["throttle"]["pulses"].as_u64().unwrap() > 3, "{report}");
+    assert!(report["peak_bytes"].as_u64().unwrap() < 96 << 20, "{report}");
+}
+
+#[test]
+fn without_any_freezer_it_is_said_and_the_command_runs() {
+    let test = "without_any_freezer_it_is_said_and_the_command_runs";
+    let Some(ground) = ground(test) else { return };
+    if !has("unshare") {
+        return skip(test, "no unshare here (util-linux)");
+    }
+    let _alone = alone();
+    let load = memload();
+    let words = [&*load, "anon", "--size", "100M", "--duration", "1"];
+    let script = "for m in $(grep -E ' - cgroup2 |,freezer|freezer,| - cgroup [^ ]* [^ ]*freezer' \
+                  /proc/self/mountinfo | cut -d' ' -f5 | sort -u); do umount $m || exit 9; done; exec \"$@\"";
+    let hide = ["unshare", "--mount", "sh", "-c", script, "sh"];
+    let ran = behind(&hide, &ground, "--limit 512M --high 64M --swap 0 --json", &words);
+    assert_eq!(ran.code(), Some(0), "{ran:?}");
+    let report = ran.report();
+    assert_eq!(report["throttle"]["pulses"], 0, "{report}");
+    assert!(ran.stderr.contains("is not throttled"), "{ran:?}");
+}
+
+#[test]
+fn a_high_that_makes_no_sense_is_refused_with_the_way_out() {
+    let Some(ground) = ground("a_high_that_makes_no_sense_is_refused_with_the_way_out") else {
+        return;
+    };
+    for (options, parts) in [
+        ("--limit 64M --high 0", ["--high 0", "choose a size"]),
+        ("--limit 64M --high 65M", ["above --limit", "choose a lower"]),
+        ("--high 90%", ["--limit", "give both"]),
+    ] {
+        run(&ground, options, &["true"]).assert_failed(2, &parts);
+    }
 }

@@ -196,6 +196,22 @@ pub struct View {
     pub reclaim: Reclaim,
     /// Tasks killed since it was registered.
     pub oom_kills: u64,
+    /// What throttling above high did to it, where cgshim throttles.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub throttled: Option<Throttled>,
+}
+
+/// What throttling did to a container.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Serialize, Deserialize)]
+pub struct Throttled {
+    /// Pulses that froze.
+    pub pulses: u64,
+    /// Time its growing tasks were frozen.
+    pub frozen_ms: f64,
+    /// That time as a share of the time since it was registered, 0 to 1.
+    pub share: f64,
+    /// Times the way out ended it.
+    pub released: u64,
 }
 
 /// What background reclaim did for a container.

@@ -192,7 +192,8 @@ impl Daemon {
                 oom_kill: announced,
             },
         );
-        self.throttle(key, terms.throttle);
+        // A thread and more, which whoever registers need not wait for.
+        self.unthrottled.push(key);
         let mut all_refused = wrong;
         all_refused.extend(refused.into_iter().map(str::to_owned));
         let generation = self.registry.next_generation();
@@ -231,6 +232,16 @@ impl Daemon {
         self.registry.add(container);
         self.tell(told);
         Ok(generation)
+    }
+
+    /// Throttles who has come since the last turn.
+    pub(super) fn throttle_the_new(&mut self) {
+        for key in std::mem::take(&mut self.unthrottled) {
+            // Unless it is gone again.
+            if let Some(on) = self.registry.of_key(key).map(|container| container.terms.throttle) {
+                self.throttle(key, on);
+            }
+        }
     }
 
     /// Throttles above high, where the kernel does not.
@@ -288,6 +299,7 @@ impl Daemon {
                     marks: None,
                     totals,
                     oom_kills: 0,
+                    throttled: None,
                 });
                 if let Some(container) = self.registry.remove(&id) {
                     self.notes.remove(container.generation);
@@ -406,6 +418,7 @@ impl Daemon {
                 None => self.engine.totals(key).unwrap_or_default(),
             },
             oom_kills: counted.map_or(0, |counted| counted.oom_kills),
+            throttled: self.engine.throttled_in_all(container.key),
         }))
     }
 

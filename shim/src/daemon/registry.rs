@@ -1,6 +1,7 @@
 //! Which containers there are: by id, by the engine's key, and those that have ended, for a while.
 
-use crate::api::message::{Reclaim, View};
+use crate::api::message::{Reclaim, Throttled, View};
+use crate::core::throttle::ThrottleTotals;
 use crate::core::{Now, Retained, State, Terms, Totals, Watermarks, Wishes};
 use crate::driver::Key;
 use cgroupfs::{Bytes, Limit};
@@ -72,6 +73,7 @@ pub(super) struct Moment {
     pub(super) marks: Option<Watermarks>,
     pub(super) totals: Totals,
     pub(super) oom_kills: u64,
+    pub(super) throttled: Option<ThrottleTotals>,
 }
 
 impl Container {
@@ -109,6 +111,16 @@ impl Container {
                 stood_aside: now.totals.aside,
             },
             oom_kills: now.oom_kills,
+            throttled: now.throttled.map(|totals| {
+                let frozen_ms = totals.frozen.as_secs_f64() * 1000.0;
+                let wall_ms = super::unix_ms().saturating_sub(self.since_ms).max(1) as f64;
+                Throttled {
+                    pulses: totals.pulses,
+                    frozen_ms,
+                    share: (frozen_ms / wall_ms).min(1.0),
+                    released: totals.released,
+                }
+            }),
         }
     }
 }

@@ -26,6 +26,21 @@ struct Throttling {
     high: Limit,
     way_out: WayOut,
     held: bool,
+    /// What others before it did to the container, by the journal.
+    before: ThrottleTotals,
+    journal: Arc<Slot>,
+}
+
+impl Throttling {
+    fn in_all(&self) -> ThrottleTotals {
+        let own = self.throttler.totals();
+        ThrottleTotals {
+            pulses: self.before.pulses + own.pulses,
+            frozen: self.before.frozen + own.frozen,
+            released: self.before.released + own.released,
+            ..own
+        }
+    }
 }
 
 /// Those of all containers.
@@ -109,9 +124,17 @@ impl Engine {
             why: "without a place in the journal nobody would thaw what a kill -9 of ours leaves"
                 .into(),
         })?;
+        let slot = slot.slot();
+        let before = slot.record().map(|record| record.counters).unwrap_or_default();
+        let before = ThrottleTotals {
+            pulses: before.throttle_pulses,
+            frozen: before.throttle_frozen,
+            released: before.throttle_released,
+            ..ThrottleTotals::default()
+        };
         let freezer = Freezer::find()?;
         let journal = Arc::new(Journaled {
-            slot: slot.slot(),
+            slot: slot.clone(),
             freezer: freezer.mount_point,
             kind: freezer.kind,
         });
@@ -124,7 +147,9 @@ impl Engine {
         };
         let throttler = Throttler::start(config)?;
         self.listen(throttler.wake_fd(), Source::Throttle, key.0)?;
-        self.throttles.of.insert(key.0, Throttling { throttler, high, way_out, held: false });
+        let throttling =
+            Throttling { throttler, high, way_out, held: false, before, journal: slot };
+        self.throttles.of.insert(key.0, throttling);
         Ok(())
     }
 
@@ -135,11 +160,25 @@ impl Engine {
         emulated.or_else(|| self.native_totals(key.0))
     }
 
+    /// The same with what was done before this process was there, by the journal.
+    pub fn throttled_in_all(&self, key: Key) -> Option<ThrottleTotals> {
+        Some(self.throttles.of.get(&key.0)?.in_all())
+    }
+
     /// A throttle has something to tell.
     pub(super) fn throttle_told(&mut self, key: u64) {
         let now = self.now();
         let Some(throttling) = self.throttles.of.get(&key) else { return };
-        for event in throttling.throttler.events() {
+        let events = throttling.throttler.events();
+        if !events.is_empty() {
+            let all = throttling.in_all();
+            throttling.journal.change_counters(|counters| {
+                counters.throttle_pulses = all.pulses;
+                counters.throttle_frozen = all.frozen;
+                counters.throttle_released = all.released;
+            });
+        }
+        for event in events {
             // Its clock is not ours.
             let at = match event {
                 ThrottleEvent::Pulse { since, .. } => since.saturating_duration_since(self.start),

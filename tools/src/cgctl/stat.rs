@@ -70,8 +70,19 @@ pub(super) fn main(args: &StatArgs, run_dir: Option<&Path>) -> Result<ExitCode, 
     }
     if !rows.is_empty() {
         let headers = [
-            "NAME", "USAGE", "LIMIT", "HIGH", "PEAK", "ANON", "FILE", "DIRTY", "SWAP", "DIRECT",
-            "OOM", "PROCS",
+            "NAME",
+            "USAGE",
+            "LIMIT",
+            "HIGH",
+            "PEAK",
+            "ANON",
+            "FILE",
+            "DIRTY",
+            "SWAP",
+            "DIRECT",
+            "OOM",
+            "PROCS",
+            "THROTTLED",
         ];
         super::print_table(&headers, args.no_headers, &rows);
     }
@@ -194,5 +205,12 @@ fn row(stat: &Stat) -> Vec<String> {
         direct,
         count(stat.oom_kill),
         stat.processes.to_string(),
+        throttled(stat),
     ]
+}
+
+/// The share of the time that its growing tasks were frozen in.
+fn throttled(stat: &Stat) -> String {
+    let throttled = stat.container.as_ref().and_then(|view| view.throttled);
+    throttled.map_or_else(|| "-".into(), |throttled| format!("{:.1} %", throttled.share * 100.0))
 }
