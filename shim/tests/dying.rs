@@ -356,7 +356,10 @@ fn rmdir_does_not_wait_for_us_at_an_exit_or_during_reclaim() {
             took[usize::from(with)].push(rmdir(child, &group));
         }
         let [without, with] = took.map(quantiles);
-        say(&format!("rmdir {what}: without {without:.1?}, with {with:.1?} (p50, p99, worst of {})", times(40)));
+        say(&format!(
+            "rmdir {what}: without {without:.1?}, with {with:.1?} (p50, p99, worst of {})",
+            times(40)
+        ));
         // The bars are 10 ms at p99 and 30 ms at worst; a test machine may be busy with other tests.
         let more = with[0].saturating_sub(without[0]);
         assert!(more < Duration::from_millis(10), "{what}: {more:?} more at p50: {}", bed.log());

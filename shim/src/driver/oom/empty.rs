@@ -6,9 +6,9 @@
 //! kernel. The files were opened at registration: the directory may be gone by now.
 
 use crate::driver::sys;
-use cgroupfs::{Cgroup, flat};
 use cgroupfs::files::{Access, ControlDir, Knob};
 use cgroupfs::memory::{Memory, Version};
+use cgroupfs::{Cgroup, flat};
 use crossbeam_channel::{Receiver, Sender, bounded};
 use nix::errno::Errno;
 use std::path::PathBuf;
@@ -112,7 +112,9 @@ impl Files {
 /// does, and a write that slept too long keeps the next ones from being made, for longer each time.
 fn waits(tracefs: &[PathBuf]) -> bool {
     let events = tracefs.iter().map(|place| place.join("events/vmscan"));
-    events.filter(|events| events.is_dir()).any(|events| !events.join("mm_vmscan_throttled").exists())
+    events
+        .filter(|events| events.is_dir())
+        .any(|events| !events.join("mm_vmscan_throttled").exists())
 }
 
 /// What is said where containers are not emptied.

@@ -7,7 +7,7 @@
 //! once that is as much as the dead ones hold the sweep is over. A thread at normal priority: nobody waits
 //! for it but who removes the parent, for one write.
 
-use crate::core::sweep::{Budget, Swept, Sweeps};
+use crate::core::sweep::{Budget, Sweeps, Swept};
 use crate::driver::{open_memory, sys};
 use cgroupfs::files::{Access, ControlDir, Knob};
 use cgroupfs::memory::{Memory, Version};
@@ -222,8 +222,7 @@ impl Parent {
     fn sweep(&mut self, alarm: &sys::Alarm, budget: &mut Budget) -> Swept {
         let live = has_processes(&self.group, &mut MOST_GROUPS.clone());
         let held = self.held();
-        let mut swept =
-            Swept { held_before: held, held_after: held, live, ..Swept::default() };
+        let mut swept = Swept { held_before: held, held_after: held, live, ..Swept::default() };
         let may_lose = if live { budget.before(held) } else { u64::MAX };
         if held == 0 || may_lose == 0 || (live && self.would_swap()) {
             return swept;
@@ -288,7 +287,10 @@ impl Parent {
     }
 
     fn lives(&self) -> BTreeMap<String, u64> {
-        self.children.iter().filter_map(|(name, child)| Some((name.clone(), child.pages()?))).collect()
+        self.children
+            .iter()
+            .filter_map(|(name, child)| Some((name.clone(), child.pages()?)))
+            .collect()
     }
 
     /// Whether a sweep might swap out what the kernel never would at that group's own limit (law 2).
@@ -314,7 +316,9 @@ fn has_processes(group: &Arc<Cgroup>, most: &mut usize) -> bool {
         return true;
     }
     *most -= 1;
-    group.children().unwrap_or_default().iter().any(|name| {
-        group.child(name).is_ok_and(|child| has_processes(&Arc::new(child), most))
-    })
+    group
+        .children()
+        .unwrap_or_default()
+        .iter()
+        .any(|name| group.child(name).is_ok_and(|child| has_processes(&Arc::new(child), most)))
 }
