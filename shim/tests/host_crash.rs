@@ -187,7 +187,7 @@ fn a_daemon_killed_between_lower_and_restore_leaves_every_declared_limit() {
     let Some(bed) = Bed::new(test) else { return };
     let _alone = alone();
     let (mut seen, mut gone_for) = (Vec::new(), Vec::new());
-    for run in 0..times("CGSHIM_TEST_KILLS", 30) {
+    for run in 0..times("CGSHIM_TEST_KILLS", 20) {
         let mut faulty = bed.faulty(&format!("kill:lowered:{}", run % 7 + 1));
         let at = faulty.fault();
         seen.push(bed.back_after(at));
@@ -211,7 +211,7 @@ fn a_daemon_stopped_between_lower_and_restore_leaves_every_declared_limit() {
     let mut seen = Vec::new();
     let mut faulty = bed.faulty("stop:lowered:*2");
     let mut of_this = 0;
-    for _ in 0..times("CGSHIM_TEST_STOPS", 30) {
+    for _ in 0..times("CGSHIM_TEST_STOPS", 20) {
         of_this += 1;
         let at = faulty.fault_within(of_this, 3 * SECOND).unwrap_or_else(|| {
             // It stands aside for longer: what was read again and again for so long looks in use. Another
@@ -232,7 +232,7 @@ fn a_daemon_killed_and_stopped_at_random_leaves_every_declared_limit() {
     let test = "a_daemon_killed_and_stopped_at_random_leaves_every_declared_limit";
     let Some(mut bed) = Bed::new(test) else { return };
     let _alone = alone();
-    let kills = times("CGSHIM_TEST_RANDOM", 40);
+    let kills = times("CGSHIM_TEST_RANDOM", 24);
     let (mut seen, mut late, mut gone_for) = (Vec::new(), 0, Vec::new());
     for run in 0..kills {
         if run == kills / 2 {
@@ -275,7 +275,7 @@ fn with_the_guardian_killed_too_restore_and_the_next_start_bring_every_limit_bac
     let Some(bed) = Bed::new(test) else { return };
     let _alone = alone();
     let (mut by_restore, mut by_start) = (0, 0);
-    for run in 0..20 {
+    for run in 0..12 {
         let faulty = bed.faulty("stop:lowered:2");
         faulty.fault();
         nix::sys::signal::kill(faulty.daemon.guardian().unwrap(), Signal::SIGKILL).unwrap();
@@ -294,7 +294,7 @@ fn with_the_guardian_killed_too_restore_and_the_next_start_bring_every_limit_bac
             assert_eq!(bed.limits(), [LIMIT; 3], "after a start");
         }
     }
-    println!("left lowered: {by_restore} and {by_start} of 10");
+    println!("left lowered: {by_restore} and {by_start} of 6");
     assert!(by_restore > 0 && by_start > 0, "nothing was tested");
     bed.assert_declared();
 }
@@ -326,7 +326,7 @@ fn a_daemon_killed_or_stopped_in_a_pulse_leaves_nobody_frozen() {
         state.is_ok_and(|state| state.trim() == "FROZEN")
     };
     let (mut seen, mut stopped) = (Vec::new(), Vec::new());
-    for run in 0..times("CGSHIM_TEST_PULSES", 10) {
+    for run in 0..times("CGSHIM_TEST_PULSES", 6) {
         let daemon = run_dir.start();
         let start = Instant::now();
         while !frozen(&daemon) {
@@ -350,5 +350,5 @@ fn a_daemon_killed_or_stopped_in_a_pulse_leaves_nobody_frozen() {
         until("it goes on", 5 * SECOND, || load.done() > before || before + 4096 >= MOST.0);
     }
     assert!(report("killed in a pulse", seen) < BAR);
-    assert!(report("stopped in a pulse", stopped) < 2 * SECOND + BAR);
+    assert!(report("stopped in a pulse", stopped) < 2 * SECOND + 5 * BAR);
 }
