@@ -3,6 +3,7 @@
 use super::arm::{Armer, Threshold};
 use super::asked::Asked;
 use super::flight::{Flight, INTERRUPT_AGAIN};
+use super::hold::Held;
 use super::journaled::{self, Journaled};
 use super::oom::{Deeds, OomWatch};
 use super::throttling::Throttles;
@@ -55,6 +56,8 @@ pub(super) struct Enforced {
     pub(super) journaled: Option<Journaled>,
     /// What was done to it, for records of its OOMs; `Some` if the OOM watch has it.
     pub(super) deeds: Option<Arc<Deeds>>,
+    /// It is held at its OOMs.
+    pub(super) held: Option<Held>,
 }
 
 /// Tasks that wait for a worker. A container that finds no room tries again after its backoff; room is
@@ -245,6 +248,7 @@ impl Engine {
                 counters,
                 journaled,
                 deeds: None,
+                held: None,
             }),
         );
         // Kills between the last look of whoever was before us and ours; the OOM watch tells of its own.
@@ -284,6 +288,7 @@ impl Engine {
     /// [`Happened::Forgotten`] says when it is done, which may be at once.
     pub fn release(&mut self, key: Key) {
         self.end_throttle(key.0);
+        self.end_hold(key.0);
         let now = self.now();
         if let Some(enforced) = self.containers.get_mut(&key.0)
             && let Some(asked) = &mut enforced.asked
@@ -380,6 +385,7 @@ impl Engine {
                 ]
             })
             .flatten()
+            .chain(self.next_hold())
             .min()
             .map(|at| at.saturating_sub(now));
         match next.into_iter().chain(patience).min() {
@@ -394,6 +400,7 @@ impl Engine {
 
     pub(super) fn timers(&mut self) {
         let now = self.now();
+        self.go_on_holding();
         let due: Vec<u64> = self
             .containers
             .iter()
@@ -497,6 +504,7 @@ impl Engine {
             Action::Forget => {
                 self.finish_ooms(Key(key));
                 self.end_throttle(key);
+                self.end_hold(key);
                 if let Some(mut gone) = self.containers.remove(&key) {
                     self.asked_of_the_gone(key, gone.asked.take());
                     if let Some(watch) = &gone.modified {

@@ -23,6 +23,8 @@ impl Engine {
         if let Some(oom) = &enforced.oom {
             oom.take();
         }
+        self.look_at_hold(key);
+        let Some(enforced) = self.containers.get_mut(&key) else { return };
         // An OOM while our step has the limit down may be of our making: raise before all else.
         if let Some(flight) = &mut enforced.flight
             && let Some(job) = flight.job
