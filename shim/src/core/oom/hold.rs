@@ -9,8 +9,10 @@
 use crate::core::Now;
 use std::time::Duration;
 
-/// How often the lease is renewed, and for how long.
+/// How often the lease is renewed.
 pub const RENEW: Duration = Duration::from_secs(2);
+
+/// For how long it is renewed.
 pub const LEASE: Duration = Duration::from_secs(6);
 
 /// How often a container that is held is looked at.

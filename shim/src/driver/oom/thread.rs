@@ -1,6 +1,6 @@
 //! The watch's loop: what happens goes into the books, what they ask for is done.
 
-use super::empty::{Emptier, STANDS_ASIDE};
+use super::empty::Emptier;
 use super::group::{Group, Level, open_level};
 use super::log::Log;
 use super::names::Host;
@@ -131,14 +131,7 @@ impl Watcher {
             Ok(log) => Some(log),
             Err(_) => Log::trace(&options.tracefs).ok(),
         };
-        let emptier =
-            options.empty_at_exit.then(|| Emptier::new(options.real_time, &options.tracefs));
         let sources = Sources {
-            emptying: match &emptier {
-                None => Err("not asked for".into()),
-                Some(emptier) if emptier.stands_aside() => Err(STANDS_ASIDE.into()),
-                Some(_) => Ok(()),
-            },
             tracepoint: matches!(log, Some(Log::Trace(_))),
             log: readable,
             real_time,
@@ -168,7 +161,7 @@ impl Watcher {
             all_looked: None,
             pids_are_ours: in_initial_pid_namespace(),
             store_failed: false,
-            emptier,
+            emptier: options.empty_at_exit.then(|| Emptier::new(options.real_time)),
             sweeper: options.empty_at_exit.then(|| Sweeper::new(host.hierarchy.clone())),
             queue: VecDeque::new(),
             host,
