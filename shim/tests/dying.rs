@@ -203,7 +203,7 @@ impl Bed {
         let took = start.elapsed();
         let at_end = dying(mount) - before;
         let mut later = at_end;
-        let bar = i64::try_from(n / 100).unwrap();
+        let bar = i64::try_from(n / 100).unwrap().max(10);
         let end = Instant::now();
         while hooked && later > bar && end.elapsed() < 60 * SECOND {
             std::thread::sleep(SECOND / 2);
@@ -260,7 +260,8 @@ fn short_containers_leave_next_to_no_dying_groups_and_a_neighbour_keeps_its_cach
     let _alone = alone();
     let Some(bed) = Bed::new(test) else { return };
     let n = times(40);
-    let bars = |n: u64, share: u64| i64::try_from(n * share / 100).unwrap() + 2;
+    // Of few, as many may stay as of many: as many as are not worth what a neighbour would lose.
+    let bars = |n: u64, share: u64| i64::try_from(n * share / 100).unwrap().max(12);
     // That there is something to be done.
     let (without, _) = bed.leaves(n.div_ceil(4), false, false);
     assert!(without > i64::try_from(n / 8).unwrap(), "{without} dying without cgshim");
@@ -268,7 +269,9 @@ fn short_containers_leave_next_to_no_dying_groups_and_a_neighbour_keeps_its_cach
     let had = memory(&bed.live).usage().unwrap().0;
     for (write, share) in [(false, 1), (true, 10)] {
         let (at_end, later) = bed.leaves(n, true, write);
-        assert!(at_end <= bars(n, share), "{at_end} of {n} are dying: {}", bed.log());
+        // What is written takes its time to the disk, and is swept in lots of fifty.
+        let at_end_bar = if write { bars(n, share).max(62) } else { bars(n, share) };
+        assert!(at_end <= at_end_bar, "{at_end} of {n} are dying: {}", bed.log());
         assert!(later <= bars(n, 1), "{later} of {n} stay: {}", bed.log());
     }
     // Before cgshim came others' were dying here already: at most as much as all of them held.
@@ -356,7 +359,10 @@ fn rmdir_does_not_wait_for_us_at_an_exit_or_during_reclaim() {
             took[usize::from(with)].push(rmdir(child, &group));
         }
         let [without, with] = took.map(quantiles);
-        say(&format!("rmdir {what}: without {without:.1?}, with {with:.1?} (p50, p99, worst of {})", times(40)));
+        say(&format!(
+            "rmdir {what}: without {without:.1?}, with {with:.1?} (p50, p99, worst of {})",
+            times(40)
+        ));
         // The bars are 10 ms at p99 and 30 ms at worst; a test machine may be busy with other tests.
         let more = with[0].saturating_sub(without[0]);
         assert!(more < Duration::from_millis(10), "{what}: {more:?} more at p50: {}", bed.log());

@@ -7,9 +7,9 @@ use super::registry::{Container, Moment, Source};
 use super::verify::{Verified, oom_score_adj, start_time};
 use crate::api::message::{EventLine, Register, Release, Request, View};
 use crate::core::oom::Record;
+use crate::core::oom::hold::HoldEvent;
 use crate::core::terms::{KEYS, effective};
 use crate::core::throttle::WayOut;
-use crate::core::oom::hold::HoldEvent;
 use crate::core::{Notice, OomPolicy, State, Wishes, qos};
 use crate::driver::oom::Identity;
 use crate::driver::throttle::ThrottleEvent;
@@ -305,10 +305,7 @@ impl Daemon {
             }
             Happened::Throttle(key, _, event) => self.throttled(key, &event),
             Happened::Oom(_, record) => self.oom(&record),
-            Happened::Fd(_)
-            | Happened::Usage(..)
-            | Happened::Round(..)
-            | Happened::Asked(..) => {}
+            Happened::Fd(_) | Happened::Usage(..) | Happened::Round(..) | Happened::Asked(..) => {}
             Happened::OomsRecorded(key) => self.registry.is_told(key),
         }
     }
@@ -337,13 +334,17 @@ impl Daemon {
         let (name, message) = match event {
             HoldEvent::Held(longest) => (
                 "oom_held",
-                format!("out of memory: the OOM killer is held off for {} s at most", longest.as_secs()),
+                format!(
+                    "out of memory: the OOM killer is held off for {} s at most",
+                    longest.as_secs()
+                ),
             ),
             HoldEvent::Recovered => ("oom_recovered", "there is memory again".into()),
             HoldEvent::Released => ("oom_released", "the time is up: the OOM killer works".into()),
             HoldEvent::Foreign => (
                 "oom_hold_foreign",
-                "somebody else writes memory.oom_control: theirs stands, and nothing is held".into(),
+                "somebody else writes memory.oom_control: theirs stands, and nothing is held"
+                    .into(),
             ),
         };
         log::warn!("container {}: {message}", container.id);

@@ -199,7 +199,8 @@ impl Registry {
         }
         let (id, generation) = self.untold.get(&key)?.clone();
         let ended = self.ended.iter_mut();
-        if let Some(view) = ended.rev().find(|view| view.generation == generation && view.id == id) {
+        if let Some(view) = ended.rev().find(|view| view.generation == generation && view.id == id)
+        {
             view.oom_kills += kills;
         }
         Some((id, generation))

@@ -51,7 +51,8 @@ fn kill_in(group: &Arc<Cgroup>, depth: usize) -> usize {
 /// Whether a process that lives is in this group, by the end of its path: what is mounted where does not matter.
 fn is_in(pid: i32, group: &Cgroup) -> bool {
     use cgroupfs::files::ControlDir;
-    let Ok(membership) = u32::try_from(pid).map_or(Err(()), |pid| Membership::read(pid).map_err(drop))
+    let Ok(membership) =
+        u32::try_from(pid).map_or(Err(()), |pid| Membership::read(pid).map_err(drop))
     else {
         return false;
     };

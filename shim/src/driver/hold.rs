@@ -133,7 +133,10 @@ impl Engine {
                 if let Err(errno) = write(&held.file, b"1") {
                     slot.end_hold();
                     held.hold.refused();
-                    log::warn!("{}: not held at its OOMs: {errno}", enforced.group.path().display());
+                    log::warn!(
+                        "{}: not held at its OOMs: {errno}",
+                        enforced.group.path().display()
+                    );
                 }
             }
             HoldAction::Renew(lease) => {

@@ -144,10 +144,7 @@ impl Hold {
             State::Resting { until } if now >= until && !file.under_oom => {
                 self.state = State::Off;
             }
-            State::Foreign
-            | State::Armed
-            | State::Holding { .. }
-            | State::Resting { .. } => {}
+            State::Foreign | State::Armed | State::Holding { .. } | State::Resting { .. } => {}
         }
         if self.is_set() && now + RENEW + RENEW >= self.lease && self.lease != now + LEASE {
             self.lease = now + LEASE;
@@ -277,7 +274,10 @@ mod tests {
         bed.run(SECOND);
         bed.file.disabled = false;
         bed.run(60 * SECOND);
-        assert_eq!((bed.file.disabled, bed.told.as_slice()), (false, [HoldEvent::Foreign].as_slice()));
+        assert_eq!(
+            (bed.file.disabled, bed.told.as_slice()),
+            (false, [HoldEvent::Foreign].as_slice())
+        );
     }
 
     #[test]

@@ -10,18 +10,20 @@
 //! What it does not get is left to the sweep. The files were opened at registration: the directory may be
 //! gone by now.
 
-use crate::driver::sys;
-use cgroupfs::{Bytes, Cgroup, Limit, flat};
 use super::Deeds;
+use super::sweep::Exits;
+use crate::driver::sys;
 use crate::journal::{Deadline, Slot, Step, StepFile, Swappiness};
 use cgroupfs::files::{Access, ControlDir, Knob};
 use cgroupfs::memory::{Memory, Version};
-use crossbeam_channel::{Receiver, Sender, bounded};
+use cgroupfs::{Bytes, Cgroup, Limit, flat};
+use crossbeam_channel::{Receiver, Sender, TrySendError, bounded};
 use nix::errno::Errno;
 use nix::fcntl::{PosixFadviseAdvice, posix_fadvise};
 use nix::sched::{CpuSet, sched_getaffinity, sched_setaffinity};
 use nix::unistd::Pid;
 use std::fs::File;
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
@@ -54,6 +56,7 @@ pub(super) struct Files {
     procs: Knob,
     /// v1: nothing is to be swapped for this.
     swappiness: Option<Knob>,
+    kmem: Option<Knob>,
     deeds: Arc<Deeds>,
     v1: bool,
 }
@@ -69,7 +72,8 @@ impl Files {
         let v1 = memory.version() == Version::V1;
         let file = if v1 { "memory.limit_in_bytes" } else { "memory.reclaim" };
         Some(Files {
-            file: Knob::open(&dir, file, if v1 { Access::ReadWrite } else { Access::Write }).ok()?,
+            file: Knob::open(&dir, file, if v1 { Access::ReadWrite } else { Access::Write })
+                .ok()?,
             memory: memory.clone(),
             stat: Knob::open(&dir, "memory.stat", Access::Read).ok()?,
             procs: Knob::open(&dir, "cgroup.procs", Access::Read).ok()?,
@@ -77,6 +81,7 @@ impl Files {
                 true => Knob::open(&dir, "memory.swappiness", Access::ReadWrite).ok(),
                 false => None,
             },
+            kmem: Knob::open(&dir, "memory.kmem.usage_in_bytes", Access::Read).ok(),
             deeds: deeds.clone(),
             v1,
         })
@@ -84,18 +89,16 @@ impl Files {
 
     /// Empties it, unless somebody lives on in it: its memory is in use then.
     ///
-    /// EINTR: its time was up. EBUSY: something stays. EAGAIN: it has dirty pages, or v2 got less. ENODEV: the
+    /// EINTR: its time was up. EBUSY: pages stay. EAGAIN: it has dirty pages, or v2 got less. ENODEV: the
     /// group is gone. All of them are fine.
     fn write(&self, cpus: &Cpus) -> Result<(), Errno> {
         let gone = |error: cgroupfs::Error| error.errno().unwrap_or(Errno::ENODEV);
         if !self.procs.read().map_err(gone)?.is_empty() {
             return Err(Errno::EBUSY);
         }
-        cpus.drain();
         let stat = self.stat.read().unwrap_or_default();
-        let sum = |keys: [&str; 2]| -> u64 {
-            keys.iter().filter_map(|key| flat::get(&stat, key)).sum()
-        };
+        let sum =
+            |keys: [&str; 2]| -> u64 { keys.iter().filter_map(|key| flat::get(&stat, key)).sum() };
         if !self.v1 {
             if sum(["file_dirty", "file_writeback"]) > MOST_DIRTY {
                 return Err(Errno::EAGAIN);
@@ -122,7 +125,16 @@ impl Files {
             _ => self.without_swap(&slot),
         };
         self.deeds.set_emptying(true);
-        let emptied = self.step(&slot);
+        // At once: from here on the runtime's rmdir waits, and before it would win.
+        let mut emptied = self.step(&slot);
+        if emptied == Err(Errno::EBUSY) && self.pages() > 0 {
+            cpus.drain();
+            emptied = self.step(&slot);
+        }
+        if emptied == Err(Errno::EBUSY) && self.pages() == 0 {
+            // What is left is the kernel's own: it goes by itself.
+            emptied = Ok(());
+        }
         self.deeds.set_emptying(false);
         // A group that is used again, as systemd does, is as it was.
         if let (Some(value), Some(knob)) = (swappiness, &self.swappiness) {
@@ -130,6 +142,12 @@ impl Files {
             slot.end_swappiness();
         }
         emptied
+    }
+
+    /// What is charged to it without the kernel's own.
+    fn pages(&self) -> u64 {
+        let kmem = self.kmem.as_ref().and_then(|knob| knob.read_u64().ok()).unwrap_or(0);
+        self.memory.usage().map_or(0, |usage| usage.0.saturating_sub(kmem))
     }
 
     fn without_swap(&self, slot: &Slot) -> Option<u64> {
@@ -218,6 +236,8 @@ impl Cpus {
 struct Job {
     files: Files,
     since: Instant,
+    directory: PathBuf,
+    exits: Exits,
 }
 
 /// The thread that writes. Started with the first container that ends.
@@ -232,14 +252,17 @@ impl Emptier {
         Emptier { jobs: None, thread: None, real_time }
     }
 
-    /// Empties a group as soon as can be.
-    pub(super) fn empty(&mut self, files: Files) {
+    /// Empties the group at `directory` as soon as can be, and tells the sweeper what came of it.
+    pub(super) fn empty(&mut self, files: Files, directory: PathBuf, exits: Exits) {
         if self.jobs.is_none() {
             self.spawn();
         }
         if let Some(jobs) = &self.jobs {
             // Full: it would come too late anyway.
-            let _ = jobs.try_send(Job { files, since: Instant::now() });
+            let job = Job { files, since: Instant::now(), directory, exits };
+            if let Err(TrySendError::Full(job)) = jobs.try_send(job) {
+                job.exits.ended(job.directory, false);
+            }
         }
     }
 
@@ -267,7 +290,8 @@ fn work(queue: &Receiver<Job>, real_time: bool) {
         log::debug!("emptying at normal priority: {errno}");
     }
     let cpus = Cpus::find();
-    while let Ok(Job { files, since }) = queue.recv() {
+    while let Ok(Job { files, since, directory, exits }) = queue.recv() {
+        let mut emptied = false;
         if since.elapsed() < TOO_LATE {
             let began = Instant::now();
             let wrote = alarm.within(BOUND, || files.write(&cpus));
@@ -276,7 +300,9 @@ fn work(queue: &Receiver<Job>, real_time: bool) {
                 began.elapsed(),
                 began - since
             );
+            emptied = wrote.is_ok();
         }
+        exits.ended(directory, emptied);
     }
 }
 

@@ -67,6 +67,8 @@ struct Watched {
     /// v2: `oom` of the group itself and of its subtree, as read last.
     ooms: (u64, u64),
     gone: bool,
+    /// Its init has exited; what it leaves is somebody's to sweep.
+    ended: bool,
 }
 
 /// The loop's state.
@@ -162,7 +164,7 @@ impl Watcher {
             pids_are_ours: in_initial_pid_namespace(),
             store_failed: false,
             emptier: options.empty_at_exit.then(|| Emptier::new(options.real_time)),
-            sweeper: options.empty_at_exit.then(|| Sweeper::new(host.hierarchy.clone())),
+            sweeper: options.empty_at_exit.then(|| Sweeper::start(host.hierarchy.clone())),
             queue: VecDeque::new(),
             host,
         };
@@ -358,7 +360,7 @@ impl Watcher {
         }
         let own = subject.levels.first().copied().unwrap_or_default();
         let ooms = (own.oom_local.unwrap_or(0), own.oom.unwrap_or(0));
-        let watched = Watched { group, above: ids, watch, ooms, gone: false };
+        let watched = Watched { group, above: ids, watch, ooms, gone: false, ended: false };
         self.groups.insert(key, Box::new(watched));
         self.queue.push_back(Event::Watch(key, Box::new(subject)));
         if let Some(pid) = identity.init {
@@ -501,12 +503,13 @@ impl Watcher {
         }
         // Before its runtime removes the group.
         self.look(key, false);
-        if let (Some(emptier), Some(watched)) = (&mut self.emptier, self.groups.get_mut(&key))
-            && let Some(files) = watched.group.files.take()
+        if let (Some(emptier), Some(sweeper), Some(watched)) =
+            (&mut self.emptier, &self.sweeper, self.groups.get_mut(&key))
+            && let (Some(files), Some(exits)) = (watched.group.files.take(), sweeper.exits())
         {
-            emptier.empty(files);
+            watched.ended = true;
+            emptier.empty(files, watched.group.group.path().to_path_buf(), exits.clone());
         }
-        self.ended(key);
         self.queue.push_back(Event::InitExited(key));
     }
 
@@ -618,10 +621,13 @@ impl Watcher {
         self.ended(key);
     }
 
-    /// What it left behind is swept in a while.
+    /// What one that nobody emptied left behind is swept in a while.
     fn ended(&mut self, key: u64) {
-        if let (Some(sweeper), Some(watched)) = (&mut self.sweeper, self.groups.get(&key)) {
-            sweeper.ended(watched.group.group.path());
+        if let (Some(sweeper), Some(watched)) = (&self.sweeper, self.groups.get_mut(&key))
+            && let Some(exits) = sweeper.exits()
+            && !std::mem::replace(&mut watched.ended, true)
+        {
+            exits.ended(watched.group.group.path().to_path_buf(), false);
         }
     }
 
