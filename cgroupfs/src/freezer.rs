@@ -11,6 +11,7 @@ use crate::files::{Access, ControlDir, ControlFile, Knob, parse_u64};
 use crate::membership::Membership;
 use crate::mounts::Mounts;
 use nix::errno::Errno;
+use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
@@ -219,6 +220,13 @@ impl FreezerGroup {
     /// Which freezer.
     pub const fn kind(&self) -> Kind {
         self.kind
+    }
+
+    /// Whoever writes `0` to this moves itself in: a thread (v1), or its process (unified). On v1 that waits for
+    /// nobody, as moving a task from outside does (6.0 and later: `cgroup_procs_write_start()` takes no lock
+    /// for it).
+    pub fn door(&self) -> Result<OwnedFd> {
+        self.group.open_fd(self.members(), Access::Write)
     }
 
     /// Another switch, for a thread of its own.

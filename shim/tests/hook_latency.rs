@@ -1,5 +1,5 @@
-//! How long the hook takes, from the start of its process to its end as its parent sees it. Alone in its process, and
-//! not for the emulated machines of the kernel matrix.
+//! How long the hook takes, from the start of its process to its end as its parent sees it: by the clock, with all
+//! that the machine did meanwhile. Alone in its process, and not for the emulated machines of the kernel matrix.
 
 #![allow(clippy::unwrap_used)] // helpers outside of #[test] functions
 
@@ -9,10 +9,11 @@ mod hooked;
 mod installed;
 
 use cgroupfs::files::ControlDir;
+use cgshim::api::client::Client;
+use cgshim::api::message::{Listed, Request};
 use common::{Ground, alone, join, until};
-use hooked::{Container, Daemon, YES, hook_program};
+use hooked::{Container, Daemon, YES, fill_backlog, hook_program};
 use nix::sys::signal::{Signal, kill};
-use nix::sys::wait::{Id, WaitPidFlag, waitid};
 use nix::unistd::Pid;
 use serde_json::json;
 use std::fs;
@@ -33,39 +34,45 @@ fn two_hundred_hooks_take_two_milliseconds() {
     let installed = installed::current("cgshim-hook");
     let program = installed.clone().unwrap_or_else(hook_program);
     let states = vec![container.state().to_string(); HOOKS];
-    hold_to_the_bar(installed.is_some(), |round| {
-        let times = hooks(&program, "createRuntime", &container.run_dir(), &states, None);
-        assert_eq!(daemon.heard().len(), HOOKS * round);
+    hold_to_the_bar(installed.is_some(), |batch| {
+        let times = hooks(&program, "createRuntime", &container.run_dir(), &states);
+        assert_eq!(daemon.heard().len(), HOOKS * batch);
         times
     });
 }
 
-/// With cgshimd, which takes 200 containers in: theirs is the time that a container's start waits for.
-#[test]
-fn two_hundred_registrations_take_two_milliseconds() {
-    let Some(ground) = Ground::new("two_hundred_registrations_take_two_milliseconds") else {
-        return;
-    };
-    let _alone = alone();
-    let dir = tempfile::tempdir().unwrap();
-    let run_dir = dir.path().join("run");
-    fs::write(dir.path().join("config.toml"), "").unwrap();
-    fs::write(dir.path().join("config.json"), "{}").unwrap();
-    let installed = installed::current("cgshim-hook").zip(installed::current("cgshimd"));
-    let built = (hook_program(), PathBuf::from(env!("CARGO_BIN_EXE_cgshimd")));
-    let (hook, daemon) = installed.clone().unwrap_or(built);
-    let daemon = Ending(
-        Command::new(daemon)
-            .args(["--config".as_ref(), dir.path().join("config.toml").as_os_str()])
-            .args(["--run-dir".as_ref(), run_dir.as_os_str()])
-            .env("CGSHIM_LOG", "error")
-            .spawn()
-            .unwrap(),
-        Signal::SIGTERM,
-    );
-    until("the daemon listens", Duration::from_secs(5), || run_dir.join("cgshim.sock").exists());
-    let containers: Vec<(Ending, String)> = (0..HOOKS)
-        .map(|n| {
+/// Containers in a group each, before a cgshimd of their own.
+struct Served {
+    containers: Vec<(Ending, String)>,
+    daemon: Ending,
+    hook: PathBuf,
+    installed: bool,
+    dir: tempfile::TempDir,
+    _ground: Ground,
+}
+
+impl Served {
+    fn new(test: &str, containers: usize) -> Option<Served> {
+        let ground = Ground::new(test)?;
+        let dir = tempfile::tempdir().unwrap();
+        let run_dir = dir.path().join("run");
+        fs::write(dir.path().join("config.toml"), "").unwrap();
+        fs::write(dir.path().join("config.json"), "{}").unwrap();
+        let hook = installed::current("cgshim-hook");
+        let daemon = installed::current("cgshimd");
+        let daemon = daemon.unwrap_or_else(|| env!("CARGO_BIN_EXE_cgshimd").into());
+        let daemon = Ending(
+            Command::new(daemon)
+                .args(["--config".as_ref(), dir.path().join("config.toml").as_os_str()])
+                .args(["--run-dir".as_ref(), run_dir.as_os_str()])
+                .env("CGSHIM_LOG", "error")
+                .spawn()
+                .unwrap(),
+            Signal::SIGTERM,
+        );
+        let listening = || Client::connect(&run_dir, Duration::from_secs(5)).is_ok();
+        until("the daemon listens", Duration::from_secs(5), listening);
+        let container = |n| {
             let group = ground.group(&format!("c{n}"));
             fs::write(limit_file(group.path()), (64 << 20).to_string()).unwrap();
             let child = Command::new("sleep").arg("300").spawn().unwrap();
@@ -73,17 +80,73 @@ fn two_hundred_registrations_take_two_milliseconds() {
             let state = json!({"id": format!("c{n}"), "pid": child.id(), "status": "creating",
                                "bundle": dir.path(), "annotations": {"io.cgshim.high": "75%"}});
             (Ending(child, Signal::SIGKILL), state.to_string())
+        };
+        Some(Served {
+            containers: (0..containers).map(container).collect(),
+            daemon,
+            installed: hook.is_some(),
+            hook: hook.unwrap_or_else(hook_program),
+            dir,
+            _ground: ground,
         })
-        .collect();
-    let states: Vec<String> = containers.iter().map(|(_, state)| state.clone()).collect();
-    let pid = Some(daemon.0.id());
-    hold_to_the_bar(installed.is_some(), |_| {
-        let times = hooks(&hook, "createRuntime", &run_dir, &states, pid);
-        let spooled = fs::read_dir(run_dir.join("spool")).unwrap().count();
-        assert_eq!(spooled, 0, "all by the socket");
-        hooks(&hook, "poststop", &run_dir, &states, pid);
+    }
+
+    fn run_dir(&self) -> PathBuf {
+        self.dir.path().join("run")
+    }
+
+    fn states(&self) -> Vec<String> {
+        self.containers.iter().map(|(_, state)| state.clone()).collect()
+    }
+
+    fn spooled(&self) -> usize {
+        fs::read_dir(self.run_dir().join("spool")).unwrap().count()
+    }
+
+    fn listed(&self) -> usize {
+        let mut client = Client::connect(&self.run_dir(), Duration::from_secs(5)).unwrap();
+        client.ask::<Listed>(Request::List { ended: false }).unwrap().containers.len()
+    }
+
+    fn signal(&self, signal: Signal) {
+        kill(Pid::from_raw(self.daemon.0.id() as i32), signal).unwrap();
+    }
+}
+
+/// With cgshimd, which takes 200 containers in: theirs is the time that a container's start waits for.
+#[test]
+fn two_hundred_registrations_take_two_milliseconds() {
+    let test = "two_hundred_registrations_take_two_milliseconds";
+    let Some(served) = Served::new(test, HOOKS) else { return };
+    let _alone = alone();
+    let (states, run_dir) = (served.states(), served.run_dir());
+    hold_to_the_bar(served.installed, |_| {
+        let times = hooks(&served.hook, "createRuntime", &run_dir, &states);
+        assert_eq!((served.spooled(), served.listed()), (0, HOOKS), "all by the socket");
+        hooks(&served.hook, "poststop", &run_dir, &states);
         times
     });
+}
+
+/// A daemon that is stopped, and then one whose queue of connections is full too: the container starts.
+#[test]
+fn a_stopped_daemon_and_a_full_queue_cost_less_than_a_second() {
+    let test = "a_stopped_daemon_and_a_full_queue_cost_less_than_a_second";
+    let Some(served) = Served::new(test, 6) else { return };
+    let _alone = alone();
+    let (states, run_dir) = (served.states(), served.run_dir());
+    served.signal(Signal::SIGSTOP);
+    let stopped = hooks(&served.hook, "createRuntime", &run_dir, &states[..3]);
+    let queue = fill_backlog(&run_dir.join("cgshim.sock"));
+    let full = hooks(&served.hook, "createRuntime", &run_dir, &states[3..]);
+    let _ = writeln!(std::io::stderr(), "stopped: {stopped:.0?}; full: {full:.0?}");
+    assert!(stopped.iter().chain(&full).all(|took| *took < Duration::from_secs(1)));
+    assert_eq!(served.spooled(), 6, "each waits in the spool");
+    // And none is lost once it goes on.
+    drop(queue);
+    served.signal(Signal::SIGCONT);
+    until("all are registered", Duration::from_secs(5), || served.listed() == 6);
+    until("the spool is empty", Duration::from_secs(5), || served.spooled() == 0);
 }
 
 fn limit_file(group: &Path) -> PathBuf {
@@ -96,78 +159,48 @@ struct Ending(Child, Signal);
 
 impl Drop for Ending {
     fn drop(&mut self) {
-        let _ = kill(Pid::from_raw(self.0.id() as i32), self.1);
+        let pid = Pid::from_raw(self.0.id() as i32);
+        let _ = kill(pid, self.1);
+        let _ = kill(pid, Signal::SIGCONT);
         let _ = self.0.wait();
     }
 }
 
-/// p50 at 2 ms and p99 at 10 ms, in one of three tries: what else the machine does is in these figures too.
-fn hold_to_the_bar(installed: bool, mut round: impl FnMut(usize) -> Vec<(Duration, Duration)>) {
+/// p50 at 2 ms and p99 at 10 ms, in the best of some batches: what else the machine does is in these figures too.
+fn hold_to_the_bar(installed: bool, mut batch: impl FnMut(usize) -> Vec<Duration>) {
+    const BATCHES: usize = 10;
     // Builds for tests, unoptimised and dynamic, are not what the bar is for.
     let slack = if installed { 1 } else { 6 };
-    for n in 1..=3 {
-        let (mut wall, mut own): (Vec<_>, Vec<_>) = round(n).into_iter().unzip();
-        wall.sort();
-        own.sort();
-        let at =
-            |times: &[Duration]| [100, 198, 199].map(|n| format!("{:.1?}", times[n])).join(", ");
+    let bar = [Duration::from_millis(2), Duration::from_millis(10)];
+    for n in 1..=BATCHES {
+        let mut times = batch(n);
+        times.sort();
+        let [p50, p99, longest] = [100, 198, 199].map(|n| times[n]);
+        let build = if installed { "static" } else { "test" };
         let _ = writeln!(
             std::io::stderr(),
-            "{} build: p50, p99, longest {}; without waits for a CPU {}",
-            if installed { "static" } else { "test" },
-            at(&wall),
-            at(&own),
+            "{build} build: p50 {p50:.1?}, p99 {p99:.1?}, longest {longest:.1?}"
         );
-        // Waits that overlap count twice: on a machine with more to do than CPUs this says too little, not too much.
-        let bar = [Duration::from_millis(2), Duration::from_millis(10)];
-        if own[100] <= slack * bar[0] && own[198] <= slack * bar[1] {
+        if p50 <= slack * bar[0] && p99 <= slack * bar[1] {
             return;
         }
     }
-    panic!("never within 2 ms (p50) and 10 ms (p99)");
+    panic!("in none of {BATCHES} batches within 2 ms (p50) and 10 ms (p99)");
 }
 
-/// Runs a hook for each state, one after the other: how long each took, and how long without the time in which it,
-/// this thread or the daemon was ready to run and had no CPU.
-fn hooks(
-    program: &Path,
-    stage: &str,
-    run_dir: &Path,
-    states: &[String],
-    daemon: Option<u32>,
-) -> Vec<(Duration, Duration)> {
-    // Of the daemon the thread that answers: its others wait for nobody who waits for us.
-    let both = || {
-        let answers = daemon.and_then(|pid| waited(&Path::new("/proc").join(pid.to_string())));
-        waited_for_a_cpu("self") + answers.unwrap_or_default()
-    };
+/// Runs a hook for each state, one after the other: how long each took.
+fn hooks(program: &Path, stage: &str, run_dir: &Path, states: &[String]) -> Vec<Duration> {
     let one = |state: &String| {
-        let before = both();
         let start = Instant::now();
         let mut child = Command::new(program)
             .args(["--run-dir".as_ref(), run_dir.as_os_str(), stage.as_ref()])
             .stdin(Stdio::piped())
+            .stderr(Stdio::null())
             .spawn()
             .unwrap();
         child.stdin.take().unwrap().write_all(state.as_bytes()).unwrap();
-        let pid = Pid::from_raw(child.id() as i32);
-        waitid(Id::Pid(pid), WaitPidFlag::WEXITED | WaitPidFlag::WNOWAIT).unwrap();
-        let took = start.elapsed();
-        let busy = both().saturating_sub(before) + waited_for_a_cpu(&pid.to_string());
         assert!(child.wait().unwrap().success());
-        (took, took.saturating_sub(busy))
+        start.elapsed()
     };
     states.iter().map(one).collect()
-}
-
-/// How long the threads of a process have been ready to run and had no CPU.
-fn waited_for_a_cpu(pid: &str) -> Duration {
-    let tasks = fs::read_dir(Path::new("/proc").join(pid).join("task")).into_iter().flatten();
-    tasks.flatten().filter_map(|task| waited(&task.path())).sum()
-}
-
-/// The same of one thread: `schedstat`.
-fn waited(task: &Path) -> Option<Duration> {
-    let stat = fs::read_to_string(task.join("schedstat")).ok()?;
-    stat.split(' ').nth(1)?.parse().ok().map(Duration::from_nanos)
 }

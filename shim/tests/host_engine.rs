@@ -265,6 +265,38 @@ fn against_a_writer_that_never_rests_no_limit_is_stepped_and_one_alert_is_given(
 }
 
 #[test]
+fn more_containers_than_the_journal_has_room_for_are_watched_and_not_stepped() {
+    let test = "more_containers_than_the_journal_has_room_for_are_watched_and_not_stepped";
+    let Some(ground) = Ground::new(test) else { return };
+    let _alone = alone();
+    let mut at = Enforced::new(&ground, "first");
+    // A journal of one process's own has 64 places, and one is taken.
+    let others: Vec<Key> =
+        (1..64).map(|n| register(&mut at.engine, &ground.group(&format!("idle{n}")))).collect();
+    let group = ground.group("one-too-many");
+    let memory = memory(&group);
+    memory.set_limit(LIMIT).unwrap();
+    let key = register(&mut at.engine, &group);
+    let file = DiskFile::new(Bytes::mib(128));
+    let mut load = Load::in_group(&group);
+    load.stream(&file, Bytes::mib(300));
+    let lowest = LowestLimit::watch(memory.clone());
+    at.work(SECOND);
+    if ground.v1() {
+        assert_eq!(lowest.seen(), LIMIT, "stepped without a place in the journal");
+    }
+    // Once another has made room, it is enforced like any other.
+    at.engine.release(others[0]);
+    at.engine.release(key);
+    at.work(SECOND / 5);
+    at.happened.clear();
+    at.key = register(&mut at.engine, &group);
+    at.work_rounds(1);
+    at.release();
+    assert_eq!(memory.limit().unwrap(), LIMIT);
+}
+
+#[test]
 fn every_foreign_limit_is_adopted_also_the_second_within_the_pause() {
     let test = "every_foreign_limit_is_adopted_also_the_second_within_the_pause";
     let Some(ground) = Ground::new(test) else { return };

@@ -61,6 +61,28 @@ fn enforcer_child() {
     }
 }
 
+/// Not a test: holds the OOM killer of a group off, for 300 ms at the most, and then does nothing at all.
+#[test]
+fn holder_child() {
+    let Some(group) = std::env::var_os("CGSHIM_TEST_HOLD").map(PathBuf::from) else { return };
+    let run_dir = std::env::var_os("CGSHIM_TEST_RUN_DIR").map(PathBuf::from).unwrap();
+    let group = Arc::new(MemoryHierarchy::find().unwrap().open(&group).unwrap());
+    let run_dir = RunDir::lock(&run_dir, 5 * SECOND).unwrap();
+    let journal = Arc::new(Journal::open(&run_dir).unwrap().0);
+    let _guardian = Guardian::start(&journal, Some(&run_dir), &Kernel::find().unwrap()).unwrap();
+    let policy = Policy { watermarks: "50%:40%".parse().unwrap(), high: Limit::Max };
+    let record = Engine::new(1, journal.clone()).unwrap().record_of(&group, policy).unwrap();
+    let slot = journal.insert(&record).unwrap();
+    slot.begin_hold(Deadline::after(HOLD));
+    std::fs::write(group.path().join("memory.oom_control"), "1").unwrap();
+    loop {
+        std::thread::park();
+    }
+}
+
+/// How long it may be held off.
+const HOLD: Duration = Duration::from_millis(300);
+
 /// Where it writes what it adopts.
 fn notices(run_dir: &Path) -> PathBuf {
     run_dir.join("notices")
@@ -219,6 +241,7 @@ fn report(what: &str, mut times: Vec<Duration>) -> Duration {
     worst
 }
 
+/// How often; by hand `CGSHIM_TEST_KILLS=200 CGSHIM_TEST_STOPS=200 CGSHIM_TEST_RANDOM=500`.
 fn times(name: &str, default: usize) -> usize {
     std::env::var(name).ok().and_then(|n| n.parse().ok()).unwrap_or(default)
 }
@@ -229,7 +252,7 @@ fn killed_between_lower_and_restore_the_limit_is_back_within_100_ms() {
     let Some(bed) = Bed::new(test) else { return };
     let _alone = alone();
     let mut seen = Vec::new();
-    for run in 0..times("CGSHIM_TEST_KILLS", 200) {
+    for run in 0..times("CGSHIM_TEST_KILLS", 60) {
         let mut enforcer = Enforcer::start(&bed, &format!("kill:lowered:{}", run % 7 + 1));
         let at = enforcer.fault(1);
         seen.push(bed.back_after(at));
@@ -248,7 +271,7 @@ fn stopped_between_lower_and_restore_the_limit_is_back_within_100_ms_and_it_goes
     let mut seen = Vec::new();
     let mut enforcer = Enforcer::start(&bed, "stop:lowered:*2");
     let mut of_this = 0;
-    for _ in 0..times("CGSHIM_TEST_STOPS", 200) {
+    for _ in 0..times("CGSHIM_TEST_STOPS", 60) {
         of_this += 1;
         let at = match enforcer.fault_within(of_this, 3 * SECOND) {
             Some(at) => at,
@@ -393,12 +416,50 @@ fn swappiness_is_put_back_too() {
 }
 
 #[test]
+fn an_oom_killer_that_was_held_off_works_again_after_a_kill_and_at_its_deadline() {
+    let test = "an_oom_killer_that_was_held_off_works_again_after_a_kill_and_at_its_deadline";
+    let Some(ground) = Ground::new(test) else { return };
+    if !ground.v1() {
+        return;
+    }
+    let _alone = alone();
+    let group = ground.group("g");
+    let held = || {
+        let control = std::fs::read_to_string(group.path().join("memory.oom_control")).unwrap();
+        control.contains("oom_kill_disable 1")
+    };
+    for signal in [Signal::SIGKILL, Signal::SIGSTOP, Signal::SIGCONT] {
+        let run_dir = tempfile::tempdir_in("/dev/shm").unwrap();
+        let mut child = Command::new(std::env::current_exe().unwrap())
+            .args(["--exact", "holder_child", "--nocapture", "--test-threads", "1"])
+            .env("CGSHIM_TEST_HOLD", group.path())
+            .env("CGSHIM_TEST_RUN_DIR", run_dir.path())
+            .stdin(Stdio::null())
+            .stdout(Stdio::null())
+            .spawn()
+            .unwrap();
+        until("it is held off", 10 * SECOND, &held);
+        let start = Instant::now();
+        kill(Pid::from_raw(child.id() as i32), signal).unwrap();
+        // Killed: at once. Stopped, or alive and forgetful: when its time is up.
+        let most = if signal == Signal::SIGKILL { BAR } else { HOLD + BAR };
+        while held() {
+            assert!(start.elapsed() < most, "{signal}: still held off");
+            std::thread::sleep(Duration::from_micros(200));
+        }
+        println!("{signal}: on again after {:?}", start.elapsed());
+        child.kill().unwrap();
+        child.wait().unwrap();
+    }
+}
+
+#[test]
 fn random_kills_and_stops_under_clean_and_dirty_loads_leave_the_declared_limit() {
     let test = "random_kills_and_stops_under_clean_and_dirty_loads_leave_the_declared_limit";
     let Some(mut bed) = Bed::new(test) else { return };
     let _alone = alone();
     let writer = bed.file.0.clone();
-    let kills = times("CGSHIM_TEST_RANDOM", 60);
+    let kills = times("CGSHIM_TEST_RANDOM", 30);
     let (mut seen, mut gone_for) = (Vec::new(), Vec::new());
     for run in 0..kills {
         if run == kills / 2 {

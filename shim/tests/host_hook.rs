@@ -7,13 +7,16 @@
 mod common;
 mod hooked;
 
-use common::{Ground, alone};
-use hooked::{Container, Daemon, YES, hook, hook_program, program, stderr};
+use common::{Ground, alone, skip};
+use hooked::{Container, Daemon, YES, fill_backlog, hook, hook_program, program, stderr};
+use nix::fcntl::{FcntlArg, fcntl};
+use nix::mount::{MntFlags, MsFlags, mount, umount2};
 use serde_json::{Value, json};
 use std::fs;
 use std::io::Write;
-use std::os::unix::net::{UnixListener, UnixStream};
-use std::path::Path;
+use std::os::fd::AsRawFd;
+use std::os::unix::net::UnixListener;
+use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
@@ -110,11 +113,7 @@ fn a_daemon_that_hangs_costs_less_than_a_second() {
 
     // Until the backlog is full, and connect itself waits.
     listener.set_nonblocking(true).unwrap();
-    let mut queue = Vec::new();
-    while let Some(stream) = connect_at_once(&socket) {
-        queue.push(stream);
-        assert!(queue.len() < 10_000);
-    }
+    let _queue = fill_backlog(&socket);
     let start = Instant::now();
     let output = container.hook("createRuntime");
     assert!(start.elapsed() < patience(), "{:?}", start.elapsed());
@@ -125,18 +124,67 @@ fn a_daemon_that_hangs_costs_less_than_a_second() {
     assert_eq!(container.spooled().len(), 1);
 }
 
-/// A connection to `socket`, unless its backlog is full.
-fn connect_at_once(socket: &Path) -> Option<UnixStream> {
-    use nix::sys::socket::{AddressFamily, SockFlag, SockType, UnixAddr, connect};
-    use std::os::fd::AsRawFd;
-    let flags = SockFlag::SOCK_NONBLOCK | SockFlag::SOCK_CLOEXEC;
-    let stream =
-        nix::sys::socket::socket(AddressFamily::Unix, SockType::Stream, flags, None).unwrap();
-    match connect(stream.as_raw_fd(), &UnixAddr::new(socket).unwrap()) {
-        Ok(()) => Some(stream.into()),
-        Err(nix::errno::Errno::EAGAIN) => None,
-        Err(errno) => panic!("{errno}"),
+/// A file system whose server never answers: whoever looks at it waits until killed.
+struct DeadFileSystem(PathBuf, Option<fs::File>);
+
+impl DeadFileSystem {
+    fn mount(at: &Path) -> Result<DeadFileSystem, String> {
+        let server = fs::File::options().read(true).write(true).open("/dev/fuse");
+        let server = server.map_err(|error| format!("no /dev/fuse here: {error}"))?;
+        let data = format!("fd={},rootmode=40000,user_id=0,group_id=0", server.as_raw_fd());
+        fs::create_dir(at).unwrap();
+        mount(Some("dead"), at, Some("fuse"), MsFlags::empty(), Some(data.as_str()))
+            .map_err(|errno| format!("no FUSE here: {errno}"))?;
+        Ok(DeadFileSystem(at.into(), Some(server)))
     }
+}
+
+impl Drop for DeadFileSystem {
+    fn drop(&mut self) {
+        // Whoever still waits there is let go.
+        self.1 = None;
+        umount2(&self.0, MntFlags::MNT_DETACH).unwrap();
+    }
+}
+
+#[test]
+fn a_bundle_on_a_file_system_that_hangs_costs_less_than_a_second() {
+    let test = "a_bundle_on_a_file_system_that_hangs_costs_less_than_a_second";
+    let Some(ground) = Ground::new(test) else { return };
+    let _alone = alone();
+    let container = Container::new(&ground, &json!({}));
+    let at = container.dir.path().join("dead");
+    let dead = match DeadFileSystem::mount(&at) {
+        Ok(dead) => dead,
+        Err(why) => return skip(test, &why),
+    };
+    let mut state = container.state();
+    state["bundle"] = json!(at);
+    // All that can hang at once: the bundle, the daemon, and nobody who reads what is said.
+    fs::create_dir(container.run_dir()).unwrap();
+    let _listener = UnixListener::bind(container.run_dir().join("cgshim.sock")).unwrap();
+    let (reader, writer) = std::io::pipe().unwrap();
+    let full = writer.try_clone().unwrap();
+    fcntl(&full, FcntlArg::F_SETPIPE_SZ(4096)).unwrap();
+    (&full).write_all(&[b'.'; 4096]).unwrap();
+    let start = Instant::now();
+    let mut child = Command::new(hook_program())
+        .args(["--run-dir".as_ref(), container.run_dir().as_os_str(), "createRuntime".as_ref()])
+        .stdin(Stdio::piped())
+        .stderr(writer)
+        .spawn()
+        .unwrap();
+    child.stdin.take().unwrap().write_all(state.to_string().as_bytes()).unwrap();
+    let status = child.wait().unwrap();
+    let took = start.elapsed();
+    assert!(status.success() && took < patience(), "{status:?} {took:?}");
+    assert_eq!(container.spooled()[0].1["op"], "register");
+    drop(reader);
+
+    // Who listens hears what was the matter.
+    let output = hook(&container.run_dir(), "createRuntime", &state.to_string());
+    assert!(stderr(&output).contains("not read within 250ms"), "{output:?}");
+    drop(dead);
 }
 
 #[test]

@@ -8,11 +8,13 @@ mod common;
 use cgroupfs::freezer::Freezer;
 use cgroupfs::memory::Memory;
 use cgroupfs::{Bytes, Cgroup};
-use cgshim::core::throttle::{Cause, Then, WayOut};
+use cgshim::core::throttle::{Cause, HUGE, Then, WayOut};
 use cgshim::driver::throttle::{ThrottleConfig, ThrottleEvent, Throttler, curve};
 use common::{Ground, Load, alone, memory, skip, until, without_swap};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 const SECOND: Duration = Duration::from_secs(1);
@@ -56,7 +58,7 @@ impl Throttled {
     fn pulses(&mut self) -> Vec<Duration> {
         self.take();
         let pulse = |event: &ThrottleEvent| match event {
-            ThrottleEvent::Pulse(_, time) => Some(*time),
+            ThrottleEvent::Pulse { frozen, .. } => Some(*frozen),
             _ => None,
         };
         self.events.iter().filter_map(pulse).collect()
@@ -369,8 +371,9 @@ fn held_for_a_stop_nobody_is_frozen_until_it_goes_on() {
     until("pulses again", 5 * SECOND, || at.throttler.totals().pulses > pulses);
 }
 
-/// Not a claim but a table: `ci/bench-throttle` prints it. `CGSHIM_BENCH` says what is measured: triples of
-/// high (MiB), growers and pace (MiB/s each, 0: as fast as they can), and for how many seconds.
+/// Not a claim but a table: `ci/bench-throttle` prints it. `CGSHIM_BENCH` says what is measured: high (MiB),
+/// growers and pace (MiB/s each, 0: as fast as they can), for how many seconds, and `thp` for huge pages; those
+/// joined by `+` at the same time.
 #[test]
 #[ignore = "a benchmark: ci/bench-throttle"]
 fn table() {
@@ -378,63 +381,178 @@ fn table() {
     let spec = std::env::var("CGSHIM_BENCH").unwrap_or_else(|_| "100,1,0,10 100,4,0,10".into());
     println!(
         "| high, growers | overage after 5, 10, 20, 30, 60 s (the curve) | furthest off after 5 s | bar | \
-         pulses, longest | CPU |"
+         pulses, longest, seen from outside | late, p99, worst | CPU |"
     );
-    for (n, spec) in spec.split_whitespace().enumerate() {
-        let numbers: Vec<u64> = spec.split(',').map(|n| n.parse().unwrap()).collect();
-        let [high, growers, pace, seconds] = numbers[..] else { panic!("{spec}") };
-        println!("{}", measure(&ground, n, Bytes::mib(high), growers as u32, pace, seconds as u32));
+    let ground = &ground;
+    let mut n = 0;
+    for together in spec.split_whitespace() {
+        let rows: Vec<Row> = together.split('+').map(Row::parse).collect();
+        let alone = rows.len() == 1;
+        std::thread::scope(|scope| {
+            for row in &rows {
+                n += 1;
+                scope.spawn(move || println!("{}", row.measure(ground, n, alone)));
+            }
+        });
     }
 }
 
-fn measure(
-    ground: &Ground,
-    n: usize,
+/// What one row of the table is about.
+struct Row {
     high: Bytes,
     growers: u32,
-    pace: u64,
+    pace: Bytes,
     seconds: u32,
-) -> String {
-    let mut at = Throttled::new(ground, &format!("table{n}"), high, ENDLESS);
-    let mut loads: Vec<Load> = (0..growers).map(|_| Load::in_group(&at.group)).collect();
-    std::thread::sleep(SECOND / 5);
-    let cpu = cpu_time();
-    for load in &mut loads {
-        load.grow(Bytes::mib(pace), Bytes::mib(8192));
+    thp: bool,
+}
+
+impl Row {
+    fn parse(spec: &str) -> Row {
+        let (numbers, thp) = match spec.strip_suffix(",thp") {
+            Some(numbers) => (numbers, true),
+            None => (spec, false),
+        };
+        let numbers: Vec<u64> = numbers.split(',').map(|n| n.parse().unwrap()).collect();
+        let [high, growers, pace, seconds] = numbers[..] else { panic!("{spec}") };
+        let (growers, seconds) = (growers as u32, seconds as u32);
+        Row { high: Bytes::mib(high), growers, pace: Bytes::mib(pace), seconds, thp }
     }
-    let memory = at.memory.clone();
-    until("at high", 120 * SECOND, || memory.usage().unwrap() >= high);
-    let start = Instant::now();
-    let (mut shown, mut worst, mut bar) = (Vec::new(), 0.0f64, f64::INFINITY);
-    for second in 1..=seconds {
-        std::thread::sleep((second * SECOND).saturating_sub(start.elapsed()));
-        let ours = at.overage(high);
-        let pace = (pace > 0).then_some(pace << 20);
-        let native = curve().overage_after(high, growers, pace, 64, start.elapsed());
-        if [5, 10, 20, 30, 60].contains(&second) {
-            shown.push(format!("{:.1} ({:.1})", ours * 100.0, native * 100.0));
+
+    fn measure(&self, ground: &Ground, n: usize, alone: bool) -> String {
+        let high = self.high;
+        let _always = self.thp.then(HugePages::always);
+        let mut at = Throttled::new(ground, &format!("table{n}"), high, ENDLESS);
+        let mut loads: Vec<Load> = (0..self.growers).map(|_| Load::in_group(&at.group)).collect();
+        if self.pace.0 > 0 {
+            // Most of the way at once.
+            assert!(loads[0].anon(Bytes(high.0 / 16 * 15)));
         }
-        // 5 % of native's, or 1 % of high, or the charge of one task, whichever is larger.
-        let allowed = (native * 0.05).max(0.01).max(262_144.0 / high.0 as f64);
-        if second >= 5 && (ours - native).abs() / allowed > worst.abs() / bar {
-            (worst, bar) = (ours - native, allowed);
+        std::thread::sleep(SECOND / 5);
+        let cpu = cpu_time();
+        for load in &mut loads {
+            match self.thp {
+                true => load.grow_huge(self.pace, Bytes::mib(8192)),
+                false => load.grow(self.pace, Bytes::mib(8192)),
+            }
         }
+        let memory = at.memory.clone();
+        until("at high", 120 * SECOND, || memory.usage().unwrap() >= high);
+        let start = Instant::now();
+        let outside = at.freezer_group().map(Outside::watch);
+        let unit = if self.thp { HUGE } else { curve().batch() };
+        let pace = (self.pace.0 > 0).then_some(self.pace.0);
+        let (mut shown, mut worst, mut bar) = (Vec::new(), 0.0f64, f64::INFINITY);
+        for second in 1..=self.seconds {
+            std::thread::sleep((second * SECOND).saturating_sub(start.elapsed()));
+            let ours = at.overage(high);
+            let native = curve().overage_after(high, self.growers, pace, unit, start.elapsed());
+            if [5, 10, 20, 30, 60].contains(&second) {
+                shown.push(format!("{:.1} ({:.1})", ours * 100.0, native * 100.0));
+            }
+            // 5 % of native's, or 1 % of high, or the charge of one task, whichever is larger.
+            let charge = (unit * cgroupfs::units::page_size()) as f64 / high.0 as f64;
+            let allowed = (native * 0.05).max(0.01).max(charge);
+            if second >= 5 && (ours - native).abs() / allowed > worst.abs() / bar {
+                (worst, bar) = (ours - native, allowed);
+            }
+        }
+        let cpu = cpu_time() - cpu;
+        let seen = outside.map(Outside::longest).unwrap_or_default();
+        let pulses = at.pulses();
+        let longest = pulses.iter().max().copied().unwrap_or_default();
+        let mut late: Vec<Duration> = at
+            .events
+            .iter()
+            .filter_map(|event| match event {
+                ThrottleEvent::Pulse { late, .. } => Some(*late),
+                _ => None,
+            })
+            .collect();
+        late.sort();
+        let p99 = late.get((late.len() * 99).div_ceil(100).saturating_sub(1));
+        drop(loads);
+        at.throttler.stop();
+        let pace = if self.pace.0 == 0 { "memset".into() } else { format!("{}/s", self.pace) };
+        format!(
+            "| {high}, {} × {pace}{} | {} % | {:+.1} | {:.1} | {}, {}, {} ms | {:.1}, {:.1} ms | {:.1} % |",
+            self.growers,
+            if self.thp { ", THP" } else { "" },
+            shown.join(", "),
+            worst * 100.0,
+            bar * 100.0,
+            pulses.len(),
+            longest.as_millis(),
+            seen.as_millis(),
+            p99.copied().unwrap_or_default().as_secs_f64() * 1e3,
+            late.last().copied().unwrap_or_default().as_secs_f64() * 1e3,
+            // The process's, which is more than this row's if there are others.
+            if alone { cpu.as_secs_f64() / f64::from(self.seconds) * 100.0 } else { f64::NAN },
+        )
     }
-    let cpu = cpu_time() - cpu;
-    let pulses = at.pulses();
-    let longest = pulses.iter().max().copied().unwrap_or_default();
-    drop(loads);
-    at.throttler.stop();
-    let pace = if pace == 0 { "memset".into() } else { format!("{pace} MiB/s") };
-    format!(
-        "| {high}, {growers} × {pace} | {} % | {:+.1} | {:.1} | {}, {} ms | {:.1} % |",
-        shown.join(", "),
-        worst * 100.0,
-        bar * 100.0,
-        pulses.len(),
-        longest.as_millis(),
-        cpu.as_secs_f64() / f64::from(seconds) * 100.0,
-    )
+}
+
+/// Transparent huge pages for everybody, while this lives.
+struct HugePages(String);
+
+impl HugePages {
+    const FILE: &str = "/sys/kernel/mm/transparent_hugepage/enabled";
+
+    fn always() -> HugePages {
+        let said = std::fs::read_to_string(HugePages::FILE).unwrap();
+        let before = said.split(['[', ']']).nth(1).unwrap().to_owned();
+        std::fs::write(HugePages::FILE, "always").unwrap();
+        HugePages(before)
+    }
+}
+
+impl Drop for HugePages {
+    fn drop(&mut self) {
+        let _ = std::fs::write(HugePages::FILE, &self.0);
+    }
+}
+
+/// Looks at a freezer group from outside, and remembers the longest that nobody in it had a CPU: a window may be
+/// shorter than it takes to look at the group's state.
+struct Outside {
+    stop: Arc<AtomicBool>,
+    watcher: JoinHandle<Duration>,
+}
+
+impl Outside {
+    fn watch(group: PathBuf) -> Outside {
+        let stop = Arc::new(AtomicBool::new(false));
+        let stopped = stop.clone();
+        let watcher = std::thread::spawn(move || {
+            let (mut since, mut longest) = (None::<Instant>, Duration::ZERO);
+            let mut before = 0;
+            while !stopped.load(Ordering::SeqCst) {
+                let state = std::fs::read_to_string(group.join("freezer.state"));
+                let tasks = std::fs::read_to_string(group.join("tasks")).unwrap_or_default();
+                let now: u64 = tasks.lines().map(times_run).sum();
+                let ran = std::mem::replace(&mut before, now) != now;
+                since = match state.unwrap_or_default().trim() {
+                    "FROZEN" | "FREEZING" if ran => Some(Instant::now()),
+                    "FROZEN" | "FREEZING" => since.or_else(|| Some(Instant::now())),
+                    _ => None,
+                };
+                longest = longest.max(since.map_or(Duration::ZERO, |since| since.elapsed()));
+                std::thread::sleep(Duration::from_millis(1));
+            }
+            longest
+        });
+        Outside { stop, watcher }
+    }
+
+    fn longest(self) -> Duration {
+        self.stop.store(true, Ordering::SeqCst);
+        self.watcher.join().unwrap()
+    }
+}
+
+/// So often a task was given a CPU.
+fn times_run(tid: &str) -> u64 {
+    let counts = std::fs::read_to_string(format!("/proc/{tid}/schedstat")).unwrap_or_default();
+    counts.split_whitespace().nth(2).and_then(|n| n.parse().ok()).unwrap_or(0)
 }
 
 /// CPU time of this process, without the loads.

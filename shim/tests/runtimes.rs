@@ -9,10 +9,12 @@
 #[path = "../../tools/tests/common/mod.rs"]
 mod common;
 
+use cgroupfs::files::ControlDir;
+use cgroupfs::{Bytes, Limit};
 use cgshim::api::client::Client;
-use cgshim::api::message::{Listed, Request, View};
+use cgshim::api::message::{Listed, Register, Registered, Release, Request, View};
 use cgshim::oci::inject::{self, Entry};
-use common::{Ground, alone, skip, until};
+use common::{DiskFile, Ground, Load, alone, memory, skip, until};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::{Pid, mkfifo};
 use serde_json::{Value, json};
@@ -21,7 +23,7 @@ use std::io::{Read, Write};
 use std::os::unix::fs::{OpenOptionsExt, symlink};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
-use std::sync::MutexGuard;
+use std::sync::{Arc, MutexGuard};
 use std::time::{Duration, Instant};
 
 const SECOND: Duration = Duration::from_secs(1);
@@ -87,13 +89,18 @@ impl Host {
 
     /// The test's group as runtimes name it, and a container's in it.
     fn cgroup(&self, id: &str) -> String {
-        let own = cgroupfs::files::ControlDir::path(&*self.ground.dir);
+        let own = self.ground.dir.path();
         let own = own.strip_prefix(&self.ground.hierarchy.mount_point).unwrap();
         format!("/{}/{id}", own.display())
     }
 
     fn daemon(&self) -> Daemon {
+        self.daemon_with(&[])
+    }
+
+    fn daemon_with(&self, environment: &[(&str, &str)]) -> Daemon {
         let child = Command::new(env!("CARGO_BIN_EXE_cgshimd"))
+            .envs(environment.iter().copied())
             .args(["--config".as_ref(), self.path("config.toml").as_os_str()])
             .args(["--run-dir".as_ref(), self.run_dir().as_os_str()])
             .stdin(Stdio::null())
@@ -505,6 +512,80 @@ fn runc_shows_why_a_strict_container_does_not_start() {
     assert!(said.contains("web: not registered, and io.cgshim.strict is true"), "{said}");
     let _daemon = host.daemon();
     assert!(host.listed("web").is_none(), "nothing of it was left for later");
+}
+
+// --- while it is at work
+
+/// An operator's `runc update` at any moment of the daemon's steps, whose windows a fault keeps open for longer than
+/// half of the time: 100 of 100 stand, by hand with CGSHIM_TEST_UPDATES=100.
+#[test]
+fn what_runc_update_sets_during_stepping_stands() {
+    let Some(host) = Host::new("what_runc_update_sets_during_stepping_stands", &["runc"]) else {
+        return;
+    };
+    if !host.ground.v1() {
+        return;
+    }
+    fs::write(host.path("config.toml"), "[defaults]\nwatermark = '50%:40%'\n").unwrap();
+    let log = host.path("faults");
+    let daemon = host.daemon_with(&[
+        ("CGSHIM_FAULT", "sleep-3:lowered:*1"),
+        ("CGSHIM_FAULT_LOG", log.to_str().unwrap()),
+    ]);
+    let bundle = host.injected("web");
+    let runc = find_program("runc").unwrap();
+    let child = host.run("runc", &runc, &bundle, "web").spawn().unwrap();
+    let mut container = Container { child: Some(child) };
+    host.first_word(&mut container);
+    let pid = host.listed("web").unwrap().pid.unwrap();
+    let group = Arc::new(host.ground.dir.child("web").unwrap());
+    let memory = memory(&group);
+    let file = DiskFile::new(Bytes::mib(128));
+    let mut load = Load::in_group(&group);
+    load.stream(&file, Bytes::mib(600));
+
+    let ask = |request| {
+        let mut client = Client::connect(&host.run_dir(), 5 * SECOND).unwrap();
+        client.ask::<Registered>(request).unwrap()
+    };
+    let rounds = std::env::var("CGSHIM_TEST_UPDATES").ok().and_then(|n| n.parse().ok());
+    let rounds: u64 = rounds.unwrap_or(15);
+    let mut lost = Vec::new();
+    for round in 0..rounds {
+        // Whoever has set a limit is left in peace for half a minute: registered anew, it is stepped at once.
+        ask(Request::Release(Release { id: "web".into(), ..Release::default() }));
+        let cgroup = host.cgroup("web");
+        ask(Request::Register(Register { id: "web".into(), pid, cgroup, ..Register::default() }));
+        until("it is stepped", 20 * SECOND, || host.listed("web").unwrap().reclaim.rounds > 0);
+        std::thread::sleep(Duration::from_micros(round * 1373 % 20_000));
+        let value = (66 + round % 16) << 20;
+        let mut update = host.command("runc", &runc);
+        update.arg("--root").arg(host.path("state"));
+        let output =
+            update.args(["update", "--memory", &value.to_string(), "web"]).output().unwrap();
+        assert!(output.status.success(), "{output:?}");
+        // Longer than a step, and than it takes the guardian to restore one.
+        let start = Instant::now();
+        while start.elapsed() < Duration::from_millis(100) {
+            let standing = memory.limit().unwrap();
+            if standing != Limit::Bytes(Bytes(value)) {
+                lost.push(format!("round {round}: {value} set, {standing} stands"));
+                break;
+            }
+            std::thread::sleep(Duration::from_millis(1));
+        }
+        assert_eq!(host.listed("web").unwrap().limit_bytes, Some(value), "adopted");
+    }
+    let windows = fs::read_to_string(&log).unwrap().lines().count();
+    println!(
+        "{} of {rounds} updates stand; {windows} windows held open",
+        rounds - lost.len() as u64
+    );
+    assert!(lost.is_empty(), "{lost:#?}");
+    assert!(windows as u64 >= rounds, "it was not stepped");
+    drop(load);
+    assert!(host.end(container).status.success());
+    drop(daemon);
 }
 
 /// What the hook adds to a container's start, with the daemon's own work at registration in it: by turns with

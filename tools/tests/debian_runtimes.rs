@@ -46,16 +46,16 @@ fn crun_with_an_injected_hook() {
 #[ignore = "needs container runtimes: ci/vm/tests debian-v2-6.1"]
 fn the_wrapper_in_place_of_runc_and_crun() {
     let _machine = machine();
-    for runtime in ["runc", "crun"] {
-        for (driver, flag) in [("cgroupfs", ""), ("systemd", "--systemd-cgroup")] {
-            let id = format!("wrapped-{runtime}-{driver}");
-            let bundle = Bundle::new(&id, &cgroups_path(driver, &id), &LISTS_ITSELF);
-            let output = try_sh(&format!(
-                "CGSHIM_RUNTIME={runtime} cgshim-runtime {flag} run --bundle {} {id}",
-                bundle.path.display()
-            ));
-            assert_listed_itself(&id, &id, &output);
-        }
+    for (runtime, driver, flag) in
+        [("runc", "cgroupfs", ""), ("crun", "systemd", "--systemd-cgroup")]
+    {
+        let id = format!("wrapped-{runtime}-{driver}");
+        let bundle = Bundle::new(&id, &cgroups_path(driver, &id), &LISTS_ITSELF);
+        let output = try_sh(&format!(
+            "CGSHIM_RUNTIME={runtime} cgshim-runtime {flag} run --bundle {} {id}",
+            bundle.path.display()
+        ));
+        assert_listed_itself(&id, &id, &output);
     }
 }
 
@@ -64,20 +64,18 @@ fn the_wrapper_in_place_of_runc_and_crun() {
 fn podman_with_hooks_d() {
     let _machine = machine();
     sh("cgctl install podman");
-    for runtime in ["crun", "runc"] {
-        for manager in ["systemd", "cgroupfs"] {
-            let what = format!("podman-{runtime}-{manager}");
-            let output = try_sh(&format!(
-                "rm -f /run/{what}.id; podman --cgroup-manager {manager} --runtime {runtime} run \
-                 --name {what} --cidfile /run/{what}.id --network none --memory 64m \
-                 --security-opt seccomp=unconfined --annotation io.cgshim.high=75% \
-                 --volume /run/cgshim:/run/cgshim --rootfs /srv/rootfs {}",
-                LISTS_ITSELF.join(" ")
-            ));
-            let id = fs::read_to_string(format!("/run/{what}.id")).unwrap_or_default();
-            assert_listed_itself(&what, id.trim(), &output);
-            sh(&format!("podman rm --force {what}"));
-        }
+    for (runtime, manager) in [("crun", "systemd"), ("runc", "cgroupfs")] {
+        let what = format!("podman-{runtime}-{manager}");
+        let output = try_sh(&format!(
+            "rm -f /run/{what}.id; podman --cgroup-manager {manager} --runtime {runtime} run \
+             --name {what} --cidfile /run/{what}.id --network none --memory 64m \
+             --security-opt seccomp=unconfined --annotation io.cgshim.high=75% \
+             --volume /run/cgshim:/run/cgshim --rootfs /srv/rootfs {}",
+            LISTS_ITSELF.join(" ")
+        ));
+        let id = fs::read_to_string(format!("/run/{what}.id")).unwrap_or_default();
+        assert_listed_itself(&what, id.trim(), &output);
+        sh(&format!("podman rm --force {what}"));
     }
 }
 
@@ -157,6 +155,11 @@ fn without_a_daemon_a_strict_container_does_not_start_and_the_runtime_says_why()
         let output = try_sh(&format!("{runtime} run --bundle {} {id}", bundle.path.display()));
         let said = String::from_utf8_lossy(&output.stderr);
         assert!(!output.status.success(), "{runtime} started it: {said}");
-        assert!(said.contains("not registered, and io.cgshim.strict is true"), "{runtime}: {said}");
+        // crun names the hook, and keeps what it said to itself (1.8.1).
+        let why = match runtime {
+            "runc" => "not registered, and io.cgshim.strict is true",
+            _ => "cgshim-hook",
+        };
+        assert!(said.contains(why), "{runtime}: {said}");
     }
 }

@@ -114,8 +114,15 @@ impl Task {
     }
 }
 
-/// The process (`Tgid`) of a task.
-fn process_of(tid: u32) -> Option<u32> {
+/// When the task started (22), in clock ticks after boot. `None` once it is gone.
+pub fn starttime(tid: u32) -> Option<u64> {
+    let stat = std::fs::read(format!("/proc/{tid}/stat")).ok()?;
+    Some(TaskStat::parse(&stat)?.starttime)
+}
+
+/// The process (`Tgid`) of a task: itself, or, as `/proc` knows the ids of threads too, the one that it is a
+/// thread of. `None` once it is gone.
+pub fn process_of(tid: u32) -> Option<u32> {
     let status = std::fs::read(format!("/proc/{tid}/status")).ok()?;
     let tgid = crate::flat::get(&status, "Tgid")?;
     u32::try_from(tgid).ok()
@@ -125,6 +132,20 @@ fn process_of(tid: u32) -> Option<u32> {
 mod tests {
     use super::*;
     use proptest::prelude::*;
+
+    #[test]
+    fn a_thread_is_told_from_its_process() {
+        let own = std::process::id();
+        assert_eq!(process_of(own), Some(own));
+        let thread = std::thread::spawn(|| {
+            let tid = u32::try_from(nix::unistd::gettid().as_raw()).unwrap();
+            (process_of(tid), starttime(tid))
+        });
+        let (process, started) = thread.join().unwrap();
+        assert_eq!(process, Some(own));
+        assert!(started >= starttime(own));
+        assert_eq!((process_of(u32::MAX), starttime(u32::MAX)), (None, None));
+    }
 
     #[test]
     fn a_name_full_of_parentheses_does_not_confuse() {

@@ -1,4 +1,4 @@
-//! `cgshim-hook STAGE < state.json`: the OCI hook. One thread, no child, a second at the most.
+//! `cgshim-hook STAGE < state.json`: the OCI hook. No child, a second at the most.
 
 use cgshim::oci::hook::{self, Stage};
 use nix::errno::Errno;
@@ -7,7 +7,7 @@ use std::io::{IsTerminal, Write};
 use std::os::fd::AsFd;
 use std::path::PathBuf;
 use std::process::ExitCode;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 const USAGE: &str = "\
 usage: cgshim-hook [--run-dir DIR] STAGE < state.json
@@ -36,16 +36,37 @@ fn main() -> ExitCode {
             return ExitCode::from(if std::io::stdin().is_terminal() { 2 } else { 0 });
         }
     };
-    let state = match state(deadline - hook::DAEMON_PATIENCE) {
+    let state = match state(Instant::now() + hook::STATE_PATIENCE) {
         Ok(state) => state,
         Err(why) => {
-            let _ = writeln!(std::io::stderr(), "cgshim-hook: the state on standard input: {why}");
+            say(&format!("cgshim-hook: the state on standard input: {why}\n"), deadline);
             return ExitCode::SUCCESS;
         }
     };
     let report = hook::run(stage, &state, &run_dir, deadline);
-    let _ = std::io::stderr().write_all(report.message().as_bytes());
+    say(&report.message(), deadline);
     ExitCode::from(u8::from(report.fails()))
+}
+
+/// The most of a message, of its end: what a pipe that is ready takes without waiting for its reader (PIPE_BUF).
+const MOST_SAID: usize = 4096;
+
+/// How long a reader of standard error is waited for.
+const MOST_WAIT_TO_SAY: Duration = Duration::from_millis(100);
+
+/// Writes to standard error, unless nobody reads there: a runtime that does not must not hang here.
+fn say(message: &str, deadline: Instant) {
+    if message.is_empty() {
+        return;
+    }
+    let stderr = std::io::stderr();
+    let end = &message.as_bytes()[message.len().saturating_sub(MOST_SAID)..];
+    let left = deadline.saturating_duration_since(Instant::now()).min(MOST_WAIT_TO_SAY);
+    let timeout = PollTimeout::try_from(left).unwrap_or(PollTimeout::ZERO);
+    let mut fds = [PollFd::new(stderr.as_fd(), PollFlags::POLLOUT)];
+    if poll(&mut fds, timeout).is_ok_and(|ready| ready > 0) {
+        let _ = (&stderr).write_all(end);
+    }
 }
 
 /// Stage and run directory; `None` when there is nothing more to do.

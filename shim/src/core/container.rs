@@ -200,6 +200,11 @@ impl Container {
         }
     }
 
+    /// How the marks are found.
+    pub const fn watermark_spec(&self) -> WatermarkSpec {
+        self.spec
+    }
+
     /// `memory.high`, as declared.
     pub const fn high(&self) -> Limit {
         self.high

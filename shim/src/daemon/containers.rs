@@ -4,7 +4,7 @@ use super::Daemon;
 use super::discovery::Found;
 use super::history::event;
 use super::registry::{Container, Moment, Source};
-use super::verify::{Verified, oom_score_adj, start_time};
+use super::verify::{Verified, oom_score_adj};
 use crate::api::message::{EventLine, Register, Release, Request, View};
 use crate::core::oom::Record;
 use crate::core::oom::hold::HoldEvent;
@@ -17,6 +17,7 @@ use crate::driver::{Happened, Key, Policy};
 use crate::journal;
 use cgroupfs::Bytes;
 use cgroupfs::files::ControlDir;
+use cgroupfs::procfs;
 use std::collections::BTreeMap;
 
 /// What annotations of ours begin with.
@@ -176,7 +177,7 @@ impl Daemon {
             None => self.engine.record_of(&group, policy).and_then(|mut record| {
                 record.identity.id = about.id.clone();
                 record.identity.pid = about.pid.unwrap_or(0);
-                let started = about.pid.and_then(|pid| start_time(u32::try_from(pid).ok()?));
+                let started = about.pid.and_then(|pid| procfs::starttime(u32::try_from(pid).ok()?));
                 record.identity.start_time = started.unwrap_or(0);
                 record.terms.take(&terms);
                 self.engine.register_as(group, policy, record)

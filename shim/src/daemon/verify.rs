@@ -3,7 +3,7 @@
 
 use crate::api::message::{Register, check_id};
 use cgroupfs::memory::Version;
-use cgroupfs::{Cgroup, Membership, MemoryHierarchy, Mounts};
+use cgroupfs::{Cgroup, Membership, MemoryHierarchy, Mounts, procfs};
 use std::os::unix::fs::MetadataExt;
 use std::path::{Component, Path};
 use std::sync::Arc;
@@ -40,8 +40,14 @@ impl Host {
         let Some(pid) = pid else { return Err(format!("{} is no process id", asked.pid)) };
         let gone = || format!("process {pid} is gone");
         let membership = Membership::read(pid).map_err(|_| gone())?;
+        let process = procfs::process_of(pid).ok_or_else(gone)?;
+        if process != pid {
+            return Err(format!(
+                "{pid} is no process id but that of a thread of process {process}"
+            ));
+        }
         if let Some(expected) = asked.start_time {
-            let found = start_time(pid).ok_or_else(gone)?;
+            let found = procfs::starttime(pid).ok_or_else(gone)?;
             if found != expected {
                 return Err(format!(
                     "process {pid} is another one by now: started at {found}, not {expected}"
@@ -125,14 +131,6 @@ fn check_path(path: &str) -> Result<(), String> {
     Ok(())
 }
 
-/// Field 22 of `/proc/PID/stat`: clock ticks since boot. The name in field 2 may hold anything.
-pub(super) fn start_time(pid: u32) -> Option<u64> {
-    let stat = std::fs::read(format!("/proc/{pid}/stat")).ok()?;
-    let after_name = stat.iter().rposition(|byte| *byte == b')')? + 1;
-    let fields = std::str::from_utf8(&stat[after_name..]).ok()?;
-    fields.split_ascii_whitespace().nth(19)?.parse().ok()
-}
-
 /// `process.oomScoreAdj` as the kernel has it, for groups nobody registered.
 pub(super) fn oom_score_adj(pid: i32) -> Option<i32> {
     std::fs::read_to_string(format!("/proc/{pid}/oom_score_adj")).ok()?.trim().parse().ok()
@@ -148,11 +146,5 @@ mod tests {
             assert!(check_path(path).is_err(), "{path}");
         }
         check_path("/a/b..c/d").unwrap();
-    }
-
-    #[test]
-    fn a_start_time_is_read_past_any_name() {
-        assert!(start_time(std::process::id()).is_some_and(|ticks| ticks > 0));
-        assert_eq!(start_time(u32::MAX), None);
     }
 }

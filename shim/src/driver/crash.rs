@@ -16,7 +16,7 @@ use crate::core::{
     Action, Capabilities, Container, Event, Now, Outcome, Survey, Totals, WatermarkSpec,
 };
 use crate::guardian::{FREEZER_CHILD, Groups, restore_all};
-use crate::journal::{Deadline, Freeze, FreezerKind, Journal, Place};
+use crate::journal::{Deadline, Freeze, FreezerKind, HighMark, Journal, Place};
 use cgroupfs::files::{Access, ControlDir, ControlFile};
 use cgroupfs::memory::{Memory, MemoryV1, MemoryV2, Version};
 use cgroupfs::{Bytes, Limit};
@@ -67,6 +67,8 @@ struct World {
     crash: Arc<Mutex<Crash>>,
     declared: u64,
     high: Option<u64>,
+    /// A high of ours that is to stay.
+    ours: Option<Limit>,
     swap: u64,
     announced: (Totals, u64),
     timer: Option<Now>,
@@ -211,6 +213,7 @@ impl World {
             crash,
             declared: DECLARED,
             high,
+            ours: None,
             swap,
             announced: (Totals::default(), 0),
             timer: Some(Now::ZERO),
@@ -308,6 +311,23 @@ impl World {
         }
     }
 
+    /// As the guard of a native `memory.high` does it: another one of ours, or what was there before.
+    fn native(&mut self, ours: Option<Limit>) {
+        let slot = self.journaled.slot();
+        let before = self.high.map_or(Limit::Max, |high| Limit::Bytes(Bytes(high)));
+        let written = ours.unwrap_or(before);
+        let last = self.ours.unwrap_or(before);
+        slot.begin_high(HighMark { before, written, last });
+        let dir = self.host.dir_as(self.group, DAEMON);
+        let file = dir.open("memory.high", Access::ReadWrite).unwrap();
+        if file.write(written.to_v2().as_bytes()).is_ok() && !self.crashed() {
+            self.ours = ours;
+            if ours.is_none() {
+                slot.end_high();
+            }
+        }
+    }
+
     fn declare(&mut self, bytes: u64) {
         let value = bytes.to_string();
         let file = if self.v1() { "memory.limit_in_bytes" } else { "memory.max" };
@@ -336,6 +356,11 @@ fn history(seed: u64) -> bool {
             3 if world.v1() => {
                 world.crash.lock().unwrap().memsw = Some(DECLARED - (4 << 20));
             }
+            5 if !world.v1() => {
+                let ours = Limit::Bytes(Bytes(DECLARED - (3 << 20) - (lot.draw(8) << 20)));
+                world.native(Some(ours));
+            }
+            6 if !world.v1() => world.native(None),
             4 => {
                 let kills = world.announced.1 + 1;
                 world.kill_announced(kills);

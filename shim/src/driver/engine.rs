@@ -5,6 +5,7 @@ use super::asked::Asked;
 use super::flight::{Flight, INTERRUPT_AGAIN};
 use super::hold::Held;
 use super::journaled::{self, Journaled};
+use super::native::Natives;
 use super::oom::{Deeds, OomWatch};
 use super::throttling::Throttles;
 use super::watch::RECOUNT_EVERY;
@@ -82,6 +83,7 @@ pub struct Engine {
     /// [`Engine::reclaim`].
     pub(super) later: Vec<(u64, Answer, bool)>,
     pub(super) throttles: Throttles,
+    pub(super) natives: Natives,
     pub(super) journal: Arc<Journal>,
     keep_records: bool,
     /// What paths in the journal are relative to.
@@ -141,6 +143,7 @@ impl Engine {
             witnessed: HashSet::new(),
             later: Vec::new(),
             throttles: Throttles::default(),
+            natives: Natives::default(),
             journal,
             keep_records: false,
             mount_point: MemoryHierarchy::find()?.mount_point,
@@ -386,6 +389,7 @@ impl Engine {
             })
             .flatten()
             .chain(self.next_hold())
+            .chain(self.natives.values().filter_map(super::native::Guarded::at))
             .min()
             .map(|at| at.saturating_sub(now));
         match next.into_iter().chain(patience).min() {
@@ -450,6 +454,7 @@ impl Engine {
         for key in unrestored {
             self.restore(key);
         }
+        self.natives_due();
     }
 
     pub(super) fn failed(&mut self, key: u64, error: &Error) {

@@ -15,6 +15,7 @@ mod flight;
 mod group_kill;
 mod hold;
 mod journaled;
+mod native;
 mod once;
 pub mod oom;
 mod reclaim;

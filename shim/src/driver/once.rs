@@ -74,7 +74,7 @@ impl Slices {
 
     /// A job ended; whether there is to be another.
     pub(super) fn done(&mut self, elapsed: Duration, report: Report) -> bool {
-        let sum = match self.all {
+        let mut sum = match self.all {
             None => report,
             Some((_, before)) => Report {
                 before: before.before,
@@ -85,8 +85,12 @@ impl Slices {
                 ..report
             },
         };
+        // A slice's deadline is nobody's who asked: what came with the last of it is all there.
+        if sum.outcome == Outcome::Deadline && sum.freed >= self.size {
+            sum.outcome = Outcome::Reached;
+        }
         self.all = Some((report.strategy, sum));
-        match report.outcome {
+        match sum.outcome {
             Outcome::Reached => self.why.is_none() && sum.freed < self.size,
             Outcome::Deadline => elapsed < self.patience,
             _ => false,
@@ -255,5 +259,42 @@ fn run(
             }
             None => {}
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn slice_of(freed: Bytes, outcome: Outcome) -> Report {
+        Report {
+            id: 0,
+            strategy: Strategy::MemoryReclaim,
+            outcome,
+            before: Bytes::mib(400),
+            after: Bytes::mib(400).saturating_sub(freed),
+            freed,
+            direct_reclaim: 0,
+            steps: 1,
+            cpu: Duration::ZERO,
+            wall: SLICE,
+        }
+    }
+
+    #[test]
+    fn what_comes_as_a_slice_ends_is_no_timeout() {
+        let patience = 10 * SLICE;
+        let mut slices = Slices::new(Bytes::mib(100), patience);
+        assert!(slices.done(SLICE, slice_of(Bytes::mib(60), Outcome::Deadline)));
+        assert!(!slices.done(2 * SLICE, slice_of(Bytes::mib(41), Outcome::Deadline)));
+        let (_, report) = slices.end().report.unwrap();
+        assert_eq!((report.outcome, report.freed), (Outcome::Reached, Bytes::mib(101)));
+    }
+
+    #[test]
+    fn with_patience_over_it_says_so() {
+        let mut slices = Slices::new(Bytes::mib(100), SLICE);
+        assert!(!slices.done(SLICE, slice_of(Bytes::mib(60), Outcome::Deadline)));
+        assert_eq!(slices.end().report.unwrap().1.outcome, Outcome::Deadline);
     }
 }

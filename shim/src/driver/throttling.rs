@@ -1,6 +1,7 @@
 //! Throttles of an engine's containers: started, told of, held while the process is stopped, ended.
 
 use super::engine::{Engine, Source};
+use super::native::is_native;
 use super::throttle::{FreezeJournal, ThrottleConfig, ThrottleEvent, Throttler};
 use super::{Happened, Key};
 use crate::core::throttle::{ThrottleTotals, WayOut};
@@ -9,6 +10,7 @@ use cgroupfs::files::ControlDir;
 use cgroupfs::freezer::{Freezer, Kind};
 use cgroupfs::{Error, Limit, Result};
 use std::collections::HashMap;
+use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::thread::JoinHandle;
@@ -61,15 +63,36 @@ impl Drop for Throttles {
 }
 
 impl Engine {
-    /// Throttles a container above its high from now on, or no more (`None`), where the kernel itself does
-    /// not: a no-op without a high, and where there is a `memory.high`. To be called again after
-    /// [`Engine::set_policy`].
+    /// Throttles a container above its high from now on, or no more (`None`): by freezing where the kernel
+    /// does not, else by the kernel's `memory.high`, which gets a way out, whoever wrote it. To be called again
+    /// after [`Engine::set_policy`].
     ///
     /// # Errors
     /// [`Error::NoController`] where there is no freezer, or no journal to undo a freeze by.
     pub fn throttle(&mut self, key: Key, way_out: Option<WayOut>) -> Result<()> {
+        self.start_throttle(key, way_out, false)
+    }
+
+    /// As [`Engine::throttle`], for a container in which nobody is yet and whose tasks this process starts:
+    /// everything is ready when they come. Where they are to move themselves to, if anywhere
+    /// ([`Throttler::door`]).
+    ///
+    /// # Errors
+    /// As [`Engine::throttle`].
+    pub fn throttle_ahead(&mut self, key: Key, way_out: WayOut) -> Result<Option<OwnedFd>> {
+        self.start_throttle(key, Some(way_out), true)?;
+        let door = self.throttles.of.get(&key.0).and_then(|present| present.throttler.door());
+        // Without it they are moved as anybody else is.
+        Ok(door.and_then(|door| door.try_clone_to_owned().ok()))
+    }
+
+    fn start_throttle(&mut self, key: Key, way_out: Option<WayOut>, ahead: bool) -> Result<()> {
         let Some(enforced) = self.containers.get(&key.0) else { return Ok(()) };
         let high = enforced.core.high();
+        if is_native(&*enforced.memory) {
+            return self.guard_native(key, high, way_out);
+        }
+        // A vendor's v1.
         let native = enforced.group.has("memory.high");
         let (Some(way_out), Limit::Bytes(bytes), false) = (way_out, high, native) else {
             self.throttles.end(key.0);
@@ -96,6 +119,7 @@ impl Engine {
             way_out,
             reclaims: enforced.core.watermarks().is_some(),
             journal,
+            ahead,
             ..ThrottleConfig::new(enforced.group.clone(), bytes)
         };
         let throttler = Throttler::start(config)?;
@@ -106,7 +130,9 @@ impl Engine {
 
     /// What throttling did for a container, as far as it has a throttle.
     pub fn throttled(&self, key: Key) -> Option<ThrottleTotals> {
-        Some(self.throttles.of.get(&key.0)?.throttler.totals())
+        let emulated =
+            self.throttles.of.get(&key.0).map(|throttling| throttling.throttler.totals());
+        emulated.or_else(|| self.native_totals(key.0))
     }
 
     /// A throttle has something to tell.
@@ -116,7 +142,7 @@ impl Engine {
         for event in throttling.throttler.events() {
             // Its clock is not ours.
             let at = match event {
-                ThrottleEvent::Pulse(at, _) => at.saturating_duration_since(self.start),
+                ThrottleEvent::Pulse { since, .. } => since.saturating_duration_since(self.start),
                 _ => now,
             };
             self.happened.push(Happened::Throttle(Key(key), at, event));
@@ -146,6 +172,7 @@ impl Engine {
         // What it has told until now is not lost.
         self.throttle_told(key);
         self.throttles.end(key);
+        self.end_native(key);
     }
 }
 

@@ -61,6 +61,7 @@ impl Engine {
             Version::V2 => {
                 let before = enforced.counters;
                 self.count(key);
+                self.native_stirred(key);
                 let Some(enforced) = self.containers.get(&key) else { return };
                 if enforced.counters.max != before.max {
                     match enforced.memory.usage() {

@@ -129,6 +129,11 @@ impl Workers {
         let _ = self.wake.write(1);
     }
 
+    /// What makes it so, for other threads.
+    pub(super) fn waker(&self) -> Arc<EventFd> {
+        self.wake.clone()
+    }
+
     fn spawn(&mut self) {
         let (queue, answer, wake) = (self.queue.clone(), self.answer.clone(), self.wake.clone());
         let thread = std::thread::Builder::new()

@@ -4,6 +4,8 @@
 //! It is forked early, locks its memory, drops every capability but the one to write files of others,
 //! and sleeps. What is in flight it sees in the journal that both map. It undoes
 //!
+//! - what is in flight, as soon as the parent begins to die: when the thread that forked it is gone
+//!   (`PR_SET_PDEATHSIG`), and again while its last threads are on their way out of the kernel;
 //! - everything, when the parent's pipe closes: that is when the last thread is gone, which may take as
 //!   long as a thread waits for a disk;
 //! - what has stood past its deadline, whether the parent lives or not: a stopped one is as bad as a
@@ -48,7 +50,8 @@ pub struct Guardian {
 
 impl Guardian {
     /// Forks one, and waits until it is at its post. Best before any thread is started: what memory this
-    /// process has by then is the guardian's too. `run_dir` is the lock that it has a share in.
+    /// process has by then is the guardian's too. By a thread that lives as long as the process: its end is
+    /// taken for the process's. `run_dir` is the lock that it has a share in.
     pub fn start(
         journal: &Journal,
         run_dir: Option<&RunDir>,

@@ -5,8 +5,8 @@
 
 use super::groups::Groups;
 use crate::journal::{
-    Deadline, Freeze, FreezerKind, InFlight, Journal, JournalError, Place, RunDir, SlotView, Step,
-    StepFile, View,
+    Deadline, Freeze, FreezerKind, HighMark, InFlight, Journal, JournalError, Place, RunDir,
+    SlotView, Step, StepFile, View,
 };
 use cgroupfs::files::{ControlFile, Decimal, parse_u64};
 use cgroupfs::memory::Version;
@@ -32,6 +32,8 @@ pub enum Undone {
     Limit(Limit, Bytes),
     /// `memory.high` is back.
     High(Limit, Bytes),
+    /// What stood in `memory.high` before ours.
+    Native(Limit, Limit),
     /// memsw is under the declared limit now: this was the most that the kernel took.
     Bounded(Limit, Limit),
     /// Somebody else's limit stands: left alone.
@@ -60,6 +62,9 @@ impl fmt::Display for Undone {
             }
             Undone::High(high, ours) => {
                 write!(f, "memory.high {high} restored, which was stepped to {ours}")
+            }
+            Undone::Native(before, ours) => {
+                write!(f, "memory.high {before} is back, where ours, {ours}, stood")
             }
             Undone::Bounded(declared, bound) => write!(
                 f,
@@ -103,7 +108,7 @@ pub struct Restored {
 impl Restored {
     fn count(&mut self, undone: Undone) {
         match undone {
-            Undone::Limit(..) | Undone::High(..) => self.limits += 1,
+            Undone::Limit(..) | Undone::High(..) | Undone::Native(..) => self.limits += 1,
             Undone::Bounded(..) => {
                 self.limits += 1;
                 self.bounded += 1;
@@ -162,6 +167,18 @@ pub(super) fn everything(
             slot.forget_in_flight();
         }
     }
+    // Last, for these writes may have to reclaim, and nobody is to wait for them.
+    for slot in view.slots() {
+        let (Some(high), Some(place)) = (slot.in_flight().high, slot.place()) else { continue };
+        let undone = undo_high(groups, &place, &high).unwrap_or_else(Undone::from);
+        restored.count(undone);
+        if undone != Undone::Nothing {
+            on(place.path.as_str(), undone);
+        }
+        if !matches!(undone, Undone::Failed(..)) {
+            slot.forget_high();
+        }
+    }
     restored
 }
 
@@ -177,13 +194,26 @@ pub(super) fn overdue(
     }
 }
 
+/// What stands while a process dies: no code of its own runs any more, but a thread that waits in the kernel may
+/// still lower a limit as it goes. So nothing is forgotten, and [`everything`] follows once the last one is gone.
+pub(super) fn dying(view: View<'_>, groups: &impl Groups, on: &mut dyn FnMut(&str, Undone)) {
+    for slot in view.in_flight() {
+        undo(&slot, groups, Some(Deadline(u64::MAX)), &mut |path, undone| {
+            if let Undone::Bounded(_, limit) = undone {
+                slot.declare(limit);
+            }
+            on(path, undone);
+        });
+    }
+}
+
 fn undo(
     slot: &SlotView<'_>,
     groups: &impl Groups,
     overdue: Option<Deadline>,
     on: &mut dyn FnMut(&str, Undone),
 ) {
-    let InFlight { step, swappiness, freeze, hold, damaged } = slot.in_flight();
+    let InFlight { step, swappiness, freeze, hold, high: _, damaged } = slot.in_flight();
     let due = |deadline: Deadline| overdue.is_none_or(|now| deadline <= now);
     let Some(place) = slot.place().filter(|_| slot.stands()) else {
         if overdue.is_none() {
@@ -272,6 +302,21 @@ fn undo_step(groups: &impl Groups, place: &Place, step: &Step) -> Result<Undone,
         }
     }
     Err(failed(Errno::EINVAL))
+}
+
+fn undo_high(groups: &impl Groups, place: &Place, high: &HighMark) -> Result<Undone, Failed> {
+    const FILE: &str = "memory.high";
+    let failed = |errno| Failed(FILE, errno);
+    let file = groups.memory(place, FILE).map_err(failed)?;
+    let standing = read_limit(&file, false).map_err(failed)?;
+    if standing == high.before.page_floor() {
+        return Ok(Undone::Nothing);
+    }
+    if standing != high.written && standing != high.last {
+        return Ok(Undone::Foreign(standing));
+    }
+    write_limit(&file, false, high.before).map_err(failed)?;
+    Ok(Undone::Native(high.before, standing))
 }
 
 fn undo_swappiness(groups: &impl Groups, place: &Place, before: u64) -> Result<Undone, Failed> {

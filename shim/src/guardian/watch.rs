@@ -1,7 +1,7 @@
 //! What the guardian process does.
 
 use super::groups::Kernel;
-use super::restore::{Restored, Undone, everything, overdue};
+use super::restore::{Restored, Undone, dying, everything, overdue};
 use super::sys;
 use crate::journal::{Deadline, Journal, Shared};
 use caps::{CapSet, Capability, CapsHashSet};
@@ -9,16 +9,24 @@ use nix::fcntl::{OFlag, open};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::mman::{MlockAllFlags, mlockall};
 use nix::sys::prctl;
-use nix::sys::signal::SigSet;
+use nix::sys::signal::{SigSet, Signal};
+use nix::sys::signalfd::{SfdFlags, SignalFd};
 use nix::sys::stat::Mode;
-use nix::unistd::{dup2_stdin, dup2_stdout, setsid, write};
+use nix::unistd::{dup2_stdin, dup2_stdout, getppid, setsid, write};
 use std::fmt::Write as _;
-use std::os::fd::{AsRawFd, BorrowedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
 use std::time::Duration;
 
 /// How often deadlines are looked at while something is in flight. A step's deadline and this are less
 /// than the 100 ms in which every limit is to be back.
 const LOOK_EVERY: Duration = Duration::from_millis(15);
+
+/// The same while its parent dies: what its last threads do in the kernel is undone as soon as it is done.
+const LOOK_AT_THE_DYING_EVERY: Duration = Duration::from_millis(2);
+
+/// Sent by the kernel when the thread that forked the guardian is gone, which is the first thing of a death: the pipe
+/// closes with the last one, and that may take as long as a disk does, or a grace period of RCU.
+const PARENT_DIES: Signal = Signal::SIGUSR1;
 
 /// So many looks without anything in flight, and it goes to sleep: what comes in bursts wakes it once a
 /// burst.
@@ -41,11 +49,11 @@ pub(super) struct Post<'a> {
 
 /// The whole life of the guardian: its exit code.
 pub(super) fn main(post: &Post<'_>) -> i32 {
-    let Some(shared) = prepare(post) else { return 1 };
+    let Some((shared, dies)) = prepare(post) else { return 1 };
     if write(post.ready, b"r").is_err() {
         return 1;
     }
-    watch(post, &shared);
+    watch(post, &shared, dies.as_ref());
     for _ in 0..TRIES {
         let mut say = |path: &str, undone| say(path, undone, "its enforcer is gone");
         let Restored { failed, .. } = everything(shared.view(), post.kernel, &mut say);
@@ -59,7 +67,7 @@ pub(super) fn main(post: &Post<'_>) -> i32 {
 
 /// Becomes a process that nothing of its parent's ends, with its memory in place. What is refused is
 /// done without: it is protection against a host in trouble, and an unprivileged parent has none.
-fn prepare(post: &Post<'_>) -> Option<Shared> {
+fn prepare(post: &Post<'_>) -> Option<(Shared, Option<SignalFd>)> {
     let _ = SigSet::all().thread_set_mask();
     let _ = setsid();
     let _ = prctl::set_name(c"cgshim-guardian");
@@ -92,22 +100,31 @@ fn prepare(post: &Post<'_>) -> Option<Shared> {
         let _ = caps::set(None, CapSet::Permitted, &needed);
     }
     let _ = caps::clear(None, CapSet::Inheritable);
-    Some(shared)
+    // Last: a change of credentials takes it back. A parent that is dead already has closed its pipe.
+    let mut only = SigSet::empty();
+    only.add(PARENT_DIES);
+    let dies = SignalFd::with_flags(&only, SfdFlags::SFD_CLOEXEC | SfdFlags::SFD_NONBLOCK).ok();
+    let _ = prctl::set_pdeathsig(PARENT_DIES);
+    Some((shared, dies))
 }
 
 /// Until the pipe closes.
-fn watch(post: &Post<'_>, shared: &Shared) {
-    let look_every = PollTimeout::try_from(LOOK_EVERY).unwrap_or(PollTimeout::ZERO);
+fn watch(post: &Post<'_>, shared: &Shared, dies: Option<&SignalFd>) {
+    let timeout_of = |time| PollTimeout::try_from(time).unwrap_or(PollTimeout::ZERO);
+    let look_every = timeout_of(LOOK_EVERY);
     let bell = post.journal.bell();
     let mut quiet = None;
     loop {
         let timeout = if quiet.is_some() { look_every } else { PollTimeout::NONE };
-        let mut fds =
-            [PollFd::new(post.pipe, PollFlags::POLLIN), PollFd::new(bell.fd(), PollFlags::POLLIN)];
+        let mut fds = [post.pipe, bell.fd(), dies.map_or(post.pipe, AsFd::as_fd)]
+            .map(|fd| PollFd::new(fd, PollFlags::POLLIN));
         let _ = poll(&mut fds, timeout);
-        let [pipe, rung] = fds.map(|fd| fd.any().unwrap_or(false));
+        let [pipe, rung, dying] = fds.map(|fd| fd.any().unwrap_or(false));
         if pipe {
             return;
+        }
+        if dying && dies.is_some_and(is_of_parent) {
+            return watch_the_dying(post, shared, timeout_of(LOOK_AT_THE_DYING_EVERY));
         }
         if rung {
             bell.take();
@@ -137,6 +154,27 @@ fn watch(post: &Post<'_>, shared: &Shared) {
             }
             None if busy => quiet = Some(0),
             None => {}
+        }
+    }
+}
+
+/// Takes a signal: whether the parent's end sent it, and not just anybody.
+fn is_of_parent(dies: &SignalFd) -> bool {
+    let parent = u32::try_from(getppid().as_raw()).unwrap_or(0);
+    dies.read_signal().is_ok_and(|info| info.is_some_and(|info| info.ssi_pid == parent))
+}
+
+/// Until the last thread of a parent that dies is gone.
+fn watch_the_dying(post: &Post<'_>, shared: &Shared, look_every: PollTimeout) {
+    loop {
+        let mut say = |path: &str, undone| match undone {
+            Undone::Foreign(_) | Undone::Gone => {}
+            undone => say(path, undone, "its enforcer dies"),
+        };
+        dying(shared.view(), post.kernel, &mut say);
+        let mut pipe = [PollFd::new(post.pipe, PollFlags::POLLIN)];
+        if poll(&mut pipe, look_every).is_ok_and(|ready| ready > 0) {
+            return;
         }
     }
 }

@@ -8,7 +8,7 @@
 //! slot (384 words)
 //!   0        generation, 0 for a free slot
 //!   1        the generation once more when the container was released: nobody is to go on with it
-//!   8-39     in flight: step, swappiness, freeze, hold; each a tag (its check, 0 for none) and values
+//!   8-39     in flight: step, swappiness, freeze, hold, high; each a tag (its check, 0 for none) and values
 //!   40-143   identity       144-227  place in the freezer hierarchy
 //!   228-279  terms, two copies           280-383  counters, two copies
 //! ```
@@ -51,6 +51,9 @@ pub(crate) const STEP: FlightAt = FlightAt { at: 8, payload: 4 };
 pub(crate) const SWAPPINESS: FlightAt = FlightAt { at: 16, payload: 2 };
 pub(crate) const FREEZE: FlightAt = FlightAt { at: 20, payload: 2 };
 pub(crate) const HOLD: FlightAt = FlightAt { at: 28, payload: 1 };
+/// Stands for as long as a container has a `memory.high` of ours: it has no deadline, and no bit in the
+/// header, which would keep the guardian awake.
+pub(crate) const HIGH: FlightAt = FlightAt { at: 34, payload: 3 };
 
 /// A part of a slot with a sequence number and a check, in one or two copies: the writer overwrites the
 /// older, so that the newer is whole whenever it dies.

@@ -22,8 +22,8 @@ pub use lock::RunDir;
 pub use reader::Reader;
 pub(crate) use reader::{SlotView, View};
 pub use record::{
-    Class, Counters, Deadline, Freeze, FreezerKind, Identity, InFlight, OomPolicy, PathText,
-    Record, Step, StepFile, Swappiness, Terms,
+    Class, Counters, Deadline, Freeze, FreezerKind, HighMark, Identity, InFlight, OomPolicy,
+    PathText, Record, Step, StepFile, Swappiness, Terms,
 };
 pub use slot::{Place, Slot};
 

@@ -141,6 +141,11 @@ impl SlotView<'_> {
         }
     }
 
+    /// A `memory.high` of ours is undone. Only for who has the journal after its writer's death.
+    pub(crate) fn forget_high(&self) {
+        self.words.end(layout::HIGH);
+    }
+
     /// The declared limit is another one now. Only for who has the journal after its writer's death.
     pub(crate) fn declare(&self, limit: cgroupfs::Limit) {
         if let Some(words) = self.words.read(self.generation, layout::TERMS) {

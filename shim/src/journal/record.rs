@@ -172,6 +172,17 @@ pub struct Step {
     pub deadline: Deadline,
 }
 
+/// A `memory.high` of ours that stands where the kernel throttles above it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct HighMark {
+    /// What stood there before us, or was written by others since: what is put back.
+    pub before: Limit,
+    /// What we write: replaced only where the file holds this.
+    pub written: Limit,
+    /// Or this, which we wrote last.
+    pub last: Limit,
+}
+
 /// Swappiness at 0 by us.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Swappiness {
@@ -231,6 +242,8 @@ pub struct InFlight {
     pub freeze: Option<Freeze>,
     /// `oom_kill_disable`, until then.
     pub hold: Option<Deadline>,
+    /// A `memory.high` for good.
+    pub high: Option<HighMark>,
     /// Something was written here that is not what it was: see what the kernel has.
     pub damaged: bool,
 }
@@ -242,6 +255,7 @@ impl InFlight {
             || self.swappiness.is_some()
             || self.freeze.is_some()
             || self.hold.is_some()
+            || self.high.is_some()
             || self.damaged
     }
 }

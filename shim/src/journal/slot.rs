@@ -3,8 +3,8 @@
 use super::layout;
 use super::map::Map;
 use super::record::{
-    Counters, Deadline, Freeze, FreezerKind, Identity, InFlight, PathText, Record, Step, StepFile,
-    Swappiness, Terms, limit_word, text_to_words, version_word, word_limit, word_version,
+    Counters, Deadline, Freeze, FreezerKind, HighMark, Identity, InFlight, PathText, Record, Step,
+    StepFile, Swappiness, Terms, limit_word, text_to_words, version_word, word_limit, word_version,
 };
 use super::words::{Read, SlotWords};
 use super::{Bell, JournalError};
@@ -107,6 +107,17 @@ impl Slot {
     /// The OOM killer works again.
     pub fn end_hold(&self) {
         self.words().end(layout::HOLD);
+    }
+
+    /// A `memory.high` is about to be written that is to stay.
+    pub fn begin_high(&self, HighMark { before, written, last }: HighMark) {
+        let values = [before, written, last].map(limit_word);
+        self.words().begin_quietly(self.generation, layout::HIGH, values);
+    }
+
+    /// What stood before us stands again, or somebody else's does.
+    pub fn end_high(&self) {
+        self.words().end(layout::HIGH);
     }
 
     /// What of ours stands now.
@@ -280,6 +291,14 @@ pub(super) fn in_flight(words: &SlotWords<'_>, generation: u64) -> InFlight {
     match words.in_flight(generation, layout::HOLD) {
         Read::Clear => {}
         Read::Whole([deadline]) => found.hold = Some(Deadline(deadline)),
+        Read::Damaged => found.damaged = true,
+    }
+    match words.in_flight(generation, layout::HIGH) {
+        Read::Clear => {}
+        Read::Whole(values) => {
+            let [before, written, last] = values.map(word_limit);
+            found.high = Some(HighMark { before, written, last });
+        }
         Read::Damaged => found.damaged = true,
     }
     found

@@ -67,6 +67,18 @@ impl<'a> SlotWords<'a> {
     /// Records what is about to be changed. One writer at a time for each `kind`; no allocation, no
     /// system call.
     pub(crate) fn begin<const N: usize>(&self, generation: u64, kind: FlightAt, values: [u64; N]) {
+        self.begin_quietly(generation, kind, values);
+        let (word, bit) = self.bit();
+        word.fetch_or(bit, Ordering::SeqCst);
+    }
+
+    /// As [`SlotWords::begin`], for what may stand for as long as the container lives: nobody need watch it.
+    pub(crate) fn begin_quietly<const N: usize>(
+        &self,
+        generation: u64,
+        kind: FlightAt,
+        values: [u64; N],
+    ) {
         debug_assert_eq!(N, kind.payload);
         let tag = &self.slot[kind.at];
         // Never a tag over half of other values.
@@ -78,8 +90,6 @@ impl<'a> SlotWords<'a> {
             check = check.word(value);
         }
         tag.store(check.done(), Ordering::SeqCst);
-        let (word, bit) = self.bit();
-        word.fetch_or(bit, Ordering::SeqCst);
     }
 
     /// The change is undone.

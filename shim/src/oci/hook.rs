@@ -3,6 +3,10 @@
 //! A container never fails to start for it, unless its annotation `io.cgshim.strict` says so: without a
 //! daemon that answers, the request goes to the spool. Everything here ends by a deadline, is bounded,
 //! and leaves nothing running.
+//!
+//! What may take time, and how much of the second it gets: the state on standard input
+//! ([`STATE_PATIENCE`]), the bundle's file system ([`BUNDLE_PATIENCE`]), the daemon ([`DAEMON_PATIENCE`], and
+//! no more than leaves [`SPOOL_TIME`]). `/proc` and the spool, on tmpfs, wait for nobody.
 
 use super::client::{self, Reply};
 use super::spec::{self, Spec};
@@ -10,18 +14,27 @@ use super::spool;
 use super::state::State;
 use crate::api::message::{Envelope, Register, Release, Request, SCHEMA, line};
 use crate::api::{MOST_REQUEST, SOCKET};
-use cgroupfs::Membership;
+use cgroupfs::{Membership, procfs};
 use std::fmt::Write as _;
 use std::path::{Component, Path, PathBuf};
 use std::str::FromStr;
+use std::sync::mpsc;
 use std::time::{Duration, Instant};
 
 /// How long a hook may take in all. Its container waits for it.
 pub const PATIENCE: Duration = Duration::from_secs(1);
 
-/// How long it waits for the daemon, of that: a daemon that is well answers within milliseconds, and
-/// one that is not must leave time for the spool.
+/// How long it waits for the state, of that, from its start on.
+pub const STATE_PATIENCE: Duration = Duration::from_millis(400);
+
+/// How long for `config.json`: it is on a file system of the runtime's choice, which may be another machine's.
+pub const BUNDLE_PATIENCE: Duration = Duration::from_millis(250);
+
+/// How long for the daemon: one that is well answers within milliseconds.
 pub const DAEMON_PATIENCE: Duration = Duration::from_millis(500);
+
+/// What of the second is kept for the spool, and for ending.
+pub const SPOOL_TIME: Duration = Duration::from_millis(150);
 
 /// The longest state taken, in bytes. Kubernetes allows 256 KiB of annotations.
 pub const LARGEST_STATE: usize = 1 << 20;
@@ -163,7 +176,7 @@ fn register(
 ) -> Result<Outcome, String> {
     let pid = state.pid.ok_or("the state has no pid")?;
     // Before the group: should the number change hands in between, the daemon sees it by the time.
-    let start_time = start_time(pid);
+    let start_time = u32::try_from(pid).ok().and_then(procfs::starttime);
     let cgroup = memory_cgroup(pid)?;
     if let Some(path) = &spec.cgroups_path
         && !agrees(path, &cgroup)
@@ -205,7 +218,9 @@ fn deliver(
             line.len()
         ));
     }
-    let patience = deadline.min(Instant::now() + DAEMON_PATIENCE);
+    let now = Instant::now();
+    let latest = deadline.checked_sub(SPOOL_TIME).unwrap_or(now);
+    let patience = latest.min(now + DAEMON_PATIENCE);
     let silence = match client::ask(&run_dir.join(SOCKET), &line, patience) {
         Ok(Reply { ok: true, generation, .. }) => {
             // An older intent for this id must not come after this one.
@@ -236,9 +251,27 @@ fn read_spec(bundle: Option<&Path>, notes: &mut Vec<String>) -> Option<Spec> {
         notes.push("the state has no bundle".into());
         return None;
     };
-    let read = spec::read_config(bundle).map_err(|error| error.to_string());
+    let path = bundle.to_path_buf();
+    let read = within(BUNDLE_PATIENCE, move || spec::read_config(&path));
+    let read = read.and_then(|read| read.map_err(|error| error.to_string()));
     let parsed = read.and_then(|text| Spec::parse(&text, notes).map_err(|error| error.to_string()));
     parsed.map_err(|why| notes.push(format!("config.json of {}: {why}", bundle.display()))).ok()
+}
+
+/// What `work` comes to, if it does so in time. Else it is left behind on its thread: the end of this process ends
+/// a wait for a dead file server too, which no other signal does.
+fn within<T: Send + 'static>(
+    patience: Duration,
+    work: impl FnOnce() -> T + Send + 'static,
+) -> Result<T, String> {
+    let (done, result) = mpsc::sync_channel(1);
+    std::thread::Builder::new()
+        .stack_size(128 << 10)
+        .spawn(move || {
+            let _ = done.send(work());
+        })
+        .map_err(|error| format!("no thread to read it: {error}"))?;
+    result.recv_timeout(patience).map_err(|_| format!("not read within {patience:?}"))
 }
 
 /// The group of a process in the hierarchy that has memory, as `/proc/PID/cgroup` shows it.
@@ -280,15 +313,6 @@ fn agrees(cgroups_path: &str, cgroup: &Path) -> bool {
     cgroup.ends_with(declared) || cgroup.parent().is_some_and(|above| above.ends_with(declared))
 }
 
-/// Field 22 of `/proc/PID/stat`: when the process started, in clock ticks since boot.
-fn start_time(pid: i32) -> Option<u64> {
-    let stat = std::fs::read(format!("/proc/{pid}/stat")).ok()?;
-    // The name, in brackets, may hold anything, brackets too.
-    let name_end = stat.iter().rposition(|byte| *byte == b')')?;
-    let fields = std::str::from_utf8(&stat[name_end + 1..]).ok()?;
-    fields.split_ascii_whitespace().nth(22 - 3)?.parse().ok()
-}
-
 /// The runtime that called: our parent's name.
 fn caller() -> Option<&'static str> {
     let comm = std::fs::read(format!("/proc/{}/comm", nix::unistd::getppid())).ok()?;
@@ -318,15 +342,6 @@ mod tests {
         ] {
             assert_eq!(agrees(declared, Path::new(cgroup)), expected, "{declared} {cgroup}");
         }
-    }
-
-    #[test]
-    fn a_process_has_a_start_time_until_it_is_gone() {
-        let own = i32::try_from(std::process::id()).unwrap();
-        let own = start_time(own).unwrap();
-        let init = start_time(1).unwrap();
-        assert!(own > init);
-        assert_eq!(start_time(i32::MAX), None);
     }
 
     #[test]

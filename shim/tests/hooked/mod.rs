@@ -9,7 +9,7 @@ use cgroupfs::files::ControlDir;
 use serde_json::{Value, json};
 use std::fs;
 use std::io::{BufRead, BufReader, Write};
-use std::os::unix::net::UnixListener;
+use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
 use std::sync::{Arc, Mutex};
@@ -137,3 +137,25 @@ impl Daemon {
 }
 
 pub(crate) const YES: &str = r#"{"schema":1,"ok":true,"generation":7,"more":[1]}"#;
+
+/// Connections to a daemon that accepts none, until no more fit.
+pub(crate) fn fill_backlog(socket: &Path) -> Vec<UnixStream> {
+    let queue: Vec<UnixStream> =
+        std::iter::from_fn(|| connect_at_once(socket)).take(10_000).collect();
+    assert!(queue.len() < 10_000, "it is never full");
+    queue
+}
+
+/// A connection to `socket`, unless its backlog is full.
+fn connect_at_once(socket: &Path) -> Option<UnixStream> {
+    use nix::sys::socket::{AddressFamily, SockFlag, SockType, UnixAddr, connect};
+    use std::os::fd::AsRawFd;
+    let flags = SockFlag::SOCK_NONBLOCK | SockFlag::SOCK_CLOEXEC;
+    let stream =
+        nix::sys::socket::socket(AddressFamily::Unix, SockType::Stream, flags, None).unwrap();
+    match connect(stream.as_raw_fd(), &UnixAddr::new(socket).unwrap()) {
+        Ok(()) => Some(stream.into()),
+        Err(nix::errno::Errno::EAGAIN) => None,
+        Err(errno) => panic!("{errno}"),
+    }
+}

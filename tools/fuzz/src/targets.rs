@@ -2,18 +2,24 @@
 
 use cgroupfs::error::{Op, Result};
 use cgroupfs::files::{Access, ControlDir, ControlFile, Knob};
-use cgroupfs::memory::{Memory, MemoryStat, MemoryV1, MemoryV2};
+use cgroupfs::memory::{Memory, MemoryStat, MemoryV1, MemoryV2, Version};
 use cgroupfs::procfs::{Controllers, Meminfo, Psi, Swaps, TaskStat, Zoneinfo};
 use cgroupfs::{Bytes, Limit, Membership, Mounts, membership};
+use cgshim::api::SPOOL;
 use cgshim::core::{WatermarkSpec, Watermarks};
 use cgshim::daemon::config::Config;
+use cgshim::journal::{Counters, Deadline, Identity, Journal, Reader, Record, RunDir, Terms};
 use cgshim::oci::inject::{Entry, edited};
-use cgshim::oci::{Spec, State, json};
+use cgshim::oci::runtime::Invocation;
+use cgshim::oci::{Spec, State, json, spool};
 use std::ffi::OsStr;
 use std::fs;
 use std::os::unix::ffi::OsStrExt;
+use std::os::unix::fs::FileExt;
 use std::path::{Component, Path};
 use std::sync::Arc;
+use std::time::Duration;
+use tempfile::TempDir;
 
 /// What a parser may hold for each byte of its input, unless its row says otherwise.
 pub(crate) const PER_BYTE: usize = 32;
@@ -65,6 +71,11 @@ pub(crate) const TARGETS: &[Target] = &[
     target("oci-spec", &["oci/spec"], |input| used(Spec::parse(input, &mut Vec::new()))),
     target("oci-edit", &["oci/spec"], |input| text(input, oci_edit)),
     target("request", &[], request),
+    // An empty word is one byte of input and an OsString of 24 in a vector that doubles.
+    Target { per_byte: 128, ..target("runtime-argv", &[], runtime_argv) },
+    target("spool-name", &[], |input| text(input, spool_name)),
+    // --- what a writer of another time left
+    target("journal", &[], journal),
     // The operator's own file, 1 MiB at most; a tree of TOML has some 100 bytes for a bracket.
     Target { per_byte: 256, ..target("config", &[], |input| used(Config::parse(Path::new("fuzz.toml"), input))) },
     // --- the tools
@@ -223,6 +234,84 @@ fn oci_edit(text: &str) {
 fn request(input: &[u8]) {
     used(cgshim::api::message::parse(input));
     text(input, |id| used(cgshim::api::message::check_id(id)));
+}
+
+/// A command line for the runtime, a word a line. Only one that makes a container has a configuration.
+fn runtime_argv(input: &[u8]) {
+    let words = input.split(|byte| *byte == b'\n').map(|word| OsStr::from_bytes(word).to_owned());
+    let words: Vec<_> = words.collect();
+    let makes = words.iter().any(|word| word == "create" || word == "run" || word == "restore");
+    let found = Invocation::parse(&words);
+    assert!(makes || found.config.is_none(), "{found:?}");
+}
+
+/// Whatever the name of a file in the spool, the id it stands for leads to no file elsewhere.
+fn spool_name(name: &str) {
+    const NAME_MAX: usize = 255;
+    if name.len() > NAME_MAX {
+        return;
+    }
+    let Some(id) = spool::unescape(name) else { return };
+    let path = spool::path(Path::new("/run"), &id);
+    assert_eq!(path.parent(), Some(Path::new("/run").join(SPOOL).as_path()), "{}", path.display());
+    assert_eq!(spool::unescape(&spool::escape(&id)), Some(id));
+}
+
+/// A journal in which other hands wrote: two of each three bytes of input say where, the third what.
+fn journal(input: &[u8]) {
+    thread_local! {
+        static OURS: OneJournal = OneJournal::new().expect("a journal in a new directory");
+    }
+    OURS.with(|journal| {
+        journal.write(input);
+        if let Ok(reader) = Reader::open(journal.dir.path()) {
+            used((reader.records(), reader.writer()));
+        }
+    });
+}
+
+/// A journal with a few containers in it.
+struct OneJournal {
+    dir: TempDir,
+    file: fs::File,
+    whole: Vec<u8>,
+}
+
+impl OneJournal {
+    fn new() -> std::result::Result<OneJournal, Box<dyn std::error::Error>> {
+        let dir = tempfile::tempdir()?;
+        let run_dir = RunDir::lock(dir.path(), Duration::ZERO)?;
+        let (journal, _) = Journal::open(&run_dir)?;
+        for n in 0..4 {
+            let identity = Identity {
+                id: format!("container-{n}"),
+                path: format!("kubepods/{n}"),
+                version: Version::V1,
+                inode: n,
+                pid: 1,
+                start_time: n,
+            };
+            let terms = Terms::of(Limit::Bytes(Bytes::mib(n)));
+            let slot =
+                journal.insert(&Record { identity, terms, counters: Counters::default() })?;
+            slot.begin_hold(Deadline::now());
+        }
+        let file = fs::File::options().read(true).write(true).open(journal.path())?;
+        // The header and the containers.
+        let mut whole = vec![0; 4096 + 4 * 3072];
+        file.read_exact_at(&mut whole, 0)?;
+        Ok(OneJournal { dir, file, whole })
+    }
+
+    /// Puts `input`'s bytes where it says, in what is whole otherwise.
+    fn write(&self, input: &[u8]) {
+        let mut bytes = self.whole.clone();
+        for change in input.chunks_exact(3) {
+            let at = usize::from(u16::from_le_bytes([change[0], change[1]]));
+            bytes[at % self.whole.len()] = change[2];
+        }
+        self.file.write_all_at(&bytes, 0).expect("a write to a file of ours");
+    }
 }
 
 /// A group whose files all hold the input.

@@ -304,6 +304,11 @@ impl Load {
         self.tell(&format!("grow {} {}", rate.0, most.0)).unwrap();
     }
 
+    /// As [`Load::grow`], in pieces that huge pages fit into.
+    pub(crate) fn grow_huge(&mut self, rate: Bytes, most: Bytes) {
+        self.tell(&format!("grow-huge {} {}", rate.0, most.0)).unwrap();
+    }
+
     /// Reads a file a page at a time, without read-ahead, so many bytes a second.
     pub(crate) fn stream_pages(&mut self, file: &DiskFile, rate: Bytes) {
         self.tell(&format!("pages {} {}", rate.0, file.0.display())).unwrap();
@@ -358,9 +363,10 @@ fn load_child() {
                 held.push((0..size).map(|i| (i / 64 * 7) as u8).collect());
                 "ok".into()
             }
-            "grow" => {
+            "grow" | "grow-huge" => {
+                let chunk = if word == "grow" { 256 << 10 } else { 64 << 20 };
                 let (rate, most) = (number(), words.next().unwrap().parse::<u64>().unwrap());
-                std::thread::spawn(move || grow(rate, most));
+                std::thread::spawn(move || grow(rate, most, chunk));
                 "ok".into()
             }
             "free" => {
@@ -446,16 +452,18 @@ fn load_child() {
 }
 
 /// Fills fresh memory, so many bytes a second (0: as fast as it can), page by page as a program does that
-/// uses what it allocates; rests when it has so much, and keeps it.
-fn grow(rate: u64, most: u64) {
+/// uses what it allocates; rests when it has so much, and keeps it. In mappings of `chunk` bytes.
+fn grow(rate: u64, most: u64, chunk: usize) {
+    const PIECE: usize = 256 << 10;
     let start = Instant::now();
     let mut held: Vec<Vec<u8>> = Vec::new();
-    let chunk = 256 << 10;
-    for done in (0..most).step_by(chunk) {
-        // Under the mmap threshold it would be the heap: one mapping each, as large programs do.
-        let mut fresh = Vec::<u8>::with_capacity(chunk);
-        fresh.resize(chunk, 7);
-        held.push(fresh);
+    for done in (0..most).step_by(PIECE) {
+        if held.last().is_none_or(|last| last.len() == last.capacity()) {
+            // Under the mmap threshold it would be the heap: one mapping each, as large programs do.
+            held.push(Vec::with_capacity(chunk));
+        }
+        let fresh = held.last_mut().unwrap();
+        fresh.resize((fresh.len() + PIECE).min(fresh.capacity()), 7);
         if rate > 0 {
             let due = Duration::from_secs_f64(done as f64 / rate as f64);
             std::thread::sleep(due.saturating_sub(start.elapsed()));

@@ -24,11 +24,6 @@ const LUCK: f64 = 0.12;
 /// Who has this part of the largest share grows.
 const GROWS: f64 = 0.25;
 
-/// No more than this is owed, five pulses and a half, in seconds: growth that ran through before the first
-/// freeze may be worth minutes on the curve, and whoever let it through was us. Usage is above the curve
-/// then until the curve gets there; what is charged at that overage costs accordingly.
-const MOST: f64 = 11.0;
-
 /// The debt of one container.
 #[derive(Debug, Clone, Default)]
 pub(super) struct Debts {
@@ -59,11 +54,6 @@ impl Debts {
         }
         let penalty: f64 = owed.iter().map(|(_, _, penalty)| penalty.as_secs_f64()).sum();
         self.debt += penalty * self.largest_share();
-    }
-
-    /// Forgives what is above [`MOST`].
-    pub(super) fn forgive(&mut self) {
-        self.debt = self.debt.min(MOST);
     }
 
     /// A task is taken to grow like the others, until windows show better.
@@ -129,14 +119,6 @@ mod tests {
 
     fn close(due: Duration, want: Duration) -> bool {
         due.abs_diff(want) < MS
-    }
-
-    #[test]
-    fn nobody_is_held_for_minutes_for_what_ran_through() {
-        let mut debts = Debts::default();
-        debts.window([(1, 1.0, 500_000 * MS)]);
-        debts.forgive();
-        assert_eq!(debts.due(), Duration::from_secs_f64(MOST));
     }
 
     /// What is due in all over 400 windows in which tasks make these charges, of 50 ms each.

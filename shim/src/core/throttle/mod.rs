@@ -18,6 +18,7 @@
 mod curve;
 mod debt;
 mod growth;
+pub mod native;
 mod way_out;
 
 pub use curve::{Curve, HUGE, IGNORED, LONGEST};
@@ -170,7 +171,6 @@ impl Throttle {
             (grown.task, charges, self.curve.penalty(f, grown.pages, grown.unit))
         });
         self.debts.window(owed);
-        self.debts.forgive();
         self.growers = self.debts.growers().max(1) as u64;
         self.due()
     }

@@ -146,6 +146,10 @@ impl Guard {
             // It has stopped climbing: from here on downwards only.
             if state.peak <= state.before {
                 let above = Bytes(state.peak.0.saturating_add(state.peak.0 / 100 * ROOM));
+                if state.high == Limit::Max {
+                    // Throttling above that may stall as well, and has a budget of its own.
+                    (self.spent, self.told) = (Duration::ZERO, false);
+                }
                 state.high = Limit::Bytes(above).min(state.high);
             }
             state.before = state.peak;
@@ -243,6 +247,21 @@ mod tests {
         assert!(seen[1] > Limit::Bytes(Bytes::mib(150)) && seen[1] < Limit::Bytes(Bytes::mib(154)));
         assert_eq!(seen[2], Limit::Bytes(HIGH));
         assert!(!guard.is_released());
+    }
+
+    #[test]
+    fn a_second_climb_after_a_release_has_a_budget_of_its_own() {
+        let mut guard = Guard::new(WayOut { budget: Some(3 * SECOND), then: Then::Release });
+        let mut ends = Vec::new();
+        for n in 0..100 {
+            let usage = Bytes::mib(if n < 50 { 150 } else { 100 + n });
+            let high = guard.effective(second(n), usage, HIGH);
+            let throttled = high < Limit::Bytes(usage);
+            if throttled && guard.throttled(second(n), SECOND, usage, HIGH).is_some() {
+                ends.push(n);
+            }
+        }
+        assert_eq!(ends.len(), 2, "{ends:?}");
     }
 
     proptest! {

@@ -4,8 +4,9 @@
 use crate::core::throttle::Change;
 use cgroupfs::files::ControlDir;
 use cgroupfs::freezer::{self, Freezer, FreezerGroup, Kind};
+use cgroupfs::memory::Memory;
 use cgroupfs::procfs::{Task, TaskStat};
-use cgroupfs::{Cgroup, Result};
+use cgroupfs::{Bytes, Cgroup, Result};
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -18,8 +19,14 @@ const GROWS: u64 = 16;
 /// between two scans is taken for who writes.
 const WRITES: u64 = 1;
 
-/// A task that was thawed so often without growing is given back.
-const IDLE_WINDOWS: u32 = 50;
+/// A task that was thawed so often without growing is given back: with four growers on two CPUs one of them
+/// gets none in half of the windows.
+const IDLE_WINDOWS: u32 = 20;
+
+/// One that nobody has seen growing is given back when the group has grown by so much since it came, or was
+/// thawed so often.
+const CHANCE: Bytes = Bytes::mib(16);
+const CHANCES: u32 = 10;
 
 /// Tasks that are looked at in one scan, at most.
 const MOST: usize = 8192;
@@ -32,11 +39,14 @@ struct Grower {
     task: Task,
     last: TaskStat,
     idle: u32,
+    /// Nobody has seen it grow: its faults when it came, and what the group used then.
+    suspect: Option<(u64, Bytes)>,
 }
 
 /// The growers of one container.
 pub(super) struct Growers {
     memory: Arc<Cgroup>,
+    counter: Arc<dyn Memory>,
     home: PathBuf,
     freezer: Freezer,
     moved: BTreeMap<u32, Grower>,
@@ -50,9 +60,15 @@ pub(super) struct Growers {
 
 impl Growers {
     /// Of the container with this memory group, whose freezer group is at `home`.
-    pub(super) fn new(memory: Arc<Cgroup>, home: PathBuf, freezer: Freezer) -> Growers {
+    pub(super) fn new(
+        memory: Arc<Cgroup>,
+        counter: Arc<dyn Memory>,
+        home: PathBuf,
+        freezer: Freezer,
+    ) -> Growers {
         Growers {
             memory,
+            counter,
             home,
             freezer,
             moved: BTreeMap::new(),
@@ -73,9 +89,11 @@ impl Growers {
         self.strangers
     }
 
-    /// Which.
+    /// Which of them grow: all, as long as none was seen to.
     pub(super) fn tids(&self) -> BTreeSet<u32> {
-        self.moved.keys().copied().collect()
+        let seen = self.moved.iter().filter(|(_, grower)| grower.suspect.is_none());
+        let seen: BTreeSet<u32> = seen.map(|(tid, _)| *tid).collect();
+        if seen.is_empty() { self.moved.keys().copied().collect() } else { seen }
     }
 
     /// Whether enough time has passed since the last scan: never more than 1/20 of it is spent on them.
@@ -84,11 +102,18 @@ impl Growers {
     }
 
     /// Looks at all tasks of the container, and moves those into `group` that grew since the last scan;
-    /// with `unexplained`, those too that were in the kernel for long. How many were moved.
-    pub(super) fn scan(&mut self, group: &FreezerGroup, unexplained: bool) -> Result<usize> {
+    /// with `unexplained`, those too that were in the kernel for long; all of them, if there are no more than
+    /// `few`. How many were moved.
+    pub(super) fn scan(
+        &mut self,
+        group: &FreezerGroup,
+        unexplained: bool,
+        few: usize,
+    ) -> Result<usize> {
         let start = Instant::now();
         let mut tids = Vec::new();
         list(&self.memory, 0, &mut tids)?;
+        let all = tids.len() <= few;
         let mut seen = BTreeMap::new();
         let mut growing = Vec::new();
         for tid in tids {
@@ -103,16 +128,21 @@ impl Growers {
                 let faulted = stat.faults().saturating_sub(before.faults()) >= GROWS;
                 let writes = unexplained && stat.stime.saturating_sub(before.stime) >= WRITES;
                 if (faulted || writes) && stat.state != b'Z' {
-                    growing.push((task, stat));
+                    growing.push((task, stat, false));
                     continue;
                 }
+            }
+            if all {
+                growing.push((task, stat, true));
+                continue;
             }
             seen.insert(tid, stat);
         }
         self.seen = seen;
         let mut moved = 0;
         self.strangers = 0;
-        for (task, stat) in growing {
+        let usage = self.usage();
+        for (task, stat, suspect) in growing {
             let tid = task.tid();
             if !self.freezer.path_of(tid).is_ok_and(|path| path == self.home) {
                 self.strangers += 1;
@@ -120,7 +150,8 @@ impl Growers {
             }
             if group.take(tid)? {
                 moved += 1;
-                self.moved.insert(tid, Grower { task, last: stat, idle: 0 });
+                let suspect = suspect.then_some((stat.faults(), usage));
+                self.moved.insert(tid, Grower { task, last: stat, idle: 0, suspect });
             }
         }
         // Children and threads of those that were moved are in the group from their birth.
@@ -130,15 +161,72 @@ impl Growers {
         Ok(moved)
     }
 
-    /// Takes note of tasks in the group that nobody moved there.
-    fn adopt(&mut self, group: &FreezerGroup) -> Result<()> {
+    /// Takes note of tasks in the group that nobody moved there. The first of them are suspects; who comes
+    /// later is a child or a thread of one that grows.
+    pub(super) fn adopt(&mut self, group: &FreezerGroup) -> Result<()> {
+        let suspects = self.moved.is_empty().then(|| self.usage());
         for tid in group.tasks()? {
             if !self.moved.contains_key(&tid)
                 && let Ok(task) = Task::open(tid)
                 && let Some(last) = task.stat()
             {
                 self.seen.remove(&tid);
-                self.moved.insert(tid, Grower { task, last, idle: 0 });
+                let suspect = suspects.map(|usage| (last.faults(), usage));
+                self.moved.insert(tid, Grower { task, last, idle: 0, suspect });
+            }
+        }
+        Ok(())
+    }
+
+    /// As if they had all just come: who grows from here on, grows.
+    pub(super) fn suspect_all(&mut self, group: &FreezerGroup) -> Result<()> {
+        self.moved.clear();
+        self.adopt(group)
+    }
+
+    /// The same for those that are known.
+    pub(super) fn suspect_again(&mut self) {
+        self.look();
+        let usage = self.usage();
+        for grower in self.moved.values_mut() {
+            grower.suspect = Some((grower.last.faults(), usage));
+            grower.idle = 0;
+        }
+    }
+
+    fn usage(&self) -> Bytes {
+        self.counter.usage().unwrap_or_default()
+    }
+
+    /// Clears of suspicion, or convicts, by what the last look saw: who does not grow is given back, and may
+    /// run again at once.
+    pub(super) fn sift(&mut self, group: &FreezerGroup) -> Result<()> {
+        if self.moved.values().all(|grower| grower.suspect.is_none()) {
+            return Ok(());
+        }
+        let usage = self.usage();
+        let mut cleared = Vec::new();
+        for (tid, grower) in &mut self.moved {
+            let Some((faults, then)) = grower.suspect else { continue };
+            if grower.last.faults().saturating_sub(faults) >= GROWS {
+                grower.suspect = None;
+            } else if usage.saturating_sub(then) >= CHANCE || grower.idle >= CHANCES {
+                cleared.push(*tid);
+            }
+        }
+        // Moving a task of the unified freezer takes the whole process: the others may grow.
+        let grows = self.moved.values().any(|grower| grower.suspect.is_none());
+        if grows && group.kind() == Kind::V1 {
+            self.return_to_home(group, &cleared)?;
+        }
+        Ok(())
+    }
+
+    fn return_to_home(&mut self, group: &FreezerGroup, tids: &[u32]) -> Result<()> {
+        for tid in tids {
+            group.give_back(*tid)?;
+            if let Some(grower) = self.moved.remove(tid) {
+                self.seen.insert(*tid, grower.last);
             }
         }
         Ok(())
@@ -179,12 +267,7 @@ impl Growers {
             .filter(|(_, grower)| grower.idle >= IDLE_WINDOWS)
             .map(|(tid, _)| *tid)
             .collect();
-        for tid in &idle {
-            group.give_back(*tid)?;
-            if let Some(grower) = self.moved.remove(tid) {
-                self.seen.insert(*tid, grower.last);
-            }
-        }
+        self.return_to_home(group, &idle)?;
         Ok(idle.len())
     }
 
@@ -198,6 +281,13 @@ impl Growers {
         let alive = self.moved.values().filter(|grower| grower.task.stat().is_some());
         alive.max_by_key(|grower| grower.last.rss).map(|grower| grower.task.pid())
     }
+}
+
+/// The tasks (v2: processes) of a group and of those beneath it.
+pub(super) fn all(group: &Arc<Cgroup>) -> Result<Vec<u32>> {
+    let mut tids = Vec::new();
+    list(group, 0, &mut tids)?;
+    Ok(tids)
 }
 
 /// The tasks of a group and of those beneath it.

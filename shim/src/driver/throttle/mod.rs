@@ -6,8 +6,10 @@
 //! | who | what | priority |
 //! |---|---|---|
 //! | `pulser.rs` | thaws, times the window, freezes | real-time |
-//! | `manager.rs` | who grew, what is owed ([`crate::core::throttle`]), killed tasks, the way out | normal |
-//! | `growers.rs` | which tasks those are | in the manager's thread |
+//! | `manager.rs` | waits on thresholds, until growth costs something | normal |
+//! | `near.rs` | has the group ready by then, with the tasks in it that may grow | in the manager's thread |
+//! | `pulses.rs` | who grew, what is owed ([`crate::core::throttle`]), killed tasks, the way out | there, too |
+//! | `growers.rs` | which tasks those are | there, too |
 //!
 //! The container's own freezer state is never written, and while its runtime has it paused nothing is
 //! done. On every way out, a panic included, the growers are thawed and moved back, and the group is
@@ -15,20 +17,24 @@
 
 mod growers;
 mod manager;
+mod near;
 mod pulser;
+mod pulses;
 
 use crate::core::throttle::{Cause, Curve, Then, ThrottleTotals, WayOut};
 use crate::driver::sys;
 use cgroupfs::files::ControlDir;
 use cgroupfs::freezer::Freezer;
 use cgroupfs::memory::Memory;
-use cgroupfs::{Bytes, Cgroup, Error, Op, Result};
+use cgroupfs::procfs::Task;
+use cgroupfs::{Bytes, Cgroup, Error, Limit, Op, Result};
 use crossbeam_channel::{Receiver, bounded};
 use manager::Manager;
 use nix::errno::Errno;
 use nix::sys::eventfd::{EfdFlags, EventFd};
 use nix::time::{ClockId, clock_getres};
-use std::os::fd::{AsFd, BorrowedFd};
+pub(super) use pulses::cause;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -76,6 +82,8 @@ pub struct ThrottleConfig {
     pub reclaims: bool,
     /// Where freezes are recorded.
     pub journal: Arc<dyn FreezeJournal>,
+    /// Nobody is in the group yet, and this process starts who comes: made ready at once ([`Throttler::door`]).
+    pub ahead: bool,
 }
 
 impl ThrottleConfig {
@@ -88,6 +96,7 @@ impl ThrottleConfig {
             ancestors: Vec::new(),
             reclaims: false,
             journal: Arc::new(Unrecorded),
+            ahead: false,
         }
     }
 }
@@ -95,12 +104,21 @@ impl ThrottleConfig {
 /// What a throttle tells.
 #[derive(Debug, Clone)]
 pub enum ThrottleEvent {
-    /// Tasks were frozen from then on, for so long.
-    Pulse(Instant, Duration),
+    /// A pulse is over.
+    Pulse {
+        /// Tasks were frozen from then on.
+        since: Instant,
+        /// For so long.
+        frozen: Duration,
+        /// So much longer than was due.
+        late: Duration,
+    },
     /// Throttling lifted, or more: so much frozen time brought nothing, for this cause.
     WayOut(Then, Cause, Duration),
     /// Throttling at the declared high again, after a release.
     Resumed,
+    /// Somebody else wrote `memory.high`, from, to: theirs stays.
+    Adopted(Limit, Limit),
     /// Real-time priority is refused: growth above high leaks (see the documentation).
     NotRealTime(Errno),
     /// Somebody in the container grows who is in a freezer group of its own: not ours to freeze.
@@ -113,9 +131,10 @@ impl ThrottleEvent {
     /// Its name, for programs.
     pub const fn name(&self) -> &'static str {
         match self {
-            ThrottleEvent::Pulse(..) => "pulse",
+            ThrottleEvent::Pulse { .. } => "pulse",
             ThrottleEvent::WayOut(..) => "throttle_way_out",
             ThrottleEvent::Resumed => "throttle_resumed",
+            ThrottleEvent::Adopted(..) => "high_adopted",
             ThrottleEvent::NotRealTime(_) => "throttle_not_real_time",
             ThrottleEvent::Strangers(_) => "throttle_strangers",
             ThrottleEvent::Failed(_) => "throttle_failed",
@@ -125,7 +144,7 @@ impl ThrottleEvent {
     /// For people; a pulse is nothing to be told of.
     pub fn message(&self) -> Option<String> {
         Some(match self {
-            ThrottleEvent::Pulse(..) => return None,
+            ThrottleEvent::Pulse { .. } => return None,
             ThrottleEvent::WayOut(then, cause, stalled) => {
                 let what = match then {
                     Then::Release => "throttling is lifted",
@@ -139,6 +158,9 @@ impl ThrottleEvent {
                 )
             }
             ThrottleEvent::Resumed => "throttled above its high again".into(),
+            ThrottleEvent::Adopted(from, to) => {
+                format!("somebody set memory.high from {from} to {to}: adopted")
+            }
             ThrottleEvent::NotRealTime(errno) => format!(
                 "real-time priority is refused ({}): growth above high leaks while tasks are thawed and \
                  frozen",
@@ -164,6 +186,7 @@ struct Control {
 
 /// The throttle of one container.
 pub struct Throttler {
+    door: Option<OwnedFd>,
     control: Arc<Control>,
     events: Receiver<ThrottleEvent>,
     wake: Arc<EventFd>,
@@ -194,17 +217,26 @@ impl Throttler {
         });
         let wake = Arc::new(event().map_err(no)?);
         let (tell, events) = bounded(EVENTS);
+        let ahead = config.ahead;
         let manager =
             Manager::new(config, memory, freezer, curve(), control.clone(), tell, wake.clone());
+        let ahead = ahead.then(|| manager.ahead()).transpose()?;
+        let door = ahead.as_ref().map(|near| near.group.door()).transpose()?;
         let thread = std::thread::Builder::new()
             .name("cgshim-throttle".into())
             .stack_size(256 << 10)
             .spawn(move || {
                 sys::block_signals();
-                manager.run();
+                manager.run(ahead);
             })
             .map_err(|_| no(Errno::EAGAIN))?;
-        Ok(Throttler { control, events, wake, thread: Some(thread) })
+        Ok(Throttler { door, control, events, wake, thread: Some(thread) })
+    }
+
+    /// Made ready ahead: a thread that writes `0` here, before it has others beside it, is in the group that
+    /// is frozen, and so are its descendants. It costs no grace period, as moving a task from outside does.
+    pub fn door(&self) -> Option<BorrowedFd<'_>> {
+        self.door.as_ref().map(AsFd::as_fd)
     }
 
     /// Readable when there are events.
@@ -277,6 +309,14 @@ pub fn curve() -> Curve {
     let jiffy = clock_getres(ClockId::CLOCK_MONOTONIC_COARSE)
         .map_or(Duration::from_millis(4), Duration::from);
     Curve::new(Curve::batch_of(&release), jiffy)
+}
+
+/// The process of a group that has most in memory.
+pub(super) fn largest(group: &Arc<Cgroup>) -> Option<i32> {
+    let tids = growers::all(group).unwrap_or_default();
+    let rss = |tid: u32| Some((Task::open(tid).ok()?.stat()?.rss, tid));
+    let (_, pid) = tids.into_iter().filter_map(rss).max()?;
+    i32::try_from(pid).ok()
 }
 
 /// Whether a thread of ours may have real-time priority here.

@@ -15,7 +15,7 @@ use nix::sys::signal::{SigSet, SigmaskHow, Signal, kill, raise};
 use nix::sys::signalfd::{SfdFlags, SignalFd};
 use nix::sys::wait::{WaitPidFlag, WaitStatus, waitpid};
 use nix::unistd::Pid;
-use std::os::fd::{AsFd, AsRawFd};
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::process::{Command, Stdio};
 
 /// Signals that are passed on.
@@ -93,10 +93,12 @@ impl Ended {
 }
 
 impl Child {
-    /// Starts the command of `spec` in `group`; from its first instruction on it is charged there.
+    /// Starts the command of `spec` in `group`; from its first instruction on it is charged there, and behind
+    /// the `door` of its throttle.
     pub(super) fn start(
         spec: &mut Spec,
         group: &RunGroup,
+        door: Option<OwnedFd>,
         engine: &Engine,
     ) -> Result<Child, Failure> {
         let refused = |what: &str, errno: Errno| {
@@ -113,6 +115,7 @@ impl Child {
             .open_fd("cgroup.procs", Access::Write)
             .map_err(|error| Failure::from(error).code(RUN_FAILED))?;
         let procs_fd = procs.as_raw_fd();
+        let door_fd = door.as_ref().map(AsRawFd::as_raw_fd);
         let mut command = Command::new(&spec.command[0]);
         command.args(&spec.command[1..]);
         if let Some(stdout) = spec.stdout.take() {
@@ -122,10 +125,14 @@ impl Child {
         let inherited = super::super::inherited_mask();
         crate::sys::before_exec(&mut command, move || {
             crate::sys::set_mask(&inherited)?;
+            if let Some(door) = door_fd {
+                // Refused, it is moved later on, as others are.
+                let _ = crate::sys::join_group(door);
+            }
             crate::sys::join_group(procs_fd)
         });
         let started = command.spawn();
-        drop(procs);
+        drop((procs, door));
         let program = spec.command[0].to_string_lossy();
         match started {
             Ok(child) => Ok(Child {

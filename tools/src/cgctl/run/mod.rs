@@ -221,11 +221,14 @@ pub(crate) fn execute(mut spec: Spec) -> Result<Finished, Failure> {
             }
         }
     };
+    let mut door = None;
     if let Some(key) = key {
         recorder.marks(engine.watermarks(key));
-        let way_out = (spec.throttle && !spec.off).then_some(spec.way_out);
-        if let Err(error) = engine.throttle(key, way_out) {
-            log::warn!("growth above {} is not throttled: {error}", spec.high);
+        if spec.throttle && !spec.off {
+            match engine.throttle_ahead(key, spec.way_out) {
+                Ok(opened) => door = opened,
+                Err(error) => log::warn!("growth above {} is not throttled: {error}", spec.high),
+            }
         }
     }
     let identity = Identity { name: spec.name.clone(), ..Identity::default() };
@@ -236,7 +239,7 @@ pub(crate) fn execute(mut spec: Spec) -> Result<Finished, Failure> {
         }
         None => engine.witness(group.group(), identity),
     };
-    let mut child = Child::start(&mut spec, &group, &engine)?;
+    let mut child = Child::start(&mut spec, &group, door, &engine)?;
     watch_over(&engine, guard.gone()).map_err(failed)?;
     if let Some(key) = witnessed {
         engine.oom_init(key, child.pid());

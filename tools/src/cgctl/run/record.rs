@@ -212,7 +212,7 @@ impl Recorder {
                 self.mark(MarkKind::Oom, format!("{kills} killed"));
             }
             Happened::Throttle(_, _, told) => match told {
-                ThrottleEvent::Pulse(_, time) => self.frozen += *time,
+                ThrottleEvent::Pulse { frozen, .. } => self.frozen += *frozen,
                 told => self.mark(MarkKind::Other, told.message().unwrap_or_default()),
             },
             Happened::Oom(_, record) => {

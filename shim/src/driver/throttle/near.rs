@@ -1,0 +1,155 @@
+//! Making ready: the group that is frozen, the real-time thread, and in the group whoever may grow.
+//!
+//! Moving a task waits for a grace period of RCU (measured on 6.18: 13 to 90 ms on a busy host), in which
+//! memory is filled at gigabytes a second. So it is done well below high, and for a command that is yet to be
+//! started at once: it enters the group by itself, which costs nothing ([`super::Throttler::door`]).
+
+use super::growers::Growers;
+use super::pulser::Pulser;
+use super::{ThrottleConfig, ThrottleEvent};
+use crate::core::throttle::{Attribution, Curve};
+use crate::guardian::FREEZER_CHILD;
+use cgroupfs::freezer::{self, Freezer, FreezerGroup, Parked};
+use cgroupfs::memory::Memory;
+use cgroupfs::{Bytes, Cgroup, Error, Result};
+use nix::errno::Errno;
+use nix::sys::signal::kill;
+use nix::unistd::Pid;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
+
+/// How far below high it is made ready, and not below an eighth of it.
+const APPROACH: Bytes = Bytes::mib(128);
+
+/// So many tasks are moved in without asking who grows. In the first pulse those that do not are moved back.
+const FEW: usize = 64;
+
+/// What is there while throttling is near: dropped from top to bottom.
+pub(super) struct Near {
+    pub(super) pulser: Pulser,
+    pub(super) growers: Growers,
+    pub(super) attribution: Attribution,
+    /// Usage when the last pulse held.
+    pub(super) frozen_at: Bytes,
+    pub(super) group: FreezerGroup,
+    _parked: Option<Parked>,
+}
+
+/// The usage from which on it is made ready.
+pub(super) fn near(high: Bytes) -> Bytes {
+    high.saturating_sub(APPROACH.max(Bytes(high.0 / 8))).max(Bytes(high.0 / 8))
+}
+
+/// What making ready takes.
+pub(super) struct Ground<'a> {
+    pub(super) config: &'a ThrottleConfig,
+    pub(super) memory: &'a Arc<dyn Memory>,
+    pub(super) freezer: &'a Freezer,
+    pub(super) curve: Curve,
+}
+
+impl Near {
+    /// For those who are in the container now; `None` where nobody is.
+    pub(super) fn approach(ground: &Ground<'_>) -> Result<Option<Near>> {
+        let config = ground.config;
+        let mut tids = freezer::tasks(&config.group, "cgroup.procs")?;
+        for name in config.group.children()? {
+            if let Ok(child) = config.group.child(&name) {
+                tids.extend(freezer::tasks(&Arc::new(child), "cgroup.procs").unwrap_or_default());
+            }
+        }
+        let home = tids.iter().find_map(|tid| ground.freezer.path_of(*tid).ok());
+        let Some(home) = home else { return Ok(None) };
+        let mut near = Near::make(ground, home)?;
+        let Near { growers, group, .. } = &mut near;
+        if growers.scan(group, false, FEW)? == 0 {
+            // Too many: who grows has to be found out. Those that have no CPU right now show only after a
+            // while.
+            for pause in [1, 4, 10] {
+                std::thread::sleep(Duration::from_millis(pause));
+                growers.scan(group, false, 0)?;
+                if ground.memory.usage()? >= config.high {
+                    break;
+                }
+            }
+        }
+        log::trace!("{} may grow, with {:?} in use", growers.len(), ground.memory.usage());
+        Ok(Some(near))
+    }
+
+    /// For tasks that are yet to come, and whom this process starts.
+    pub(super) fn ahead(ground: &Ground<'_>) -> Result<Near> {
+        Near::make(ground, ground.freezer.path_of(std::process::id())?)
+    }
+
+    fn make(ground: &Ground<'_>, home: PathBuf) -> Result<Near> {
+        let Ground { config, freezer, .. } = *ground;
+        let parent = Arc::new(freezer.open(&home)?);
+        sweep(&parent);
+        let group = FreezerGroup::create(freezer.kind, parent, &name(ground, &home))?;
+        config.journal.place(group.path(), group.inode())?;
+        let parked = Parked::new(freezer).unwrap_or_else(|error| {
+            log::debug!("{error}: freezes take a little longer");
+            None
+        });
+        let pulser = Pulser::start(
+            group.switch()?,
+            ground.memory.clone(),
+            ground.curve,
+            config.journal.clone(),
+        )
+        .map_err(|errno| Error::refused(cgroupfs::Op::Watch, group.path(), errno))?;
+        Ok(Near {
+            pulser,
+            growers: Growers::new(
+                config.group.clone(),
+                ground.memory.clone(),
+                home,
+                freezer.clone(),
+            ),
+            attribution: Attribution::default(),
+            frozen_at: Bytes(0),
+            group,
+            _parked: parked,
+        })
+    }
+
+    /// What is to be told of it: real-time priority is refused.
+    pub(super) fn trouble(&self) -> Option<ThrottleEvent> {
+        self.pulser.real_time.err().map(ThrottleEvent::NotRealTime)
+    }
+
+    /// Thaws, moves everybody back, and removes the group, in this order.
+    pub(super) fn dissolve(self) -> Result<()> {
+        let Near { pulser, growers, group, _parked, .. } = self;
+        drop(pulser);
+        drop(growers);
+        group.remove()
+    }
+}
+
+/// `cgshim` beneath a container's own group. Where others may be in the same freezer group (the root, or our
+/// own) our pid and the memory group's inode tell ours from theirs.
+fn name(ground: &Ground<'_>, home: &Path) -> String {
+    let shared = home == ground.freezer.mount_point
+        || ground.freezer.path_of(std::process::id()).is_ok_and(|own| own == home);
+    match shared {
+        true => format!("cgshim-{}-{}", std::process::id(), ground.config.group.inode()),
+        false => FREEZER_CHILD.into(),
+    }
+}
+
+/// Removes what is left of throttles whose process was killed, and whose tasks have ended since.
+fn sweep(parent: &Cgroup) {
+    for name in parent.children().unwrap_or_default() {
+        let rest = name.strip_prefix("cgshim-parked-").or_else(|| name.strip_prefix("cgshim-"));
+        let pid = rest.and_then(|rest| rest.split('-').next()?.parse::<i32>().ok());
+        if let Some(pid) = pid
+            && kill(Pid::from_raw(pid), None) == Err(Errno::ESRCH)
+        {
+            // Not while somebody is in it.
+            let _ = parent.remove_child(&name, Duration::ZERO);
+        }
+    }
+}
