@@ -162,7 +162,10 @@ fn a_hold_keeps_the_killer_off_for_its_time_and_no_longer() {
     });
     let events = bed.events();
     let at = |name: &str| events.iter().position(|event| event == name);
-    assert!(at("oom_held") < at("oom_released") && at("oom_released") < at("oom_kill"), "{events:?}");
+    assert!(
+        at("oom_held") < at("oom_released") && at("oom_released") < at("oom_kill"),
+        "{events:?}"
+    );
     // Let go, it is as it was.
     let release = Release { id: "c".into(), ..Release::default() };
     bed.client().ask::<Registered>(Request::Release(release)).unwrap();
@@ -180,7 +183,10 @@ fn a_hold_raises_the_limit_as_far_as_the_operator_allows_and_nobody_is_killed() 
     let (lived, took) = fill(load, Bytes::mib(80)).join().unwrap();
     assert!(lived && took < 20 * SECOND, "{lived} {took:?}");
     let limit = memory(&bed.group).limit().unwrap();
-    assert!(limit > Limit::Bytes(Bytes::mib(80)) && limit <= Limit::Bytes(Bytes::mib(100)), "{limit}");
+    assert!(
+        limit > Limit::Bytes(Bytes::mib(80)) && limit <= Limit::Bytes(Bytes::mib(100)),
+        "{limit}"
+    );
     assert_eq!(bed.oom_control("oom_kill"), 0);
     let listed: Listed = bed.client().ask(Request::List { ended: false }).unwrap();
     let view: &View = &listed.containers[0];

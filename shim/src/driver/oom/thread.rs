@@ -501,8 +501,6 @@ impl Watcher {
         if self.emptier.is_some() {
             watched.group.cancel();
         }
-        // Before its runtime removes the group.
-        self.look(key, false);
         if let (Some(emptier), Some(sweeper), Some(watched)) =
             (&mut self.emptier, &self.sweeper, self.groups.get_mut(&key))
             && let (Some(files), Some(exits)) = (watched.group.files.take(), sweeper.exits())
@@ -510,6 +508,8 @@ impl Watcher {
             watched.ended = true;
             emptier.empty(files, watched.group.group.path().to_path_buf(), exits.clone());
         }
+        // Meanwhile, before its runtime removes the group: emptying changes no counter.
+        self.look(key, false);
         self.queue.push_back(Event::InitExited(key));
     }
 
