@@ -40,6 +40,8 @@ fn ground(test: &str) -> Option<Ground> {
 /// A run whose command fills memory above its high.
 struct Run {
     cgctl: Child,
+    /// Where its journal is: in memory, as it would keep none on a disk.
+    runs: tempfile::TempDir,
 }
 
 impl Run {
@@ -48,8 +50,10 @@ impl Run {
         let words = [&*load, "anon", "--size", "1G", "--duration", "60"];
         let options = "--limit 512M --high 64M --swap 0 --way-out never --quiet";
         let mut command = run_command(ground, options, &words);
+        let runs = tempfile::tempdir_in("/dev/shm").unwrap();
+        command.env("CGSHIM_RUN_DIR", runs.path());
         let cgctl = command.stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap();
-        Run { cgctl }
+        Run { cgctl, runs }
     }
 
     /// Our group in the freezer hierarchy.
@@ -76,8 +80,7 @@ impl Run {
 
     /// When the guardian is to thaw at the latest, if anything is frozen.
     fn deadline(&self) -> Option<Deadline> {
-        let base = std::env::var_os("CGSHIM_RUN_DIR").unwrap_or("/run/cgshim".into());
-        let run_dir = PathBuf::from(base).join(format!("run-{}", self.cgctl.id()));
+        let run_dir = self.runs.path().join(format!("run-{}", self.cgctl.id()));
         let records = Reader::open(&run_dir).unwrap().records();
         records.iter().find_map(|(_, in_flight)| Some(in_flight.freeze?.deadline))
     }

@@ -19,14 +19,13 @@ const GROWS: u64 = 16;
 /// between two scans is taken for who writes.
 const WRITES: u64 = 1;
 
-/// A task that was thawed so often without growing is given back: with four growers on two CPUs one of them
-/// gets none in half of the windows.
-const IDLE_WINDOWS: u32 = 20;
+/// A task that was thawed so often without growing is given back. With more growers than CPUs one of them
+/// gets none in many a window; given back it would run free until it is found again (measured with fewer
+/// windows: 30 MiB).
+const IDLE_WINDOWS: u32 = 50;
 
-/// One that nobody has seen growing is given back when the group has grown by so much since it came, or was
-/// thawed so often.
+/// One that nobody has seen growing is given back when the group has grown by so much since it came.
 const CHANCE: Bytes = Bytes::mib(16);
-const CHANCES: u32 = 10;
 
 /// Tasks that are looked at in one scan, at most.
 const MOST: usize = 8192;
@@ -184,13 +183,17 @@ impl Growers {
         self.adopt(group)
     }
 
-    /// The same for those that are known.
+    /// The same for those that have grown: who has not since it came is as suspect as it was.
     pub(super) fn suspect_again(&mut self) {
         self.look();
         let usage = self.usage();
         for grower in self.moved.values_mut() {
-            grower.suspect = Some((grower.last.faults(), usage));
-            grower.idle = 0;
+            let now = grower.last.faults();
+            let grew = |(then, _): (u64, Bytes)| now.saturating_sub(then) >= GROWS;
+            if grower.suspect.is_none_or(grew) {
+                grower.suspect = Some((now, usage));
+                grower.idle = 0;
+            }
         }
     }
 
@@ -210,7 +213,7 @@ impl Growers {
             let Some((faults, then)) = grower.suspect else { continue };
             if grower.last.faults().saturating_sub(faults) >= GROWS {
                 grower.suspect = None;
-            } else if usage.saturating_sub(then) >= CHANCE || grower.idle >= CHANCES {
+            } else if usage.saturating_sub(then) >= CHANCE {
                 cleared.push(*tid);
             }
         }

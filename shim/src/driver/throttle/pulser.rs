@@ -37,8 +37,9 @@ const LONG_NAP: Duration = Duration::from_millis(2);
 const FASTEST: f64 = (2u64 << 30) as f64;
 const DOUBT: Duration = Duration::from_millis(50);
 
-/// Shorter naps are not slept but spun through, for so long in a window at most, where there is another CPU: a
-/// CPU that sleeps may take milliseconds to wake up (measured on a virtual machine: up to 20).
+/// Shorter naps are not slept but spun through, for so long in a window at most, where there is a CPU that the
+/// growers do not use: one that sleeps may take milliseconds to wake up (measured on a virtual machine: up to
+/// 20).
 const SPIN: Duration = Duration::from_micros(100);
 const LONGEST_SPIN: Duration = Duration::from_millis(3);
 
@@ -126,8 +127,8 @@ struct Pulse {
     short: bool,
     /// How fast the group is taken to grow when it is let.
     pace: f64,
-    /// There is another CPU.
-    may_spin: bool,
+    /// How many CPUs there are.
+    cpus: u64,
 }
 
 impl Pulser {
@@ -155,7 +156,7 @@ impl Pulser {
             pulse: 0,
             short: false,
             pace: FASTEST,
-            may_spin: std::thread::available_parallelism().is_ok_and(|cpus| cpus.get() > 1),
+            cpus: std::thread::available_parallelism().map_or(1, |cpus| cpus.get() as u64),
         };
         let (said, real_time) = bounded(1);
         let thread = std::thread::Builder::new()
@@ -294,7 +295,8 @@ impl Pulse {
         };
         terms.quota = terms.quota.max(least);
         let opened = start;
-        let mut nap = if self.may_spin { Duration::ZERO } else { NAP };
+        let may_spin = self.cpus > terms.growers;
+        let mut nap = if may_spin { Duration::ZERO } else { NAP };
         loop {
             match self.next_order(Some(nap), None) {
                 Some(Order::Open(new)) => *terms = new,
@@ -337,7 +339,7 @@ impl Pulse {
             last = (now, usage);
             let there = room.0 as f64 / self.pace / 2.0;
             nap = Duration::from_secs_f64(there.min(1.0)).clamp(NAP, LONG_NAP);
-            if nap <= SPIN && self.may_spin && now - opened < LONGEST_SPIN {
+            if nap <= SPIN && may_spin && now - opened < LONGEST_SPIN {
                 nap = Duration::ZERO;
             }
         }
