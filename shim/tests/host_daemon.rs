@@ -506,7 +506,7 @@ fn intents_that_hooks_left_are_taken_at_start_and_within_a_second() {
     leave(&known(&ground, "one", first.pid()));
     leave(&Register { pid: i32::MAX, ..known(&ground, "gone", first.pid()) });
     fs::write(spool.join("junk.json"), "{").unwrap();
-    std::os::unix::fs::symlink("/etc/hostname", spool.join("link.json")).unwrap();
+    std::os::unix::fs::symlink("/etc/passwd", spool.join("link.json")).unwrap();
     let daemon = Daemon::start_in(dir.clone(), "");
     // Before it answers anybody.
     let ids: Vec<String> = daemon.list().into_iter().map(|view| view.id).collect();
@@ -519,7 +519,7 @@ fn intents_that_hooks_left_are_taken_at_start_and_within_a_second() {
     for part in ["container gone is dropped", "junk.json is refused", "link.json is refused"] {
         assert!(log.contains(part), "{part}: {log}");
     }
-    assert!(Path::new("/etc/hostname").exists());
+    assert!(Path::new("/etc/passwd").exists());
 }
 
 #[test]

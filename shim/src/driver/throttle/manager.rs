@@ -189,8 +189,9 @@ impl Manager {
             if free.is_some_and(|free| usage > free) && rested.is_none_or(stirs) {
                 at.growers.suspect_again();
                 at.pulser.order(Order::Open(self.terms(Duration::ZERO)?));
-                if self.throttle(at)? == Woken::Stop {
-                    return Ok(Woken::Stop);
+                let woken = self.throttle(at)?;
+                if woken == Woken::Stop || at.elsewhere {
+                    return Ok(woken);
                 }
                 rested = Some(self.memory.usage()?);
                 continue;
@@ -231,8 +232,9 @@ impl Manager {
                     if !at.pulser.has_report() {
                         at.growers.suspect_again();
                     }
-                    if self.throttle(at)? == Woken::Stop {
-                        return Ok(Woken::Stop);
+                    let woken = self.throttle(at)?;
+                    if woken == Woken::Stop || at.elsewhere {
+                        return Ok(woken);
                     }
                     rested = Some(self.memory.usage()?);
                 }

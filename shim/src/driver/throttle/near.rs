@@ -34,6 +34,8 @@ pub(super) struct Near {
     pub(super) attribution: Attribution,
     /// Usage when the last pulse held.
     pub(super) frozen_at: Bytes,
+    /// The tasks were moved to another freezer group since: a runtime was not done with them.
+    pub(super) elsewhere: bool,
     pub(super) group: FreezerGroup,
     _parked: Option<Parked>,
 }
@@ -112,6 +114,7 @@ impl Near {
             ),
             attribution: Attribution::default(),
             frozen_at: Bytes(0),
+            elsewhere: false,
             group,
             _parked: parked,
         })

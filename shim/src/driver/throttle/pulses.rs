@@ -169,11 +169,12 @@ impl Manager {
                 self.tell(ThrottleEvent::Strangers(at.growers.strangers()));
             }
         }
+        at.elsewhere = at.growers.len() == 0 && at.growers.strangers() > 0;
         self.core.growing(&at.growers.tids());
         let levels = self.levels(usage);
         let reclaimable = self.reclaimable();
         let due = self.core.window(self.start.elapsed(), &levels, reclaimable, &shares.grown);
-        if at.group.container_state()? != State::Thawed {
+        if at.elsewhere || at.group.container_state()? != State::Thawed {
             return Ok(Pulse::Paused);
         }
         if state != State::Frozen {
