@@ -116,6 +116,21 @@ impl Bed {
         Duration::from_nanos(Deadline::now().0.saturating_sub(since.0))
     }
 
+    /// The same of a daemon that is stopped: its threads in the kernel go on, and may lower another limit yet. When
+    /// one was seen lowered last; looks for as long as they may be.
+    fn back_for_good_after(&self, since: Deadline) -> Duration {
+        let passed = || Duration::from_nanos(Deadline::now().0.saturating_sub(since.0));
+        let mut last = Duration::ZERO;
+        while passed() < BAR {
+            if self.limits() != [LIMIT; 3] {
+                last = passed();
+            }
+            std::thread::sleep(Duration::from_micros(100));
+        }
+        assert_eq!(self.limits(), [LIMIT; 3], "after {BAR:?}");
+        last
+    }
+
     /// The journal has not taken a stepped value for a declared one.
     fn assert_declared(&self) {
         let records = Reader::open(&self.run_dir.path()).unwrap().records();
@@ -171,16 +186,20 @@ fn a_daemon_killed_between_lower_and_restore_leaves_every_declared_limit() {
     let test = "a_daemon_killed_between_lower_and_restore_leaves_every_declared_limit";
     let Some(bed) = Bed::new(test) else { return };
     let _alone = alone();
-    let mut seen = Vec::new();
-    for run in 0..times("CGSHIM_TEST_KILLS", 30) {
+    let (mut seen, mut gone_for) = (Vec::new(), Vec::new());
+    for run in 0..times("CGSHIM_TEST_KILLS", 20) {
         let mut faulty = bed.faulty(&format!("kill:lowered:{}", run % 7 + 1));
         let at = faulty.fault();
         seen.push(bed.back_after(at));
+        // What its other threads were about in the kernel comes to an end, and is undone.
         faulty.daemon.child.wait().unwrap();
-        // And nothing of the dead one's comes after that.
+        let gone = Deadline::now();
+        gone_for.push(bed.back_after(gone));
+        std::thread::sleep(Duration::from_millis(2));
         assert_eq!(bed.limits(), [LIMIT; 3], "run {run}");
     }
     assert!(report("the daemon killed", seen) < BAR);
+    assert!(report("after the last thread", gone_for) < BAR_AFTER_THE_LAST);
     bed.assert_declared();
 }
 
@@ -192,7 +211,7 @@ fn a_daemon_stopped_between_lower_and_restore_leaves_every_declared_limit() {
     let mut seen = Vec::new();
     let mut faulty = bed.faulty("stop:lowered:*2");
     let mut of_this = 0;
-    for _ in 0..times("CGSHIM_TEST_STOPS", 30) {
+    for _ in 0..times("CGSHIM_TEST_STOPS", 20) {
         of_this += 1;
         let at = faulty.fault_within(of_this, 3 * SECOND).unwrap_or_else(|| {
             // It stands aside for longer: what was read again and again for so long looks in use. Another
@@ -201,9 +220,7 @@ fn a_daemon_stopped_between_lower_and_restore_leaves_every_declared_limit() {
             of_this = 1;
             faulty.fault()
         });
-        seen.push(bed.back_after(at));
-        std::thread::sleep(Duration::from_millis(2));
-        assert_eq!(bed.limits(), [LIMIT; 3]);
+        seen.push(bed.back_for_good_after(at));
         faulty.daemon.signal(Signal::SIGCONT);
     }
     assert!(report("the daemon stopped", seen) < BAR);
@@ -215,7 +232,7 @@ fn a_daemon_killed_and_stopped_at_random_leaves_every_declared_limit() {
     let test = "a_daemon_killed_and_stopped_at_random_leaves_every_declared_limit";
     let Some(mut bed) = Bed::new(test) else { return };
     let _alone = alone();
-    let kills = times("CGSHIM_TEST_RANDOM", 40);
+    let kills = times("CGSHIM_TEST_RANDOM", 24);
     let (mut seen, mut late, mut gone_for) = (Vec::new(), 0, Vec::new());
     for run in 0..kills {
         if run == kills / 2 {
@@ -258,7 +275,7 @@ fn with_the_guardian_killed_too_restore_and_the_next_start_bring_every_limit_bac
     let Some(bed) = Bed::new(test) else { return };
     let _alone = alone();
     let (mut by_restore, mut by_start) = (0, 0);
-    for run in 0..20 {
+    for run in 0..12 {
         let faulty = bed.faulty("stop:lowered:2");
         faulty.fault();
         nix::sys::signal::kill(faulty.daemon.guardian().unwrap(), Signal::SIGKILL).unwrap();
@@ -277,7 +294,7 @@ fn with_the_guardian_killed_too_restore_and_the_next_start_bring_every_limit_bac
             assert_eq!(bed.limits(), [LIMIT; 3], "after a start");
         }
     }
-    println!("left lowered: {by_restore} and {by_start} of 10");
+    println!("left lowered: {by_restore} and {by_start} of 6");
     assert!(by_restore > 0 && by_start > 0, "nothing was tested");
     bed.assert_declared();
 }
@@ -309,7 +326,7 @@ fn a_daemon_killed_or_stopped_in_a_pulse_leaves_nobody_frozen() {
         state.is_ok_and(|state| state.trim() == "FROZEN")
     };
     let (mut seen, mut stopped) = (Vec::new(), Vec::new());
-    for run in 0..times("CGSHIM_TEST_PULSES", 10) {
+    for run in 0..times("CGSHIM_TEST_PULSES", 6) {
         let daemon = run_dir.start();
         let start = Instant::now();
         while !frozen(&daemon) {
@@ -319,7 +336,7 @@ fn a_daemon_killed_or_stopped_in_a_pulse_leaves_nobody_frozen() {
         let at = Instant::now();
         let signal = if run % 2 == 0 { Signal::SIGKILL } else { Signal::SIGSTOP };
         daemon.signal(signal);
-        // Frozen tasks touch no memory: what it has done goes on only once it is thawed.
+        // Frozen tasks touch no memory: what it has done goes on only once it is thawed (unless it has it all).
         while frozen(&daemon) {
             assert!(at.elapsed() < 5 * SECOND, "run {run}: still frozen: {}", run_dir.log());
             std::thread::sleep(Duration::from_micros(50));
@@ -330,8 +347,8 @@ fn a_daemon_killed_or_stopped_in_a_pulse_leaves_nobody_frozen() {
             _ => stopped.push(at.elapsed()),
         }
         let before = load.done();
-        until("it goes on", 5 * SECOND, || load.done() > before || before >= MOST.0);
+        until("it goes on", 5 * SECOND, || load.done() > before || before + 4096 >= MOST.0);
     }
     assert!(report("killed in a pulse", seen) < BAR);
-    assert!(report("stopped in a pulse", stopped) < 2 * SECOND + BAR);
+    assert!(report("stopped in a pulse", stopped) < 2 * SECOND + 5 * BAR);
 }

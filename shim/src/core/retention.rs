@@ -38,6 +38,11 @@ impl<T> Retained<T> {
     pub fn iter(&self) -> impl DoubleEndedIterator<Item = &T> {
         self.records.iter().map(|(_, record)| record)
     }
+
+    /// As [`Retained::iter`], to amend them.
+    pub fn iter_mut(&mut self) -> impl DoubleEndedIterator<Item = &mut T> {
+        self.records.iter_mut().map(|(_, record)| record)
+    }
 }
 
 #[cfg(test)]

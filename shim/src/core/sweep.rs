@@ -13,9 +13,13 @@ use std::time::Duration;
 /// less the live ones pay, which give a little in every round through all groups.
 pub const AFTER_EXIT: Duration = Duration::from_secs(5);
 
-/// Or after so many exits, and this long after the sweep before.
+/// Or once so many have ended that could not be emptied, and this long after the sweep before.
 const MANY: u32 = 50;
 const BETWEEN: Duration = Duration::from_secs(1);
+
+/// So few dead groups are not worth what live ones would lose: with huge folios in their page cache (2 MiB)
+/// as much in each round as sixteen dead ones give.
+pub const FEW: u32 = 10;
 
 /// After one that let nothing go, the next comes after this, then twice as late each time. Dirty pages
 /// are written after 30 s (`vm.dirty_expire_centisecs`) at the latest.
@@ -81,18 +85,27 @@ struct Parent {
     due: Now,
     budget: Budget,
     futile: u32,
-    /// So many ended since the last sweep began.
+    /// So many ended since the last sweep began and could not be emptied.
     exits: u32,
+    /// So many may still be dying.
+    dying: u32,
+    /// What is due is not more than a look whether all is gone.
+    again: bool,
     last: Option<Now>,
     under_way: bool,
 }
 
 impl Sweeps {
-    /// A container in `parent` has ended.
-    pub fn ended(&mut self, now: Now, parent: &Path) {
+    /// A container in `parent` has ended, and was emptied or not.
+    pub fn ended(&mut self, now: Now, parent: &Path, emptied: bool) {
+        let left = u32::from(!emptied);
         if let Some(known) = self.parents.get_mut(parent) {
-            known.futile = 0;
-            known.exits += 1;
+            known.exits += left;
+            known.dying += left;
+            known.again = true;
+            if !emptied {
+                known.futile = 0;
+            }
             if !known.under_way {
                 known.due = known.due.min(known.after_exit(now));
             }
@@ -101,7 +114,9 @@ impl Sweeps {
                 due: now + AFTER_EXIT,
                 budget: Budget::default(),
                 futile: 0,
-                exits: 1,
+                exits: left,
+                dying: left,
+                again: false,
                 last: None,
                 under_way: false,
             };
@@ -111,7 +126,9 @@ impl Sweeps {
 
     /// The parent to be swept now, if it is time for one. One at a time: [`Sweeps::swept`] comes before
     /// the next.
-    pub fn begin(&mut self, now: Now) -> Option<(PathBuf, Budget)> {
+    ///
+    /// With it comes what live groups may lose, or that they are not to be touched.
+    pub fn begin(&mut self, now: Now) -> Option<(PathBuf, Option<Budget>)> {
         if self.parents.values().any(|parent| parent.under_way) {
             return None;
         }
@@ -119,27 +136,33 @@ impl Sweeps {
         let (path, parent) = due.min_by_key(|(_, parent)| parent.due)?;
         parent.under_way = true;
         parent.exits = 0;
-        Some((path.clone(), parent.budget))
+        parent.again = false;
+        Some((path.clone(), (parent.dying > FEW).then_some(parent.budget)))
     }
 
     /// What came of it, and what is left of the budget.
-    pub fn swept(&mut self, now: Now, path: &Path, swept: &Swept, budget: Budget) {
+    pub fn swept(&mut self, now: Now, path: &Path, swept: &Swept, budget: Option<Budget>) {
         let Some(parent) = self.parents.get_mut(path) else { return };
         parent.under_way = false;
-        parent.budget = budget;
+        parent.budget = budget.unwrap_or(parent.budget);
         let freed = swept.held_before.saturating_sub(swept.held_after);
         // Less than a pass is as good as nothing, but for the last of it.
         let futile = freed < (128 << 10).min(swept.held_before.max(1));
         parent.futile = if futile { parent.futile + 1 } else { 0 };
-        let done = swept.held_after == 0 || parent.futile >= MOST_FUTILE;
+        if swept.held_after == 0 {
+            parent.dying = parent.exits;
+        }
+        // Few are kept in mind: others may follow.
+        let few = swept.live && parent.dying <= FEW;
+        let done = parent.dying == 0 || parent.futile >= MOST_FUTILE;
         parent.last = Some(now);
-        if swept.gone || (done && parent.exits == 0) {
+        if swept.gone || (done && !parent.again) {
             self.parents.remove(path);
             return;
         }
         let pause = FIRST_PAUSE * 2u32.pow(parent.futile.min(MOST_FUTILE));
-        parent.due = now + pause;
-        if parent.exits > 0 {
+        parent.due = if few { Now::MAX } else { now + pause };
+        if parent.again {
             parent.due = parent.due.min(parent.after_exit(now));
         }
     }
@@ -149,7 +172,7 @@ impl Sweeps {
         if self.parents.values().any(|parent| parent.under_way) {
             return None;
         }
-        self.parents.values().map(|parent| parent.due).min()
+        self.parents.values().map(|parent| parent.due).filter(|due| *due < Now::MAX).min()
     }
 }
 
@@ -170,7 +193,13 @@ mod tests {
     const SECOND: Duration = Duration::from_secs(1);
 
     fn left(held_before: u64, held_after: u64) -> Swept {
-        Swept { held_before, held_after, ..Swept::default() }
+        Swept { held_before, held_after, live: true, ..Swept::default() }
+    }
+
+    fn end(sweeps: &mut Sweeps, now: Now, parent: &Path, n: u32) {
+        for _ in 0..n {
+            sweeps.ended(now, parent, false);
+        }
     }
 
     #[test]
@@ -178,61 +207,68 @@ mod tests {
         let mut sweeps = Sweeps::default();
         let pod = Path::new("/pod");
         for ms in 0..40 {
-            sweeps.ended(Duration::from_millis(ms * 10), pod);
+            sweeps.ended(Duration::from_millis(ms * 10), pod, false);
         }
         assert_eq!(sweeps.deadline(), Some(AFTER_EXIT));
         assert_eq!(sweeps.begin(AFTER_EXIT / 2), None);
-        assert_eq!(sweeps.begin(AFTER_EXIT).map(|(path, _)| path).as_deref(), Some(pod));
+        let (path, budget) = sweeps.begin(AFTER_EXIT).unwrap();
+        assert_eq!((path.as_path(), budget.is_some()), (pod, true));
         // While it goes on there is no other.
         assert_eq!(sweeps.begin(10 * SECOND), None);
-        sweeps.swept(SECOND * 6, pod, &left(1 << 20, 0), Budget::default());
+        sweeps.swept(SECOND * 6, pod, &left(1 << 20, 0), budget);
         assert_eq!(sweeps.deadline(), None);
         // Many do not wait.
-        for _ in 0..MANY {
-            sweeps.ended(SECOND * 10, pod);
-        }
+        end(&mut sweeps, SECOND * 10, pod, 1);
+        end(&mut sweeps, SECOND * 10, pod, MANY);
         assert_eq!(sweeps.deadline(), Some(SECOND * 10));
+    }
+
+    #[test]
+    fn the_living_pay_nothing_for_few_and_those_are_not_forgotten() {
+        let mut sweeps = Sweeps::default();
+        let pod = Path::new("/pod");
+        end(&mut sweeps, SECOND, pod, FEW);
+        let (path, budget) = sweeps.begin(10 * SECOND).unwrap();
+        assert_eq!(budget, None);
+        sweeps.swept(10 * SECOND, &path, &left(1 << 20, 1 << 20), budget);
+        assert_eq!(sweeps.deadline(), None);
+        // An exit that left nothing is a look whether all is gone by now; one more that left something is
+        // enough of them.
+        sweeps.ended(20 * SECOND, pod, true);
+        assert_eq!(sweeps.begin(25 * SECOND).unwrap().1, None);
+        sweeps.ended(25 * SECOND, pod, false);
+        sweeps.swept(25 * SECOND, pod, &left(1 << 20, 1 << 20), None);
+        assert!(sweeps.begin(31 * SECOND).unwrap().1.is_some());
     }
 
     #[test]
     fn what_stays_is_tried_for_a_minute_and_then_left_to_the_kernel() {
         let mut sweeps = Sweeps::default();
         let pod = Path::new("/pod");
-        sweeps.ended(Duration::ZERO, pod);
+        end(&mut sweeps, Duration::ZERO, pod, 2 * FEW);
         let (mut now, mut tries) = (Duration::ZERO, 0);
         while let Some(at) = sweeps.deadline() {
             now = at;
-            assert!(sweeps.begin(now).is_some());
-            sweeps.swept(now, pod, &left(1 << 20, 1 << 20), Budget::default());
+            let (_, budget) = sweeps.begin(now).unwrap();
+            sweeps.swept(now, pod, &left(1 << 20, 1 << 20), budget);
             tries += 1;
         }
         assert_eq!(tries, MOST_FUTILE);
         assert!(now > 30 * SECOND && now < 120 * SECOND, "{now:?}");
         // Until somebody ends there again.
-        sweeps.ended(now, pod);
+        end(&mut sweeps, now, pod, 1);
         assert_eq!(sweeps.deadline(), Some(now + AFTER_EXIT));
-    }
-
-    #[test]
-    fn one_that_ends_during_a_sweep_is_swept_after_it() {
-        let mut sweeps = Sweeps::default();
-        let pod = Path::new("/pod");
-        sweeps.ended(Duration::ZERO, pod);
-        sweeps.begin(AFTER_EXIT);
-        sweeps.ended(AFTER_EXIT, pod);
-        sweeps.swept(AFTER_EXIT, pod, &left(1 << 20, 0), Budget::default());
-        assert_eq!(sweeps.deadline(), Some(AFTER_EXIT + FIRST_PAUSE));
     }
 
     #[test]
     fn a_parent_that_is_gone_is_forgotten_and_memory_is_bounded() {
         let mut sweeps = Sweeps::default();
         for n in 0..2 * MOST_PARENTS {
-            sweeps.ended(Duration::ZERO, Path::new(&format!("/{n}")));
+            sweeps.ended(Duration::ZERO, Path::new(&format!("/{n}")), true);
         }
         assert_eq!(sweeps.parents.len(), MOST_PARENTS);
         while let Some((path, budget)) = sweeps.begin(AFTER_EXIT) {
-            sweeps.ended(SECOND, &path);
+            sweeps.ended(SECOND, &path, false);
             sweeps.swept(SECOND, &path, &Swept { gone: true, ..Swept::default() }, budget);
         }
         assert!(sweeps.parents.is_empty());

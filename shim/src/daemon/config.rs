@@ -37,6 +37,8 @@ pub struct Config {
     pub most_containers: usize,
     /// A program with its arguments that is run for every OOM; empty for none.
     pub oom_hook: Vec<String>,
+    /// Up to where the limit of a container may be raised while its OOM is held; `None`: it is not.
+    pub hold_limit: Option<Bytes>,
     /// The files it was read from.
     pub files: Vec<PathBuf>,
 }
@@ -52,6 +54,7 @@ impl Default for Config {
             workers: 2,
             most_containers: 4096,
             oom_hook: Vec::new(),
+            hold_limit: None,
             files: Vec::new(),
         }
     }
@@ -180,6 +183,8 @@ struct Daemon {
     max_containers: Option<usize>,
     #[serde(default, deserialize_with = "program")]
     oom_hook: Option<Vec<String>>,
+    #[serde(default, deserialize_with = "text")]
+    hold_limit: Option<Bytes>,
 }
 
 fn text<'de, D: Deserializer<'de>, T: FromStr>(from: D) -> Result<Option<T>, D::Error>
@@ -326,6 +331,7 @@ impl Config {
         self.discovery.extend(file.discovery.patterns);
         self.workers = file.daemon.workers.unwrap_or(self.workers);
         self.most_containers = file.daemon.max_containers.unwrap_or(self.most_containers);
+        self.hold_limit = file.daemon.hold_limit.or(self.hold_limit);
         if let Some(program) = file.daemon.oom_hook {
             self.oom_hook = program;
         }

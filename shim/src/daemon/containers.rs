@@ -7,13 +7,15 @@ use super::registry::{Container, Moment, Source};
 use super::verify::{Verified, oom_score_adj};
 use crate::api::message::{EventLine, Register, Release, Request, View};
 use crate::core::oom::Record;
+use crate::core::oom::hold::HoldEvent;
 use crate::core::terms::{KEYS, effective};
 use crate::core::throttle::WayOut;
-use crate::core::{Notice, State, Wishes, qos};
+use crate::core::{Notice, OomPolicy, State, Wishes, qos};
 use crate::driver::oom::Identity;
 use crate::driver::throttle::ThrottleEvent;
 use crate::driver::{Happened, Key, Policy};
 use crate::journal;
+use cgroupfs::Bytes;
 use cgroupfs::files::ControlDir;
 use cgroupfs::procfs;
 use std::collections::BTreeMap;
@@ -169,6 +171,7 @@ impl Daemon {
         let policy = Policy { watermarks: terms.watermark, high: terms.high };
         let (directory, inode) = (group.path().to_path_buf(), group.inode());
         let announced = found.as_ref().map(|found| found.record.counters.oom_kill_seen);
+        let oom_kills = found.as_ref().map_or(0, |found| found.record.counters.oom_kills);
         let key = match found {
             Some(found) => self.engine.resume(group, policy, found),
             None => self.engine.record_of(&group, policy).and_then(|mut record| {
@@ -192,7 +195,9 @@ impl Daemon {
                 oom_kill: announced,
             },
         );
-        self.throttle(key, terms.throttle);
+        // A thread and more, which whoever registers need not wait for.
+        self.unthrottled.push(key);
+        self.act_on_oom(key, terms.oom);
         let mut all_refused = wrong;
         all_refused.extend(refused.into_iter().map(str::to_owned));
         let generation = self.registry.next_generation();
@@ -214,6 +219,7 @@ impl Daemon {
             set,
             terms,
             refused: all_refused.clone(),
+            oom_kills,
             since_ms: about.since_ms.unwrap_or_else(super::unix_ms),
         };
         // Before anybody is told.
@@ -231,6 +237,16 @@ impl Daemon {
         self.registry.add(container);
         self.tell(told);
         Ok(generation)
+    }
+
+    /// Throttles who has come since the last turn.
+    pub(super) fn throttle_the_new(&mut self) {
+        for key in std::mem::take(&mut self.unthrottled) {
+            // Unless it is gone again.
+            if let Some(on) = self.registry.of_key(key).map(|container| container.terms.throttle) {
+                self.throttle(key, on);
+            }
+        }
     }
 
     /// Throttles above high, where the kernel does not.
@@ -252,6 +268,15 @@ impl Daemon {
         self.notes.remove(container.generation);
         self.engine.release(key);
         self.bury(&container, view, why, message);
+        // The watch has its last look yet: what it finds is still this container's.
+        self.not_yet_told(key, container);
+    }
+
+    fn not_yet_told(&mut self, key: Key, container: Container) {
+        // Without a watch nothing comes.
+        if self.engine.oom_sources().is_some() {
+            self.registry.not_yet_told(key, container);
+        }
     }
 
     fn bury(&mut self, container: &Container, view: View, why: &str, message: &str) {
@@ -269,14 +294,8 @@ impl Daemon {
     pub(super) fn of_container(&mut self, happened: Happened) {
         match happened {
             Happened::Notice(key, _, notice) => self.noticed(key, notice),
-            Happened::OomKill(key, _, kills, usage) => {
-                let Some(container) = self.registry.of_key(key) else { return };
-                let detail = serde_json::json!({ "kills": kills, "usage_bytes": usage.0 });
-                let message = format!("{kills} killed at {usage}");
-                log::warn!("container {}: out of memory, {message}", container.id);
-                let told = EventLine { detail, ..of(container, "oom_kill", message) };
-                self.tell(told);
-            }
+            Happened::OomKill(key, _, kills, usage) => self.killed(key, kills, usage),
+            Happened::Hold(key, _, event) => self.held(key, event),
             Happened::Forgotten(key, totals) => {
                 // Of one that was released nobody asks any more.
                 let Some(container) = self.registry.of_key(key) else { return };
@@ -287,22 +306,58 @@ impl Daemon {
                     limit: cgroupfs::Limit::Max,
                     marks: None,
                     totals,
-                    oom_kills: 0,
+                    oom_kills: container.oom_kills,
                     throttled: None,
                 });
                 if let Some(container) = self.registry.remove(&id) {
                     self.notes.remove(container.generation);
                     log::info!("container {id} is gone: {}", container.path);
                     self.bury(&container, view, "vanished", "its group was removed");
+                    self.not_yet_told(key, container);
                 }
             }
             Happened::Throttle(key, _, event) => self.throttled(key, &event),
             Happened::Oom(_, record) => self.oom(&record),
-            Happened::Fd(_)
-            | Happened::Usage(..)
-            | Happened::Round(..)
-            | Happened::Asked(..)
-            | Happened::OomsRecorded(_) => {}
+            Happened::Fd(_) | Happened::Usage(..) | Happened::Round(..) | Happened::Asked(..) => {}
+            Happened::OomsRecorded(key) => self.registry.is_told(key),
+        }
+    }
+
+    /// Tasks of a container were killed. It may have ended by now, but for what the OOM watch had yet to say.
+    fn killed(&mut self, key: Key, kills: u64, usage: Bytes) {
+        let Some((id, generation)) = self.registry.count_kills(key, kills) else { return };
+        let detail = serde_json::json!({ "kills": kills, "usage_bytes": usage.0 });
+        let message = format!("{kills} killed at {usage}");
+        log::warn!("container {id}: out of memory, {message}");
+        let (id, generation) = (Some(id), Some(generation));
+        self.tell(EventLine { id, generation, detail, ..event("oom_kill", message) });
+        let Some(container) = self.registry.of_key(key) else { return };
+        if container.terms.oom == OomPolicy::Group {
+            let followed = self.engine.kill_all(key);
+            let Some(container) = self.registry.of_key(key) else { return };
+            let message = format!("{followed} followed: oom = group");
+            log::warn!("container {}: {message}", container.id);
+            let told = of(container, "group_killed", message);
+            self.tell(told);
+        }
+    }
+
+    fn held(&mut self, key: Key, event: HoldEvent) {
+        let Some(container) = self.registry.of_key(key) else { return };
+        let message = event.message();
+        log::warn!("container {}: {message}", container.id);
+        let told = of(container, event.as_str(), message);
+        self.tell(told);
+    }
+
+    /// What is done when memory runs out, as the terms have it.
+    fn act_on_oom(&mut self, key: Key, oom: OomPolicy) {
+        let hold = match oom {
+            OomPolicy::Hold(longest) => Some((longest, self.config.hold_limit)),
+            OomPolicy::Kill | OomPolicy::Group => None,
+        };
+        if let Err(error) = self.engine.hold(key, hold) {
+            log::warn!("{error}");
         }
     }
 
@@ -381,6 +436,7 @@ impl Daemon {
             self.engine.note_terms(key, |noted| noted.take(&terms));
             self.engine.set_policy(key, Policy { watermarks: terms.watermark, high: terms.high });
             self.throttle(key, terms.throttle);
+            self.act_on_oom(key, terms.oom);
         }
     }
 

@@ -149,6 +149,8 @@ pub struct Daemon {
     watcher: Watcher,
     notify: Notify,
     signals: SignalFd,
+    /// Registered, and not throttled yet.
+    unthrottled: Vec<Key>,
     /// Who waits for a reclaim, by container.
     asked: HashMap<Key, Waiting>,
     /// Connections that ended, and requests, until they are handled.
@@ -245,6 +247,7 @@ impl Daemon {
             watcher,
             notify,
             signals,
+            unthrottled: Vec::new(),
             asked: HashMap::new(),
             incoming: Vec::new(),
             said: String::new(),
@@ -275,6 +278,7 @@ impl Daemon {
             self.watchdog();
             self.status();
             self.hooks.reap();
+            self.throttle_the_new();
             self.engine.turn(self.patience(), &mut happened)?;
             for event in happened.drain(..) {
                 self.happened(event);

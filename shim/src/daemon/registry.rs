@@ -40,6 +40,8 @@ pub(super) struct Container {
     pub(super) terms: Terms,
     /// Annotations that were refused.
     pub(super) refused: Vec<String>,
+    /// Tasks of it that the OOM killer took, as far as anybody was told.
+    pub(super) oom_kills: u64,
     pub(super) since_ms: u64,
 }
 
@@ -130,6 +132,8 @@ pub(super) struct Registry {
     by_id: BTreeMap<String, Box<Container>>,
     ids: HashMap<Key, String>,
     ended: Retained<View>,
+    /// Those that have ended, and of which the OOM watch has not said all yet: id and generation.
+    untold: HashMap<Key, (String, u64)>,
     generation: u64,
 }
 
@@ -139,6 +143,7 @@ impl Registry {
             by_id: BTreeMap::new(),
             ids: HashMap::new(),
             ended: Retained::new(MOST_ENDED, LONGEST_ENDED),
+            untold: HashMap::new(),
             generation: 0,
         }
     }
@@ -186,6 +191,31 @@ impl Registry {
     /// Remembers one that has ended.
     pub(super) fn bury(&mut self, now: Now, view: View) {
         self.ended.push(now, view);
+    }
+
+    /// The OOM watch may still say something of one that has ended.
+    pub(super) fn not_yet_told(&mut self, key: Key, container: Container) {
+        self.untold.insert(key, (container.id, container.generation));
+    }
+
+    /// It has said all.
+    pub(super) fn is_told(&mut self, key: Key) {
+        self.untold.remove(&key);
+    }
+
+    /// So many tasks more were killed in the container of this key, which may have ended; its id and generation.
+    pub(super) fn count_kills(&mut self, key: Key, kills: u64) -> Option<(String, u64)> {
+        if let Some(container) = self.of_key(key) {
+            container.oom_kills += kills;
+            return Some((container.id.clone(), container.generation));
+        }
+        let (id, generation) = self.untold.get(&key)?.clone();
+        let ended = self.ended.iter_mut();
+        if let Some(view) = ended.rev().find(|view| view.generation == generation && view.id == id)
+        {
+            view.oom_kills += kills;
+        }
+        Some((id, generation))
     }
 
     /// Those that have ended, oldest first.

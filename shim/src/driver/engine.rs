@@ -3,6 +3,7 @@
 use super::arm::{Armer, Threshold};
 use super::asked::Asked;
 use super::flight::{Flight, INTERRUPT_AGAIN};
+use super::hold::Held;
 use super::journaled::{self, Journaled};
 use super::native::Natives;
 use super::oom::{Deeds, OomWatch};
@@ -56,6 +57,8 @@ pub(super) struct Enforced {
     pub(super) journaled: Option<Journaled>,
     /// What was done to it, for records of its OOMs; `Some` if the OOM watch has it.
     pub(super) deeds: Option<Arc<Deeds>>,
+    /// It is held at its OOMs.
+    pub(super) held: Option<Held>,
 }
 
 /// Tasks that wait for a worker. A container that finds no room tries again after its backoff; room is
@@ -248,6 +251,7 @@ impl Engine {
                 counters,
                 journaled,
                 deeds: None,
+                held: None,
             }),
         );
         // Kills between the last look of whoever was before us and ours; the OOM watch tells of its own.
@@ -287,6 +291,7 @@ impl Engine {
     /// [`Happened::Forgotten`] says when it is done, which may be at once.
     pub fn release(&mut self, key: Key) {
         self.end_throttle(key.0);
+        self.end_hold(key.0);
         let now = self.now();
         if let Some(enforced) = self.containers.get_mut(&key.0)
             && let Some(asked) = &mut enforced.asked
@@ -383,6 +388,7 @@ impl Engine {
                 ]
             })
             .flatten()
+            .chain(self.next_hold())
             .chain(self.natives.values().filter_map(super::native::Guarded::at))
             .min()
             .map(|at| at.saturating_sub(now));
@@ -398,6 +404,7 @@ impl Engine {
 
     pub(super) fn timers(&mut self) {
         let now = self.now();
+        self.go_on_holding();
         let due: Vec<u64> = self
             .containers
             .iter()
@@ -502,6 +509,7 @@ impl Engine {
             Action::Forget => {
                 self.finish_ooms(Key(key));
                 self.end_throttle(key);
+                self.end_hold(key);
                 if let Some(mut gone) = self.containers.remove(&key) {
                     self.asked_of_the_gone(key, gone.asked.take());
                     if let Some(watch) = &gone.modified {

@@ -182,6 +182,7 @@ impl Drop for Engine {
         self.oom_watch = None;
         let keys: Vec<u64> = self.containers.keys().copied().collect();
         for key in keys {
+            self.end_hold(key);
             self.end_native(key);
             self.quiesce(Key(key), QUIESCE_AT_END);
         }

@@ -12,6 +12,8 @@ mod crash;
 mod engine;
 mod fault;
 mod flight;
+mod group_kill;
+mod hold;
 mod journaled;
 mod native;
 mod once;
@@ -28,6 +30,7 @@ pub use engine::Engine;
 pub use once::{Once, empty, enter, reclaim_once};
 pub use reclaim::Stop;
 
+use crate::core::oom::hold::HoldEvent;
 use crate::core::{Capabilities, Notice, Now, Report, Totals, WatermarkSpec};
 use cgroupfs::files::ControlDir;
 use cgroupfs::memory::{Memory, MemoryV1, MemoryV2, Version};
@@ -57,6 +60,8 @@ pub enum Happened {
     Usage(Key, Now, Bytes),
     /// A round of reclaim ended.
     Round(Key, Now, Report),
+    /// What became of a container that is held at its OOMs.
+    Hold(Key, Now, HoldEvent),
     /// To be told to people.
     Notice(Key, Now, Notice),
     /// So many tasks were killed since the last time, seen at this usage.

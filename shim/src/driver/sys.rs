@@ -257,3 +257,14 @@ pub(super) fn pidfd_open(pid: i32) -> Result<OwnedFd, Errno> {
     // SAFETY: the kernel has just given us this descriptor; nobody else has it.
     Ok(unsafe { OwnedFd::from_raw_fd(fd) })
 }
+
+/// Kills the process of a descriptor (5.1+).
+///
+/// # Errors
+/// ESRCH once it is gone.
+pub(super) fn kill(pidfd: &OwnedFd) -> Result<(), Errno> {
+    let (fd, none) = (pidfd.as_raw_fd(), std::ptr::null::<libc::siginfo_t>());
+    // SAFETY: no signal information is passed.
+    let done = unsafe { libc::syscall(libc::SYS_pidfd_send_signal, fd, libc::SIGKILL, none, 0) };
+    Errno::result(done).map(drop)
+}

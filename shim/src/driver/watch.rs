@@ -23,6 +23,8 @@ impl Engine {
         if let Some(oom) = &enforced.oom {
             oom.take();
         }
+        self.look_at_hold(key);
+        let Some(enforced) = self.containers.get_mut(&key) else { return };
         // An OOM while our step has the limit down may be of our making: raise before all else.
         if let Some(flight) = &mut enforced.flight
             && let Some(job) = flight.job
@@ -129,7 +131,14 @@ impl Engine {
         if flying || enforced.unrestored.is_some() {
             return;
         }
-        match enforced.memory.limit() {
+        let limit = enforced.memory.limit();
+        // Looked at before and after: it may be emptied as its init has exited.
+        if enforced.deeds.as_ref().is_some_and(|deeds| deeds.is_emptying()) {
+            return;
+        }
+        match limit {
+            // Of nobody's making but the emptier's.
+            Ok(Limit::Bytes(Bytes(0))) if enforced.deeds.is_some() => {}
             Ok(limit) if limit != enforced.core.declared() => {
                 self.deliver(key.0, Event::LimitChanged(limit));
             }

@@ -9,8 +9,10 @@
 use crate::core::Now;
 use std::time::Duration;
 
-/// How often the lease is renewed, and for how long.
+/// How often the lease is renewed.
 pub const RENEW: Duration = Duration::from_secs(2);
+
+/// For how long it is renewed.
 pub const LEASE: Duration = Duration::from_secs(6);
 
 /// How often a container that is held is looked at.
@@ -54,6 +56,35 @@ pub enum HoldEvent {
     Released,
     /// Somebody else has set `oom_kill_disable`, or set it back: theirs stands.
     Foreign,
+}
+
+impl HoldEvent {
+    /// For programs.
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            HoldEvent::Held(_) => "oom_held",
+            HoldEvent::Recovered => "oom_recovered",
+            HoldEvent::Released => "oom_released",
+            HoldEvent::Foreign => "oom_hold_foreign",
+        }
+    }
+
+    /// For people.
+    pub fn message(self) -> String {
+        match self {
+            HoldEvent::Held(longest) => {
+                format!(
+                    "out of memory: the OOM killer is held off for {} s at most",
+                    longest.as_secs()
+                )
+            }
+            HoldEvent::Recovered => "there is memory again".into(),
+            HoldEvent::Released => "the time is up: the OOM killer works".into(),
+            HoldEvent::Foreign => {
+                "somebody else writes memory.oom_control: theirs stands, and nothing is held".into()
+            }
+        }
+    }
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -142,10 +173,7 @@ impl Hold {
             State::Resting { until } if now >= until && !file.under_oom => {
                 self.state = State::Off;
             }
-            State::Foreign
-            | State::Armed
-            | State::Holding { .. }
-            | State::Resting { .. } => {}
+            State::Foreign | State::Armed | State::Holding { .. } | State::Resting { .. } => {}
         }
         if self.is_set() && now + RENEW + RENEW >= self.lease && self.lease != now + LEASE {
             self.lease = now + LEASE;
@@ -275,7 +303,10 @@ mod tests {
         bed.run(SECOND);
         bed.file.disabled = false;
         bed.run(60 * SECOND);
-        assert_eq!((bed.file.disabled, bed.told.as_slice()), (false, [HoldEvent::Foreign].as_slice()));
+        assert_eq!(
+            (bed.file.disabled, bed.told.as_slice()),
+            (false, [HoldEvent::Foreign].as_slice())
+        );
     }
 
     #[test]

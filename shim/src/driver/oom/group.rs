@@ -188,7 +188,7 @@ impl Group {
 
     /// Opens what emptying it takes.
     pub(super) fn prepare_to_empty(&mut self) {
-        self.files = Files::open(&self.group, &self.level.memory);
+        self.files = Files::open(&self.group, &self.level.memory, &self.deeds);
     }
 
     /// Nothing of ours is in the way of its end.

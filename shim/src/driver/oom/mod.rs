@@ -18,6 +18,7 @@ pub use names::kernel_path;
 use super::worker::Ticket;
 use crate::core::oom::{Deed, Record};
 use crate::core::{Now, Report};
+use crate::journal::Slot;
 use cgroupfs::memory::Memory;
 use cgroupfs::{Bytes, Cgroup, Error, Limit, Op, Result};
 use crossbeam_channel::{Receiver, Sender, bounded};
@@ -26,6 +27,7 @@ use nix::sys::eventfd::{EfdFlags, EventFd};
 use std::collections::VecDeque;
 use std::os::fd::{AsFd, BorrowedFd};
 use std::path::PathBuf;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
@@ -99,8 +101,6 @@ pub struct Sources {
     pub tracepoint: bool,
     /// The watch runs at real-time priority; else why not.
     pub real_time: std::result::Result<(), String>,
-    /// Containers are emptied as they end; else why not.
-    pub emptying: std::result::Result<(), String>,
     /// Records are written; else why not.
     pub store: std::result::Result<(), String>,
 }
@@ -230,13 +230,18 @@ impl Drop for OomWatch {
 
 /// What cgshim did to a container lately: written by the event loop, read by the watch.
 #[derive(Debug, Default)]
-pub struct Deeds(Mutex<Inner>);
+pub struct Deeds {
+    inner: Mutex<Inner>,
+    /// Its limit is at 0 for an instant, with nobody in it.
+    emptying: AtomicBool,
+}
 
 #[derive(Debug, Default)]
 struct Inner {
     declared: Option<Limit>,
     done: VecDeque<Done>,
     flight: Option<Arc<Ticket>>,
+    slot: Option<Arc<Slot>>,
 }
 
 #[derive(Debug)]
@@ -273,6 +278,28 @@ impl Deeds {
             ticket.stop.cancel();
             ticket.interrupt();
         }
+    }
+
+    /// Where is written down what is changed of it.
+    pub(super) fn set_slot(&self, slot: Option<Arc<Slot>>) {
+        self.locked().slot = slot;
+    }
+
+    fn slot(&self) -> Option<Arc<Slot>> {
+        self.locked().slot.clone()
+    }
+
+    fn is_in_flight(&self) -> bool {
+        self.locked().flight.is_some()
+    }
+
+    fn set_emptying(&self, emptying: bool) {
+        self.emptying.store(emptying, Ordering::SeqCst);
+    }
+
+    /// What stands as its limit is not to be taken for anybody's.
+    pub(super) fn is_emptying(&self) -> bool {
+        self.emptying.load(Ordering::SeqCst)
     }
 
     /// A job is under way.
@@ -312,7 +339,7 @@ impl Deeds {
     }
 
     fn locked(&self) -> std::sync::MutexGuard<'_, Inner> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+        self.inner.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 

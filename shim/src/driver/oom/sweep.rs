@@ -22,7 +22,10 @@ use std::time::{Duration, Instant};
 /// The first write of a gentle sweep, and the longest. One that ends before the kernel has got to
 /// reclaim (it first collects what CPUs have in batches) is followed by one of twice the time.
 const SLICE: Duration = Duration::from_micros(250);
-const LONGEST_SLICE: Duration = Duration::from_millis(6);
+const LONGEST_SLICE: Duration = Duration::from_micros(500);
+
+/// One in which nobody lives.
+const WHOLE_SLICE: Duration = Duration::from_millis(5);
 
 /// Between two writes, and how many a sweep has.
 const PAUSE: Duration = Duration::from_millis(2);
@@ -38,37 +41,38 @@ const PLENTY_OF_CACHE: u64 = 32 << 20;
 /// Groups beneath a parent that are looked at.
 const MOST_GROUPS: usize = 4096;
 
-/// The thread, started with the first exit.
+/// The thread.
 pub(super) struct Sweeper {
-    hierarchy: MemoryHierarchy,
-    exits: Option<Sender<PathBuf>>,
+    exits: Option<Exits>,
     thread: Option<JoinHandle<()>>,
 }
 
+/// Tells it of exits.
+#[derive(Clone)]
+pub(super) struct Exits(Sender<(PathBuf, bool)>);
+
+impl Exits {
+    /// A container whose group is, or was, at `directory` has ended, and was emptied or not.
+    pub(super) fn ended(&self, directory: PathBuf, emptied: bool) {
+        // More than it can take: the next exit there is soon enough.
+        let _ = self.0.try_send((directory, emptied));
+    }
+}
+
 impl Sweeper {
-    pub(super) fn new(hierarchy: MemoryHierarchy) -> Sweeper {
-        Sweeper { hierarchy, exits: None, thread: None }
+    pub(super) fn start(hierarchy: MemoryHierarchy) -> Sweeper {
+        let (exits, queue) = bounded(1024);
+        let thread = std::thread::Builder::new()
+            .name("cgshim-sweep".into())
+            .stack_size(128 << 10)
+            .spawn(move || work(&hierarchy, &queue));
+        let thread = thread
+            .inspect_err(|error| log::warn!("what ended containers left is not swept: {error}"));
+        Sweeper { exits: Some(Exits(exits)), thread: thread.ok() }
     }
 
-    /// A container whose group is, or was, at `directory` has ended.
-    pub(super) fn ended(&mut self, directory: &Path) {
-        let Some(parent) = above(&self.hierarchy, directory) else { return };
-        if self.exits.is_none() {
-            let (exits, queue) = bounded(1024);
-            let hierarchy = self.hierarchy.clone();
-            let thread = std::thread::Builder::new()
-                .name("cgshim-sweep".into())
-                .stack_size(128 << 10)
-                .spawn(move || work(&hierarchy, &queue));
-            match thread {
-                Ok(thread) => (self.thread, self.exits) = (Some(thread), Some(exits)),
-                Err(error) => return log::warn!("nothing is swept: {error}"),
-            }
-        }
-        if let Some(exits) = &self.exits {
-            // More than it can take: the next exit there is soon enough.
-            let _ = exits.try_send(parent);
-        }
+    pub(super) fn exits(&self) -> Option<&Exits> {
+        self.exits.as_ref()
     }
 }
 
@@ -88,7 +92,7 @@ fn above(hierarchy: &MemoryHierarchy, directory: &Path) -> Option<PathBuf> {
     beneath.then(|| parent.to_owned())
 }
 
-fn work(hierarchy: &MemoryHierarchy, exits: &Receiver<PathBuf>) {
+fn work(hierarchy: &MemoryHierarchy, exits: &Receiver<(PathBuf, bool)>) {
     sys::become_interruptible();
     let alarm = match sys::Alarm::new() {
         Ok(alarm) => alarm,
@@ -102,7 +106,11 @@ fn work(hierarchy: &MemoryHierarchy, exits: &Receiver<PathBuf>) {
             None => exits.recv().map_err(|_| RecvTimeoutError::Disconnected),
         };
         match exit {
-            Ok(parent) => sweeps.ended(start.elapsed(), &parent),
+            Ok((directory, emptied)) => {
+                if let Some(parent) = above(hierarchy, &directory) {
+                    sweeps.ended(start.elapsed(), &parent, emptied);
+                }
+            }
             Err(RecvTimeoutError::Timeout) => {}
             Err(RecvTimeoutError::Disconnected) => return,
         }
@@ -120,7 +128,7 @@ fn work(hierarchy: &MemoryHierarchy, exits: &Receiver<PathBuf>) {
                     }
                     Swept { gone: true, ..Swept::default() }
                 },
-                |mut parent| parent.sweep(&alarm, &mut budget),
+                |mut parent| parent.sweep(&alarm, budget.as_mut()),
             );
             sweeps.swept(start.elapsed(), &parent, &swept, budget);
             // Dead with all that was in it: its pages are on the account of the next one up.
@@ -128,7 +136,7 @@ fn work(hierarchy: &MemoryHierarchy, exits: &Receiver<PathBuf>) {
                 && !parent.exists()
                 && let Some(next) = above(hierarchy, &parent)
             {
-                sweeps.ended(start.elapsed(), &next);
+                sweeps.ended(start.elapsed(), &next, false);
             }
         }
     }
@@ -219,16 +227,20 @@ impl Parent {
         }
     }
 
-    fn sweep(&mut self, alarm: &sys::Alarm, budget: &mut Budget) -> Swept {
+    fn sweep(&mut self, alarm: &sys::Alarm, mut budget: Option<&mut Budget>) -> Swept {
         let live = has_processes(&self.group, &mut MOST_GROUPS.clone());
         let held = self.held();
         let mut swept = Swept { held_before: held, held_after: held, live, ..Swept::default() };
-        let may_lose = if live { budget.before(held) } else { u64::MAX };
+        let may_lose = match &mut budget {
+            _ if !live => u64::MAX,
+            Some(budget) => budget.before(held),
+            None => 0,
+        };
         if held == 0 || may_lose == 0 || (live && self.would_swap()) {
             return swept;
         }
         let (mut writes, mut longest) = (0, Duration::ZERO);
-        let (mut slice, mut futile) = (if live { SLICE } else { LONGEST_SLICE }, 0);
+        let (mut slice, mut futile) = (if live { SLICE } else { WHOLE_SLICE }, 0);
         for _ in 0..MOST_WRITES {
             let before = self.lives();
             let began = Instant::now();
@@ -248,7 +260,7 @@ impl Parent {
             let left = self.held();
             if left >= swept.held_after {
                 futile += 1;
-                slice = (slice * 2).min(LONGEST_SLICE);
+                slice = (slice * 2).min(if live { LONGEST_SLICE } else { WHOLE_SLICE });
             } else {
                 futile = 0;
             }
@@ -259,7 +271,9 @@ impl Parent {
             }
             std::thread::sleep(PAUSE);
         }
-        budget.after(&swept);
+        if let Some(budget) = budget {
+            budget.after(&swept);
+        }
         log::debug!(
             "{}: {swept:?} by {writes} writes of {longest:?} at most",
             self.group.path().display()

@@ -1,6 +1,6 @@
 //! The watch's loop: what happens goes into the books, what they ask for is done.
 
-use super::empty::{Emptier, STANDS_ASIDE};
+use super::empty::Emptier;
 use super::group::{Group, Level, open_level};
 use super::log::Log;
 use super::names::Host;
@@ -67,6 +67,8 @@ struct Watched {
     /// v2: `oom` of the group itself and of its subtree, as read last.
     ooms: (u64, u64),
     gone: bool,
+    /// Its init has exited; what it leaves is somebody's to sweep.
+    ended: bool,
 }
 
 /// The loop's state.
@@ -131,14 +133,7 @@ impl Watcher {
             Ok(log) => Some(log),
             Err(_) => Log::trace(&options.tracefs).ok(),
         };
-        let emptier =
-            options.empty_at_exit.then(|| Emptier::new(options.real_time, &options.tracefs));
         let sources = Sources {
-            emptying: match &emptier {
-                None => Err("not asked for".into()),
-                Some(emptier) if emptier.stands_aside() => Err(STANDS_ASIDE.into()),
-                Some(_) => Ok(()),
-            },
             tracepoint: matches!(log, Some(Log::Trace(_))),
             log: readable,
             real_time,
@@ -168,8 +163,8 @@ impl Watcher {
             all_looked: None,
             pids_are_ours: in_initial_pid_namespace(),
             store_failed: false,
-            emptier,
-            sweeper: options.empty_at_exit.then(|| Sweeper::new(host.hierarchy.clone())),
+            emptier: options.empty_at_exit.then(|| Emptier::new(options.real_time)),
+            sweeper: options.empty_at_exit.then(|| Sweeper::start(host.hierarchy.clone())),
             queue: VecDeque::new(),
             host,
         };
@@ -365,7 +360,7 @@ impl Watcher {
         }
         let own = subject.levels.first().copied().unwrap_or_default();
         let ooms = (own.oom_local.unwrap_or(0), own.oom.unwrap_or(0));
-        let watched = Watched { group, above: ids, watch, ooms, gone: false };
+        let watched = Watched { group, above: ids, watch, ooms, gone: false, ended: false };
         self.groups.insert(key, Box::new(watched));
         self.queue.push_back(Event::Watch(key, Box::new(subject)));
         if let Some(pid) = identity.init {
@@ -506,14 +501,15 @@ impl Watcher {
         if self.emptier.is_some() {
             watched.group.cancel();
         }
-        // Before its runtime removes the group.
-        self.look(key, false);
-        if let (Some(emptier), Some(watched)) = (&mut self.emptier, self.groups.get_mut(&key))
-            && let Some(files) = watched.group.files.take()
+        if let (Some(emptier), Some(sweeper), Some(watched)) =
+            (&mut self.emptier, &self.sweeper, self.groups.get_mut(&key))
+            && let (Some(files), Some(exits)) = (watched.group.files.take(), sweeper.exits())
         {
-            emptier.empty(files);
+            watched.ended = true;
+            emptier.empty(files, watched.group.group.path().to_path_buf(), exits.clone());
         }
-        self.ended(key);
+        // Meanwhile, before its runtime removes the group: emptying changes no counter.
+        self.look(key, false);
         self.queue.push_back(Event::InitExited(key));
     }
 
@@ -625,10 +621,13 @@ impl Watcher {
         self.ended(key);
     }
 
-    /// What it left behind is swept in a while.
+    /// What one that nobody emptied left behind is swept in a while.
     fn ended(&mut self, key: u64) {
-        if let (Some(sweeper), Some(watched)) = (&mut self.sweeper, self.groups.get(&key)) {
-            sweeper.ended(watched.group.group.path());
+        if let (Some(sweeper), Some(watched)) = (&self.sweeper, self.groups.get_mut(&key))
+            && let Some(exits) = sweeper.exits()
+            && !std::mem::replace(&mut watched.ended, true)
+        {
+            exits.ended(watched.group.group.path().to_path_buf(), false);
         }
     }
 

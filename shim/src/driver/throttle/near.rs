@@ -9,12 +9,14 @@ use super::pulser::Pulser;
 use super::{ThrottleConfig, ThrottleEvent};
 use crate::core::throttle::{Attribution, Curve};
 use crate::guardian::FREEZER_CHILD;
-use cgroupfs::freezer::{self, Freezer, FreezerGroup, Parked};
+use cgroupfs::files::ControlDir as _;
+use cgroupfs::freezer::{self, Freezer, FreezerGroup, Kind, Parked};
 use cgroupfs::memory::Memory;
 use cgroupfs::{Bytes, Cgroup, Error, Result};
 use nix::errno::Errno;
 use nix::sys::signal::kill;
 use nix::unistd::Pid;
+use std::ffi::OsStr;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
@@ -63,7 +65,7 @@ impl Near {
         }
         let home = tids.iter().find_map(|tid| ground.freezer.path_of(*tid).ok());
         let Some(home) = home else { return Ok(None) };
-        let mut near = Near::make(ground, home)?;
+        let mut near = Near::make(ground, outside(home, &config.group))?;
         let Near { growers, group, .. } = &mut near;
         if growers.scan(group, false, FEW)? == 0 {
             // Too many: who grows has to be found out. Those that have no CPU right now show only after a
@@ -88,7 +90,7 @@ impl Near {
     fn make(ground: &Ground<'_>, home: PathBuf) -> Result<Near> {
         let Ground { config, freezer, .. } = *ground;
         let parent = Arc::new(freezer.open(&home)?);
-        sweep(&parent);
+        sweep(freezer.kind, &parent, config.group.inode());
         let group = FreezerGroup::create(freezer.kind, parent, &name(ground, &home))?;
         config.journal.place(group.path(), group.inode())?;
         let parked = Parked::new(freezer).unwrap_or_else(|error| {
@@ -143,16 +145,62 @@ fn name(ground: &Ground<'_>, home: &Path) -> String {
     }
 }
 
-/// Removes what is left of throttles whose process was killed, and whose tasks have ended since.
-fn sweep(parent: &Cgroup) {
+/// The group that a container was started in, from where its tasks are: an enforcer that was killed leaves
+/// them in its group, and one within the other, restart for restart, is no place for them.
+fn outside(home: PathBuf, container: &Cgroup) -> PathBuf {
+    let name = |path: &Path| path.file_name().and_then(OsStr::to_str).map(str::to_owned);
+    let ours = match name(&home) {
+        // Unless that is what the container itself is called.
+        Some(name_of) if name_of == FREEZER_CHILD => name(container.path()) != Some(name_of),
+        Some(name_of) => {
+            left_by(&name_of).is_some_and(|(_, inode)| inode == Some(container.inode()))
+        }
+        None => false,
+    };
+    match home.parent() {
+        Some(parent) if ours => parent.to_owned(),
+        _ => home,
+    }
+}
+
+/// The process that made a group of this name, and the memory group that it is for.
+fn left_by(name: &str) -> Option<(i32, Option<u64>)> {
+    let rest = name.strip_prefix("cgshim-parked-").or_else(|| name.strip_prefix("cgshim-"))?;
+    let (pid, inode) = rest.split_once('-').map_or((rest, None), |(pid, inode)| (pid, Some(inode)));
+    Some((pid.parse().ok()?, inode.and_then(|inode| inode.parse().ok())))
+}
+
+/// Removes what is left of throttles whose process was killed: those of this container, whose tasks go back
+/// where they were, and others' whose tasks have ended since.
+fn sweep(kind: Kind, parent: &Arc<Cgroup>, container: u64) {
     for name in parent.children().unwrap_or_default() {
-        let rest = name.strip_prefix("cgshim-parked-").or_else(|| name.strip_prefix("cgshim-"));
-        let pid = rest.and_then(|rest| rest.split('-').next()?.parse::<i32>().ok());
-        if let Some(pid) = pid
-            && kill(Pid::from_raw(pid), None) == Err(Errno::ESRCH)
-        {
+        let Some((pid, inode)) = left_by(&name) else { continue };
+        if kill(Pid::from_raw(pid), None) != Err(Errno::ESRCH) {
+            continue;
+        }
+        if inode == Some(container) {
+            let emptied =
+                FreezerGroup::create(kind, parent.clone(), &name).and_then(|group| group.remove());
+            if let Err(error) = emptied {
+                log::debug!("{error}: left behind");
+            }
+        } else {
             // Not while somebody is in it.
             let _ = parent.remove_child(&name, Duration::ZERO);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn groups_of_ours_are_told_by_their_names() {
+        assert_eq!(left_by("cgshim-12-345"), Some((12, Some(345))));
+        assert_eq!(left_by("cgshim-parked-12"), Some((12, None)));
+        for name in ["cgshim", "cgshim-x", "cgshim-", "docker-12-345", "cgshim-parked-"] {
+            assert_eq!(left_by(name), None, "{name}");
         }
     }
 }

@@ -215,6 +215,7 @@ impl Recorder {
                 ThrottleEvent::Pulse { frozen, .. } => self.frozen += *frozen,
                 told => self.mark(MarkKind::Other, told.message().unwrap_or_default()),
             },
+            Happened::Hold(_, _, event) => self.mark(MarkKind::Other, event.message()),
             Happened::Oom(_, record) => {
                 if self.oom.len() < MOST_MARKS {
                     self.oom.push(OomRecord {

@@ -1,0 +1,239 @@
+//! The OOM hold of a container (v1): [`crate::core::oom::hold`] decides, this writes
+//! `memory.oom_control`, in the event loop, which never reclaims: neither value makes the kernel reclaim.
+
+use super::engine::Engine;
+use super::{Happened, Key};
+use crate::core::Now;
+use crate::core::oom::hold::{Hold, HoldAction, HoldEvent, OomControl};
+use crate::journal::Deadline;
+use cgroupfs::files::{Access, ControlDir, Knob};
+use cgroupfs::memory::{ReclaimFile, Version};
+use cgroupfs::procfs::Meminfo;
+use cgroupfs::{Bytes, Cgroup, Error, Limit, Result, flat};
+use nix::errno::Errno;
+use std::collections::BTreeSet;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+/// A limit is raised by this share of itself at a time.
+const SHARE: u64 = 4;
+
+/// The host keeps so much available beyond what a limit is raised by.
+const KEPT: Bytes = Bytes::mib(64);
+
+/// Groups beneath a container that are looked at.
+const MOST_BENEATH: usize = 1024;
+
+/// A container that is held at its OOMs.
+pub(super) struct Held {
+    pub(super) hold: Hold,
+    file: Knob,
+    /// Up to where its limit may be raised.
+    most: Option<Bytes>,
+    /// Groups beneath it that had `oom_kill_disable` set when we set it: those made later have it from us.
+    theirs: BTreeSet<PathBuf>,
+}
+
+impl Engine {
+    /// Holds the kernel's OOM killer off a container for `longest` at most, each time it runs out of
+    /// memory, and then raises its limit up to `most`, where that is given and the host has room; or ends
+    /// that. Needs a place in the journal.
+    ///
+    /// # Errors
+    /// [`Error::Absent`] on v2, which has nothing of the kind.
+    pub fn hold(&mut self, key: Key, longest: Option<(Duration, Option<Bytes>)>) -> Result<()> {
+        let Some(enforced) = self.containers.get_mut(&key.0) else { return Ok(()) };
+        let Some((longest, most)) = longest else {
+            self.end_hold(key.0);
+            return Ok(());
+        };
+        if let Some(held) = &mut enforced.held
+            && held.hold.longest() == longest
+        {
+            held.most = most;
+            return Ok(());
+        }
+        let absent = |why| Error::Absent { path: "memory.oom_control".into(), why };
+        if enforced.memory.version() == Version::V2 {
+            return Err(absent("cgroup v2 has nothing that holds the OOM killer off"));
+        }
+        if enforced.journaled.is_none() {
+            return Err(absent("without a place in the journal nobody would let the killer loose"));
+        }
+        let dir: Arc<dyn ControlDir> = enforced.group.clone();
+        let file = Knob::open(&dir, "memory.oom_control", Access::ReadWrite)?;
+        self.end_hold(key.0);
+        if let Some(enforced) = self.containers.get_mut(&key.0) {
+            let hold = Hold::new(longest);
+            enforced.held = Some(Held { hold, file, most, theirs: BTreeSet::new() });
+        }
+        self.look_at_hold(key.0);
+        Ok(())
+    }
+
+    /// Lets the killer loose, for good.
+    pub(super) fn end_hold(&mut self, key: u64) {
+        let Some(enforced) = self.containers.get_mut(&key) else { return };
+        let Some(held) = enforced.held.take() else { return };
+        let Held { hold, file, theirs, .. } = held;
+        if hold.end().is_some() {
+            enable(&enforced.group, &file, &theirs);
+            if let Some(journaled) = &enforced.journaled {
+                journaled.slot().end_hold();
+            }
+        }
+    }
+
+    /// When the next look at some container is due.
+    pub(super) fn next_hold(&self) -> Option<Now> {
+        let held = self.containers.values().filter_map(|enforced| enforced.held.as_ref());
+        held.map(|held| held.hold.deadline()).filter(|at| *at < Now::MAX).min()
+    }
+
+    /// Looks at those that are due.
+    pub(super) fn go_on_holding(&mut self) {
+        let now = self.now();
+        let due = self.containers.iter().filter(|(_, enforced)| {
+            enforced.held.as_ref().is_some_and(|held| held.hold.deadline() <= now)
+        });
+        let due: Vec<u64> = due.map(|(key, _)| *key).collect();
+        for key in due {
+            self.look_at_hold(key);
+        }
+    }
+
+    /// Reads the file, and does what follows.
+    pub(super) fn look_at_hold(&mut self, key: u64) {
+        let now = self.now();
+        let Some(enforced) = self.containers.get_mut(&key) else { return };
+        let Some(held) = &mut enforced.held else { return };
+        let Ok(content) = held.file.read() else { return held.hold.refused() };
+        let is = |name| flat::get(&content, name).is_some_and(|value| value > 0);
+        let file = OomControl { disabled: is("oom_kill_disable"), under_oom: is("under_oom") };
+        let mut actions = Vec::new();
+        held.hold.looked(now, file, &mut actions);
+        for action in actions {
+            self.do_hold(key, action);
+        }
+    }
+
+    fn do_hold(&mut self, key: u64, action: HoldAction) {
+        let now = self.now();
+        let Some(enforced) = self.containers.get_mut(&key) else { return };
+        let (Some(held), Some(journaled)) = (&mut enforced.held, &enforced.journaled) else {
+            return;
+        };
+        let slot = journaled.slot();
+        match action {
+            // Law 1: it is in the journal before it is done.
+            HoldAction::Disable(lease) => {
+                held.theirs = disabled_beneath(&enforced.group);
+                slot.begin_hold(Deadline::after(lease.saturating_sub(now)));
+                if let Err(errno) = write(&held.file, b"1") {
+                    slot.end_hold();
+                    held.hold.refused();
+                    log::warn!(
+                        "{}: not held at its OOMs: {errno}",
+                        enforced.group.path().display()
+                    );
+                }
+            }
+            HoldAction::Renew(lease) => {
+                slot.begin_hold(Deadline::after(lease.saturating_sub(now)));
+            }
+            HoldAction::Enable => {
+                enable(&enforced.group, &held.file, &held.theirs);
+                slot.end_hold();
+                if let Some(deeds) = &enforced.deeds {
+                    deeds.note("oom_hold_ended", None, false);
+                }
+            }
+            HoldAction::Raise => self.raise(key),
+            HoldAction::Tell(event) => {
+                if let (HoldEvent::Held(_), Some(deeds)) = (event, &enforced.deeds) {
+                    deeds.note("oom_held", None, false);
+                }
+                self.happened.push(Happened::Hold(Key(key), now, event));
+            }
+        }
+    }
+
+    /// Raises the limit, which wakes who waits for memory. It is the declared limit from then on: the core
+    /// adopts it as it adopts any other that is not its own step.
+    fn raise(&mut self, key: u64) {
+        let Some(enforced) = self.containers.get_mut(&key) else { return };
+        let Some(most) = enforced.held.as_ref().and_then(|held| held.most) else { return };
+        let (Ok(Limit::Bytes(limit)), Ok(bound)) =
+            (enforced.memory.limit(), enforced.memory.limit_bound())
+        else {
+            return;
+        };
+        let most = bound.bytes().map_or(most, |bound| most.min(bound));
+        let raised = Bytes(limit.0.saturating_add(limit.0 / SHARE)).min(most);
+        let more = raised.saturating_sub(limit);
+        let available = Meminfo::read().ok().and_then(|info| info.available).unwrap_or_default();
+        if more == Bytes(0) || available < more.saturating_add(KEPT) {
+            return;
+        }
+        let Ok(knob) = enforced.memory.reclaim_file(ReclaimFile::Limit) else { return };
+        let raised = Bytes(raised.0 / cgroupfs::units::page_size() * cgroupfs::units::page_size());
+        match write(&knob, raised.0.to_string().as_bytes()) {
+            Ok(()) => {
+                if let Some(deeds) = &enforced.deeds {
+                    deeds.note("limit_raised", Some(raised.0), false);
+                }
+            }
+            Err(errno) => {
+                log::warn!("{}: limit not raised: {errno}", enforced.group.path().display());
+            }
+        }
+        self.look_at_limit(Key(key));
+    }
+}
+
+/// The killer works again, in the groups beneath too that were made while it did not: they have it from
+/// their parent (`mem_cgroup_css_alloc()`).
+fn enable(group: &Arc<Cgroup>, file: &Knob, theirs: &BTreeSet<PathBuf>) {
+    if let Err(errno) = write(file, b"0")
+        && !matches!(errno, Errno::ENODEV | Errno::ENOENT)
+    {
+        log::error!("{}: the OOM killer stays off: {errno}", group.path().display());
+    }
+    for beneath in disabled_beneath(group).difference(theirs) {
+        let _ = std::fs::write(beneath.join("memory.oom_control"), "0");
+    }
+}
+
+/// Groups beneath one that have `oom_kill_disable` set.
+fn disabled_beneath(group: &Arc<Cgroup>) -> BTreeSet<PathBuf> {
+    let (mut found, mut queue, mut seen) = (BTreeSet::new(), vec![group.clone()], 0);
+    while let Some(above) = queue.pop() {
+        for name in above.children().unwrap_or_default() {
+            seen += 1;
+            let Ok(child) = above.child(&name).map(Arc::new) else { continue };
+            if seen > MOST_BENEATH {
+                return found;
+            }
+            let dir: Arc<dyn ControlDir> = child.clone();
+            let content = Knob::open(&dir, "memory.oom_control", Access::Read)
+                .and_then(|knob| knob.read())
+                .unwrap_or_default();
+            if flat::get(&content, "oom_kill_disable") == Some(1) {
+                found.insert(child.path().to_path_buf());
+            }
+            queue.push(child);
+        }
+    }
+    found
+}
+
+/// Goes on after EINTR.
+fn write(knob: &Knob, value: &[u8]) -> std::result::Result<(), Errno> {
+    loop {
+        match knob.raw().write(value) {
+            Err(Errno::EINTR) => {}
+            result => return result,
+        }
+    }
+}

@@ -1,0 +1,254 @@
+//! What the daemon does when memory runs out, on a real hierarchy: all of a container killed with one of it, the OOM
+//! killer held off, the limit raised; and what is left of a hold when the daemon is killed or stopped.
+
+#![allow(clippy::unwrap_used)] // helpers outside of #[test] functions
+
+#[path = "../../tools/tests/common/mod.rs"]
+mod common;
+
+use cgroupfs::files::ControlDir;
+use cgroupfs::{Bytes, Cgroup, Limit};
+use cgshim::api::client::Client;
+use cgshim::api::message::{EventLine, Listed, Register, Registered, Release, Request, View};
+use common::{Ground, Load, alone, memory, skip, until, without_swap};
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+use serde_json::Value;
+use std::fs;
+use std::path::PathBuf;
+use std::process::{Child, Command, Stdio};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+const SECOND: Duration = Duration::from_secs(1);
+
+/// A daemon, and a container of its that may use 48 MiB.
+struct Bed {
+    child: Child,
+    dir: tempfile::TempDir,
+    group: Arc<Cgroup>,
+    ground: Ground,
+}
+
+impl Bed {
+    /// `None`, having said so, where the test cannot run; `v1` if it is about what only v1 has.
+    fn new(test: &'static str, config: &str, v1: bool) -> Option<Bed> {
+        let ground = Ground::new(test)?;
+        if v1 && !ground.v1() {
+            skip(test, "cgroup v2 has nothing that holds the OOM killer off");
+            return None;
+        }
+        let group = ground.group("c");
+        without_swap(&group);
+        memory(&group).set_limit(Limit::Bytes(Bytes::mib(48))).unwrap();
+        let dir = tempfile::tempdir().unwrap();
+        fs::write(dir.path().join("config.toml"), config).unwrap();
+        let child = start(&dir);
+        Some(Bed { child, dir, group, ground })
+    }
+
+    fn run_dir(&self) -> PathBuf {
+        self.dir.path().join("run")
+    }
+
+    fn client(&self) -> Client {
+        Client::connect(&self.run_dir(), 20 * SECOND).unwrap()
+    }
+
+    fn register(&self, pid: u32) {
+        let own = self.group.path().strip_prefix(&self.ground.hierarchy.mount_point).unwrap();
+        let asked = Register {
+            id: "c".into(),
+            pid: i32::try_from(pid).unwrap(),
+            cgroup: format!("/{}", own.display()),
+            ..Register::default()
+        };
+        self.client().ask::<Registered>(Request::Register(asked)).unwrap();
+    }
+
+    /// A line of `memory.oom_control`.
+    fn oom_control(&self, key: &str) -> u64 {
+        let content = fs::read(self.group.path().join("memory.oom_control")).unwrap();
+        cgroupfs::flat::get(&content, key).unwrap()
+    }
+
+    fn events(&self) -> Vec<String> {
+        let mut client = self.client();
+        client.ask::<Value>(Request::Events { follow: false }).unwrap();
+        let lines = std::iter::from_fn(|| client.next_line::<EventLine>().unwrap());
+        lines.map(|line| line.event).collect()
+    }
+
+    fn log(&self) -> String {
+        fs::read_to_string(self.dir.path().join("log")).unwrap()
+    }
+
+    fn signal(&self, signal: Signal) {
+        kill(Pid::from_raw(self.child.id() as i32), signal).unwrap();
+    }
+}
+
+fn start(dir: &tempfile::TempDir) -> Child {
+    let log = fs::File::options().append(true).create(true).open(dir.path().join("log")).unwrap();
+    let program = std::env::var_os("CGSHIMD").unwrap_or(env!("CARGO_BIN_EXE_cgshimd").into());
+    let run = dir.path().join("run");
+    let child = Command::new(program)
+        .arg("--config")
+        .arg(dir.path().join("config.toml"))
+        .arg("--run-dir")
+        .arg(&run)
+        .stdin(Stdio::null())
+        .stderr(log)
+        .spawn()
+        .unwrap();
+    until("the daemon answers", 60 * SECOND, || {
+        Client::connect(&run, SECOND)
+            .is_ok_and(|mut client| client.ask::<Value>(Request::Ping {}).is_ok())
+    });
+    child
+}
+
+impl Drop for Bed {
+    fn drop(&mut self) {
+        self.signal(Signal::SIGCONT);
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+        if std::thread::panicking() {
+            common::skip("(failed)", &self.log());
+        }
+    }
+}
+
+/// Fills more than it may, in a thread: whether it lived to tell, and after how long.
+fn fill(mut load: Load, size: Bytes) -> std::thread::JoinHandle<(bool, Duration)> {
+    std::thread::spawn(move || {
+        let start = Instant::now();
+        let lived = load.anon(size);
+        (lived, start.elapsed())
+    })
+}
+
+#[test]
+fn with_oom_group_the_whole_container_goes_with_its_victim() {
+    let test = "with_oom_group_the_whole_container_goes_with_its_victim";
+    let _alone = alone();
+    let Some(bed) = Bed::new(test, "[defaults]\noom = 'group'\n", false) else { return };
+    let mut init = Load::in_group(&bed.group);
+    let load = Load::in_group(&bed.group);
+    let mut outside = Load::in_group(&bed.ground.group("other"));
+    bed.register(init.pid());
+    assert!(!fill(load, Bytes::mib(96)).join().unwrap().0);
+    until("init goes too", 5 * SECOND, || !init.is_alive());
+    assert!(outside.is_alive());
+    until("it is told", 5 * SECOND, || bed.events().iter().any(|event| event == "group_killed"));
+}
+
+#[test]
+fn a_hold_keeps_the_killer_off_for_its_time_and_no_longer() {
+    let test = "a_hold_keeps_the_killer_off_for_its_time_and_no_longer";
+    let _alone = alone();
+    let Some(bed) = Bed::new(test, "[defaults]\noom = 'hold=2s'\n", true) else { return };
+    let load = Load::in_group(&bed.group);
+    bed.register(load.pid());
+    assert_eq!(bed.oom_control("oom_kill_disable"), 1);
+    let (lived, took) = fill(load, Bytes::mib(96)).join().unwrap();
+    assert!(!lived && took >= 2 * SECOND && took < 6 * SECOND, "{lived} {took:?}");
+    assert_eq!(bed.oom_control("oom_kill"), 1);
+    until("the kill is on record, and that it was held", 5 * SECOND, || {
+        let records = cgshim::oom::all(&bed.run_dir()).unwrap();
+        records.iter().any(|record| {
+            record.kills == 1 && record.deeds.iter().any(|deed| deed.what == "oom_held")
+        })
+    });
+    let events = bed.events();
+    let at = |name: &str| events.iter().position(|event| event == name);
+    assert!(
+        at("oom_held") < at("oom_released") && at("oom_released") < at("oom_kill"),
+        "{events:?}"
+    );
+    // Let go, it is as it was.
+    let release = Release { id: "c".into(), ..Release::default() };
+    bed.client().ask::<Registered>(Request::Release(release)).unwrap();
+    assert_eq!(bed.oom_control("oom_kill_disable"), 0);
+}
+
+#[test]
+fn a_hold_raises_the_limit_as_far_as_the_operator_allows_and_nobody_is_killed() {
+    let test = "a_hold_raises_the_limit_as_far_as_the_operator_allows_and_nobody_is_killed";
+    let _alone = alone();
+    let config = "[defaults]\noom = 'hold=30s'\n[daemon]\nhold_limit = '100M'\n";
+    let Some(bed) = Bed::new(test, config, true) else { return };
+    let load = Load::in_group(&bed.group);
+    bed.register(load.pid());
+    let (lived, took) = fill(load, Bytes::mib(80)).join().unwrap();
+    assert!(lived && took < 20 * SECOND, "{lived} {took:?}");
+    let limit = memory(&bed.group).limit().unwrap();
+    assert!(
+        limit > Limit::Bytes(Bytes::mib(80)) && limit <= Limit::Bytes(Bytes::mib(100)),
+        "{limit}"
+    );
+    assert_eq!(bed.oom_control("oom_kill"), 0);
+    let listed: Listed = bed.client().ask(Request::List { ended: false }).unwrap();
+    let view: &View = &listed.containers[0];
+    assert_eq!(view.limit_bytes.map(|bytes| Limit::Bytes(Bytes(bytes))), Some(limit));
+    assert!(bed.events().iter().any(|event| event == "oom_recovered"));
+}
+
+#[test]
+fn a_daemon_that_is_killed_or_stopped_in_a_hold_leaves_the_killer_at_work() {
+    let test = "a_daemon_that_is_killed_or_stopped_in_a_hold_leaves_the_killer_at_work";
+    let _alone = alone();
+    let Some(mut bed) = Bed::new(test, "[defaults]\noom = 'hold=600s'\n", true) else { return };
+    // The guardian has it at once where the daemon is dead, and within the lease where it is stopped.
+    for (signal, patience) in [(Signal::SIGSTOP, 8 * SECOND), (Signal::SIGKILL, SECOND)] {
+        let load = Load::in_group(&bed.group);
+        bed.register(load.pid());
+        until("it is held off", 20 * SECOND, || bed.oom_control("oom_kill_disable") == 1);
+        // A group that is made meanwhile has the flag from its parent.
+        let inner = bed.group.create_child("inner").unwrap();
+        let filling = fill(load, Bytes::mib(96));
+        until("memory runs out", 10 * SECOND, || bed.oom_control("under_oom") == 1);
+        bed.signal(signal);
+        let start = Instant::now();
+        until("the killer is let loose", patience, || bed.oom_control("oom_kill_disable") == 0);
+        let (lived, _) = filling.join().unwrap();
+        assert!(!lived && start.elapsed() < patience + SECOND, "{signal}: {:?}", start.elapsed());
+        if signal == Signal::SIGSTOP {
+            bed.signal(Signal::SIGCONT);
+            // It is the daemon's again; and ended, the group beneath is as it would have been.
+            until("it is held off again", 20 * SECOND, || bed.oom_control("oom_kill_disable") == 1);
+            let release = Release { id: "c".into(), ..Release::default() };
+            bed.client().ask::<Registered>(Request::Release(release)).unwrap();
+            let inside = fs::read(inner.path().join("memory.oom_control")).unwrap();
+            assert_eq!(cgroupfs::flat::get(&inside, "oom_kill_disable"), Some(0));
+        }
+        drop(inner);
+        bed.group.remove_child("inner", 5 * SECOND).unwrap();
+    }
+    let _ = bed.child.wait();
+    // Its successor goes on with nothing of it but what it asks for itself.
+    bed.child = start(&bed.dir);
+}
+
+#[test]
+fn somebody_elses_oom_kill_disable_stands() {
+    let test = "somebody_elses_oom_kill_disable_stands";
+    let _alone = alone();
+    let Some(bed) = Bed::new(test, "[defaults]\noom = 'hold=2s'\n", true) else { return };
+    let load = Load::in_group(&bed.group);
+    let file = bed.group.path().join("memory.oom_control");
+    fs::write(&file, "1").unwrap();
+    bed.register(load.pid());
+    let release = Release { id: "c".into(), ..Release::default() };
+    bed.client().ask::<Registered>(Request::Release(release)).unwrap();
+    assert_eq!(bed.oom_control("oom_kill_disable"), 1);
+    fs::write(&file, "0").unwrap();
+    bed.register(load.pid());
+    until("it is held off", SECOND, || bed.oom_control("oom_kill_disable") == 1);
+    fs::write(&file, "0").unwrap();
+    until("it is told", 10 * SECOND, || {
+        bed.events().iter().filter(|event| *event == "oom_hold_foreign").count() == 2
+    });
+    std::thread::sleep(3 * SECOND);
+    assert_eq!(bed.oom_control("oom_kill_disable"), 0);
+}
