@@ -184,7 +184,7 @@ fn is_dead(pid: Pid) -> bool {
 }
 
 #[test]
-#[ignore = "by hand: one container in twenty or so was found unthrottled"]
+#[ignore = "by hand, in numbers (CGSHIM_RESPECT=200)"]
 fn pause_and_resume_do_what_they_say() {
     let Some(host) = Host::new("pause_and_resume_do_what_they_say") else { return };
     let container = host.throttled("c");
@@ -198,7 +198,7 @@ fn pause_and_resume_do_what_they_say() {
 }
 
 #[test]
-#[ignore = "by hand: one container in twenty or so was found unthrottled"]
+#[ignore = "by hand, in numbers (CGSHIM_RESPECT=200)"]
 fn exec_works_in_the_middle_of_a_pulse() {
     let Some(host) = Host::new("exec_works_in_the_middle_of_a_pulse") else { return };
     let container = host.throttled("c");
@@ -216,7 +216,7 @@ fn exec_works_in_the_middle_of_a_pulse() {
 }
 
 #[test]
-#[ignore = "by hand: one container in twenty or so was found unthrottled"]
+#[ignore = "by hand, in numbers (CGSHIM_RESPECT=200)"]
 fn a_container_that_is_killed_in_a_pulse_is_dead_at_once() {
     let Some(host) = Host::new("a_container_that_is_killed_in_a_pulse_is_dead_at_once") else {
         return;
