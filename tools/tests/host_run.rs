@@ -331,6 +331,28 @@ fn oom_group_ends_all_processes_of_the_group() {
 }
 
 #[test]
+fn oom_hold_keeps_the_killer_off_for_its_time() {
+    let test = "oom_hold_keeps_the_killer_off_for_its_time";
+    let Some(ground) = Ground::new(test) else { return };
+    let words =
+        [memload(), "anon".into(), "--size".into(), "128M".into(), "--total".into(), "128M".into()];
+    let words: Vec<&str> = words.iter().map(String::as_str).collect();
+    let ran = run(&ground, "--limit 64M --swap 0 --oom hold=1s --json", &words);
+    if !ground.v1() {
+        // Fails open: under its limit, as without.
+        assert!(ran.stderr.contains("the OOM killer is not held off"), "{ran:?}");
+        return;
+    }
+    if ran.stderr.contains("swap is not accounted") {
+        return common::skip(test, "swap is not accounted");
+    }
+    assert_eq!(ran.code(), Some(137), "{ran:?}");
+    assert!(ran.wall >= Duration::from_secs(1) && ran.wall < SOON, "{:?}", ran.wall);
+    assert_eq!(number(&ran.report(), "/oom/kills"), 1, "{ran:?}");
+    assert_clean(&ground);
+}
+
+#[test]
 fn a_foreign_limit_is_told_of_and_stands() {
     let Some(ground) = Ground::new("a_foreign_limit_is_told_of_and_stands") else { return };
     let file = if ground.v1() { "memory.limit_in_bytes" } else { "memory.max" };

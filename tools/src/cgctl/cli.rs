@@ -1,8 +1,9 @@
 //! The command line.
 
 use cgroupfs::{Bytes, Limit};
-use cgshim::core::WatermarkSpec;
+use cgshim::core::terms::BadTerm;
 use cgshim::core::throttle::{Then, WayOut};
+use cgshim::core::{OomPolicy, WatermarkSpec};
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use std::ffi::OsString;
 use std::path::PathBuf;
@@ -107,8 +108,8 @@ pub(crate) struct RunArgs {
     #[arg(long, value_name = "SIZE", value_parser = parse_limit)]
     pub(crate) swap: Option<Limit>,
     /// When the limit cannot be held: 'kill' leaves it to the kernel, 'group' kills every process of
-    /// the group
-    #[arg(long, value_name = "kill|group", default_value = "kill", value_parser = parse_oom)]
+    /// the group, 'hold=30s' holds the kernel's killer off for so long at most (v1)
+    #[arg(long, value_name = "kill|group|hold=TIME", default_value = "kill", value_parser = parse_oom)]
     pub(crate) oom: OomPolicy,
     /// The limit alone: no engine
     #[arg(long)]
@@ -458,13 +459,6 @@ pub(crate) enum Switch {
     Off,
 }
 
-/// What happens when the limit cannot be held.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum OomPolicy {
-    Kill,
-    Group,
-}
-
 /// Where a report goes, and in which form: by the file's extension.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) enum ReportFile {
@@ -524,15 +518,7 @@ fn parse_way_out(text: &str) -> Result<WayOut, String> {
 }
 
 fn parse_oom(text: &str) -> Result<OomPolicy, String> {
-    match text {
-        "kill" => Ok(OomPolicy::Kill),
-        "group" => Ok(OomPolicy::Group),
-        _ if text.starts_with("hold") => Err(format!(
-            "'{text}': holding the OOM killer needs the guardian process of the daemon, which this \
-             version does not have yet; use kill or group"
-        )),
-        _ => Err(format!("'{text}' is not an OOM policy: kill or group")),
-    }
+    text.parse().map_err(|error: BadTerm| error.to_string())
 }
 
 fn parse_report(text: &str) -> Result<ReportFile, String> {

@@ -9,7 +9,7 @@ mod scenario;
 mod side;
 mod zram;
 
-use super::cli::{DemoArgs, OomPolicy};
+use super::cli::DemoArgs;
 use super::error::{FAILED, Failure};
 use super::run::{self, Ended, Finished, Progress, Spec};
 use crate::memload;
@@ -17,7 +17,7 @@ use crate::report::{CompareRow, Timeline, fmt, svg, term};
 use crate::sys;
 use cgroupfs::procfs::Meminfo;
 use cgroupfs::{Limit, MemoryHierarchy};
-use cgshim::core::WatermarkSpec;
+use cgshim::core::{OomPolicy, WatermarkSpec};
 use nix::sys::signal::{SigSet, Signal};
 use nix::sys::signalfd::{SfdFlags, SignalFd};
 use progress::{Live, say};

@@ -1,10 +1,10 @@
 //! The cgroup of one run: made, limited, and removed again whatever happens.
 
-use super::super::cli::OomPolicy;
 use super::Spec;
 use cgroupfs::files::{Access, ControlDir, Knob};
 use cgroupfs::memory::{Memory, ReclaimFile, Version};
 use cgroupfs::{Bytes, Cgroup, Error, Limit, MemoryHierarchy, Result};
+use cgshim::core::OomPolicy;
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use std::path::{Path, PathBuf};

@@ -5,14 +5,14 @@ mod group;
 mod record;
 mod report;
 
-use super::cli::{OomPolicy, ReportFile, RunArgs, Share, Switch};
+use super::cli::{ReportFile, RunArgs, Share, Switch};
 use super::error::{Failure, RUN_FAILED, USAGE, cannot_write};
 use super::guard::Guard;
 use crate::report::Timeline;
 use cgroupfs::memory::Version;
 use cgroupfs::{Bytes, Limit, MemoryHierarchy};
 use cgshim::core::throttle::WayOut;
-use cgshim::core::{Notice, WatermarkSpec};
+use cgshim::core::{Notice, OomPolicy, WatermarkSpec};
 use cgshim::driver::oom::{Identity, OomOptions, OomWatch};
 use cgshim::driver::{Engine, Happened, Key, Policy};
 use child::Child;
@@ -229,6 +229,11 @@ pub(crate) fn execute(mut spec: Spec) -> Result<Finished, Failure> {
                 Ok(opened) => door = opened,
                 Err(error) => log::warn!("growth above {} is not throttled: {error}", spec.high),
             }
+        }
+        if let OomPolicy::Hold(longest) = spec.oom
+            && let Err(error) = engine.hold(key, Some((longest, None)))
+        {
+            log::warn!("the OOM killer is not held off: {error}");
         }
     }
     let identity = Identity { name: spec.name.clone(), ..Identity::default() };
