@@ -5,19 +5,22 @@ use super::record::{Breakdown, Cause, Deed, From, Record, Victim, escape};
 use crate::core::Now;
 use cgroupfs::kmsg::oom::Killed;
 use cgroupfs::{Bytes, Limit};
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::time::Duration;
 
 /// How long after a signal the counter is read again before it counts as one without a kill. It rose up
-/// to 10 ms later in 4 of 200 (measured on 6.18, idle); a loaded host needs more.
-pub const RECHECK_FOR: Duration = Duration::from_millis(100);
+/// to 10 ms later in 4 of 200 (measured on 6.18, idle), and more than 100 ms later on a host with eleven
+/// threads to a CPU.
+pub const RECHECK_FOR: Duration = Duration::from_millis(500);
 
 /// How often: first while the kill may be under way and its group about to be removed, then later.
-const RECHECK: [(Duration, Duration); 3] = [
+const RECHECK: [(Duration, Duration); 4] = [
     (Duration::from_millis(5), Duration::from_micros(200)),
     (Duration::from_millis(20), Duration::from_millis(1)),
-    (RECHECK_FOR, Duration::from_millis(5)),
+    (Duration::from_millis(100), Duration::from_millis(5)),
+    (RECHECK_FOR, RECHECK_LAST),
 ];
+const RECHECK_LAST: Duration = Duration::from_millis(20);
 
 /// A record is settled this long after the kill: whether init outlived it is known by then.
 const SETTLE: Duration = Duration::from_millis(100);
@@ -28,6 +31,13 @@ const SETTLE_UNCLAIMED: Duration = Duration::from_millis(500);
 
 /// A line of the log about a group whose counter did not rise makes a record of its own after this long.
 const UNCOUNTED: Duration = Duration::from_millis(20);
+
+/// A line that comes so long after its record was settled still completes it (a slow serial console held
+/// one up for 0.8 s).
+const LATE: Duration = Duration::from_secs(10);
+
+/// How many such records are kept for a container.
+const MOST_LATE: usize = 16;
 
 /// What is known of a group is kept this long after it is gone, for lines that are still to come.
 const REMEMBER: Duration = Duration::from_secs(2);
@@ -225,6 +235,8 @@ struct Watched {
     episode: Option<Episode>,
     open: Vec<Open>,
     unclaimed: Vec<(Now, LogKill)>,
+    /// Settled without their line of the log, and when.
+    late: VecDeque<(Now, Open)>,
     gone: Option<Now>,
     leaving: bool,
     init_exited: bool,
@@ -357,7 +369,7 @@ impl Ledger {
             let every = RECHECK
                 .iter()
                 .find(|(until, _)| age < *until)
-                .map_or(RECHECK[2].1, |(_, every)| *every);
+                .map_or(RECHECK_LAST, |(_, every)| *every);
             // Many at once share what one may cost.
             let crowd = u32::try_from(self.active.len() / 4).unwrap_or(u32::MAX).max(1);
             episode.next_look = at.now + every.saturating_mul(crowd);
@@ -467,6 +479,15 @@ impl Ledger {
             {
                 let (_, kill) = watched.unclaimed.remove(0);
                 if !alone {
+                    // Every kill that was counted is on record: it is one of those.
+                    if let Some(open) = watched.settled_without(at.now) {
+                        out.push(write(
+                            key,
+                            &claim_late(open, &watched.subject, kill, readable),
+                            false,
+                        ));
+                        continue;
+                    }
                     watched.owed += 1;
                 }
                 self.next += 1;
@@ -510,7 +531,7 @@ impl Ledger {
                 && watched.gone.is_none()
                 && at.now >= episode.next_look
             {
-                episode.next_look = at.now + RECHECK[2].1;
+                episode.next_look = at.now + RECHECK_LAST;
                 out.push(Action::Look(key, false));
             }
             // Records are settled.
@@ -521,20 +542,19 @@ impl Ledger {
                     n += 1;
                     continue;
                 }
-                let mut record = watched.open.remove(n).record;
+                let mut open = watched.open.remove(n);
+                let late = open.waits() && open.record.kills > 0 && readable;
+                let record = &mut open.record;
                 self.open -= 1;
                 if let Some(path) = &record.limit_cgroup {
                     record.ancestor_limit_bytes = watched.limit_of(path);
                 }
-                settle(
-                    &mut record,
-                    &watched.subject,
-                    watched.init_exited,
-                    readable,
-                    self.log_lost_at,
-                );
-                out.push(write(key, &record, false));
-                out.push(Action::Announce(key, Box::new(record)));
+                settle(record, &watched.subject, watched.init_exited, readable, self.log_lost_at);
+                out.push(write(key, record, false));
+                out.push(Action::Announce(key, Box::new(record.clone())));
+                if late && watched.late.len() < MOST_LATE {
+                    watched.late.push_back((at.now, open));
+                }
             }
             let idle = watched.open.is_empty() && watched.unclaimed.is_empty();
             let forget = match watched.gone {
@@ -578,6 +598,7 @@ impl Watched {
             episode: None,
             open: Vec::new(),
             unclaimed: Vec::new(),
+            late: VecDeque::new(),
             gone: None,
             leaving: false,
             init_exited: false,
@@ -596,6 +617,16 @@ impl Watched {
             signalled: vec![false; levels],
             kills: 0,
         })
+    }
+
+    /// The oldest record that was settled lately without its line of the log.
+    fn settled_without(&mut self, now: Now) -> Option<Open> {
+        while let Some((settled, open)) = self.late.pop_front() {
+            if now <= settled + LATE {
+                return Some(open);
+            }
+        }
+        None
     }
 
     fn told_lately(&self, now: Now) -> bool {
@@ -761,6 +792,15 @@ fn claim(open: &mut Open, subject: &Subject, kill: LogKill, log_readable: bool) 
     conclude(open, Some(&kill), log_readable);
 }
 
+/// The line came after the record was settled.
+fn claim_late(mut open: Open, subject: &Subject, kill: LogKill, log_readable: bool) -> Record {
+    claim(&mut open, subject, kill, log_readable);
+    let mut record = open.record;
+    let known = record.cause != Cause::Unknown;
+    record.unknown.retain(|why| !why.starts_with(WHO) && !(known && why.starts_with(WHOSE)));
+    record
+}
+
 /// Why, from all there is.
 fn conclude(open: &mut Open, kill: Option<&LogKill>, log_readable: bool) {
     let log = kill.filter(|kill| kill.from == From::KernelLog).map(|kill| {
@@ -800,7 +840,11 @@ fn woke(open: &mut Open, v1: bool, gone: bool, log_readable: bool) {
     }
 }
 
-/// What is not known now never will be: said, and why.
+/// How it begins that a victim, and a cause, is not known.
+const WHO: &str = "who was killed: ";
+const WHOSE: &str = "whose limit was hit: ";
+
+/// What is not known now hardly ever will be: said, and why.
 fn settle(
     record: &mut Record,
     subject: &Subject,
@@ -814,19 +858,16 @@ fn settle(
         record.source("init_survived", From::Pidfd);
     }
     if record.victim.is_none() && record.kills > 0 {
-        record.unknown.push(match (log_readable, log_lost_at) {
-            (false, _) => "who was killed: the kernel log cannot be read here".into(),
-            (true, Some(_)) => {
-                "who was killed: no line of the kernel log is surely about it, and lines were lost"
-                    .into()
-            }
-            (true, None) => "who was killed: no line of the kernel log is surely about it".into(),
-        });
+        let why = match (log_readable, log_lost_at) {
+            (false, _) => "the kernel log cannot be read here",
+            (true, Some(_)) => "no line of the kernel log is surely about it, and lines were lost",
+            (true, None) => "no line of the kernel log is surely about it",
+        };
+        record.unknown.push(format!("{WHO}{why}"));
     }
     if record.cause == Cause::Unknown {
-        record.unknown.push(
-            "whose limit was hit: no counter says so for sure, and the kernel log has no line on it".into(),
-        );
+        let why = "no counter says so for sure, and the kernel log has no line on it";
+        record.unknown.push(format!("{WHOSE}{why}"));
     }
     if subject.oom_kill.is_none() {
         record.unknown.push(
