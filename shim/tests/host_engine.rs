@@ -344,6 +344,28 @@ fn a_group_that_is_removed_midway_is_released_in_one_pass() {
 }
 
 #[test]
+fn a_young_container_is_enforced_before_it_has_a_threshold() {
+    let test = "a_young_container_is_enforced_before_it_has_a_threshold";
+    let Some(ground) = Ground::new(test) else { return };
+    let _alone = alone();
+    let file = DiskFile::new(Bytes::mib(128));
+    let mut at = Enforced::new(&ground, "old");
+    at.engine.arm_after(60 * SECOND);
+    let group = ground.group("young");
+    let memory = memory(&group);
+    memory.set_limit(LIMIT).unwrap();
+    let key = register(&mut at.engine, &group);
+    let mut load = Load::in_group(&group);
+    load.stream(&file, Bytes::mib(100));
+    at.work(2 * SECOND);
+    let young = |event: &&Happened| matches!(event, Happened::Round(of, ..) if *of == key);
+    assert!(at.happened.iter().filter(young).count() >= 2, "{:?}", at.happened);
+    at.engine.release(key);
+    assert_eq!(memory.limit().unwrap(), LIMIT);
+    at.release();
+}
+
+#[test]
 fn nothing_is_lowered_once_quiesce_returns() {
     let Some(ground) = Ground::new("nothing_is_lowered_once_quiesce_returns") else { return };
     let _alone = alone();

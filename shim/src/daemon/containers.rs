@@ -347,6 +347,11 @@ impl Daemon {
         let message = event.message();
         log::warn!("container {}: {message}", container.id);
         let told = of(container, event.as_str(), message);
+        if let HoldEvent::Raised(_) = event {
+            // Shares are of the limit.
+            let id = container.id.clone();
+            self.new_terms(&id);
+        }
         self.tell(told);
     }
 

@@ -59,6 +59,9 @@ const CONFIG: u64 = 4;
 const DISCOVERY: u64 = 5;
 const GUARDIAN: u64 = 6;
 
+/// A container that has ended by then never had a threshold: most of a batch cluster's.
+const YOUNG: Duration = Duration::from_secs(1);
+
 /// How long the guardian of a daemon that was killed may still be at work.
 const GUARDIAN_PATIENCE: Duration = Duration::from_secs(5);
 
@@ -203,6 +206,7 @@ impl Daemon {
         let guardian = Guardian::start(&journal, Some(&run_dir), &kernel)
             .map_err(system("start the guardian process"))?;
         let mut engine = Engine::new(config.workers, journal.clone())?;
+        engine.arm_after(YOUNG);
         features.extend(witness::start(&mut engine, &options.run_dir));
         let notes = Notes::open(&options.run_dir)
             .map_err(|why| StartError::RunDir { path: options.run_dir.join("containers"), why })?;

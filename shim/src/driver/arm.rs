@@ -3,7 +3,7 @@
 //! in which a hook would wait for its answer.
 
 use super::engine::{Engine, Source, kernel, token};
-use crate::core::Event;
+use crate::core::{Event, Now};
 use cgroupfs::events::Notification;
 use cgroupfs::{Bytes, Cgroup, Error, Result};
 use crossbeam_channel::{Receiver, Sender, bounded};
@@ -29,6 +29,15 @@ pub(super) struct Threshold {
     pending: bool,
     /// This one the kernel refused: usage is looked at instead.
     refused: Option<Bytes>,
+    /// The container is young until then.
+    not_before: Now,
+}
+
+impl Threshold {
+    /// None before that time.
+    pub(super) fn not_before(not_before: Now) -> Threshold {
+        Threshold { not_before, ..Threshold::default() }
+    }
 }
 
 /// The group, if its container is still there when its turn comes.
@@ -98,6 +107,13 @@ impl Drop for Armer {
 }
 
 impl Engine {
+    /// Arms no threshold of a container in its first `time`: usage is looked at ten times a second instead.
+    /// While one is armed the group's `cgroup.event_control` is held, and its rmdir, with every other on the
+    /// host behind it, waits for the grace period (law 9). Of short containers that would be most.
+    pub fn arm_after(&mut self, time: Duration) {
+        self.arm_after = time;
+    }
+
     pub(super) fn crossed(&mut self, key: u64) {
         let Some(enforced) = self.containers.get(&key) else { return };
         if let Some((_, notification)) = &enforced.threshold.armed {
@@ -129,7 +145,7 @@ impl Engine {
             enforced.timer = Some(enforced.timer.map_or(later, |timer| timer.min(later)));
             return;
         }
-        if !threshold.pending {
+        if !threshold.pending && self.start.elapsed() >= threshold.not_before {
             threshold.pending = self.armer.start(key, Arc::downgrade(&enforced.group), at);
         }
         enforced.timer = Some(enforced.timer.map_or(soon, |timer| timer.min(soon)));

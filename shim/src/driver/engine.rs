@@ -11,7 +11,8 @@ use super::throttling::Throttles;
 use super::watch::RECOUNT_EVERY;
 use super::worker::{Answer, Work, Workers};
 use super::{Happened, Key, Policy, capabilities, open_memory};
-use crate::core::{Action, Container, Event, Now, State, Totals, Watermarks};
+use crate::core::oom::hold::HoldEvent;
+use crate::core::{Action, Container, Event, Notice, Now, State, Totals, Watermarks};
 use crate::journal::{Found, Journal, Record, Slot};
 use cgroupfs::events::{ModifiedSet, Notification, Watch};
 use cgroupfs::files::ControlDir;
@@ -85,6 +86,7 @@ pub struct Engine {
     pub(super) throttles: Throttles,
     pub(super) natives: Natives,
     pub(super) journal: Arc<Journal>,
+    pub(super) arm_after: Duration,
     keep_records: bool,
     /// What paths in the journal are relative to.
     mount_point: PathBuf,
@@ -145,6 +147,7 @@ impl Engine {
             throttles: Throttles::default(),
             natives: Natives::default(),
             journal,
+            arm_after: Duration::ZERO,
             keep_records: false,
             mount_point: MemoryHierarchy::find()?.mount_point,
         })
@@ -240,7 +243,7 @@ impl Engine {
                 group,
                 memory,
                 core,
-                threshold: Threshold::default(),
+                threshold: Threshold::not_before(self.start.elapsed() + self.arm_after),
                 oom,
                 modified,
                 timer: None,
@@ -505,7 +508,16 @@ impl Engine {
                 }
             }
             Action::Restore(_) => self.restore(key),
-            Action::Tell(notice) => self.happened.push(Happened::Notice(Key(key), now, notice)),
+            Action::Tell(notice) => {
+                let told = match (notice, self.raised(key)) {
+                    // Nobody else did.
+                    (Notice::Adopted(_, Limit::Bytes(limit)), Some(raised)) if limit == raised => {
+                        Happened::Hold(Key(key), now, HoldEvent::Raised(raised))
+                    }
+                    (notice, _) => Happened::Notice(Key(key), now, notice),
+                };
+                self.happened.push(told);
+            }
             Action::Forget => {
                 self.finish_ooms(Key(key));
                 self.end_throttle(key);

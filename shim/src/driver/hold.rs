@@ -31,6 +31,8 @@ pub(super) struct Held {
     file: Knob,
     /// Up to where its limit may be raised.
     most: Option<Bytes>,
+    /// What it was raised to: ours, though declared.
+    pub(super) raised: Option<Bytes>,
     /// Groups beneath it that had `oom_kill_disable` set when we set it: those made later have it from us.
     theirs: BTreeSet<PathBuf>,
 }
@@ -66,10 +68,16 @@ impl Engine {
         self.end_hold(key.0);
         if let Some(enforced) = self.containers.get_mut(&key.0) {
             let hold = Hold::new(longest);
-            enforced.held = Some(Held { hold, file, most, theirs: BTreeSet::new() });
+            let theirs = BTreeSet::new();
+            enforced.held = Some(Held { hold, file, most, raised: None, theirs });
         }
         self.look_at_hold(key.0);
         Ok(())
+    }
+
+    /// What a hold raised the container's limit to, if it did.
+    pub(super) fn raised(&self, key: u64) -> Option<Bytes> {
+        self.containers.get(&key)?.held.as_ref()?.raised
     }
 
     /// Lets the killer loose, for good.
@@ -182,6 +190,9 @@ impl Engine {
             Ok(()) => {
                 if let Some(deeds) = &enforced.deeds {
                     deeds.note("limit_raised", Some(raised.0), false);
+                }
+                if let Some(held) = &mut enforced.held {
+                    held.raised = Some(raised);
                 }
             }
             Err(errno) => {

@@ -7,6 +7,7 @@
 //! but a page fault fails with ENOMEM instead of waiting (law 3).
 
 use crate::core::Now;
+use cgroupfs::Bytes;
 use std::time::Duration;
 
 /// How often the lease is renewed.
@@ -17,6 +18,9 @@ pub const LEASE: Duration = Duration::from_secs(6);
 
 /// How often a container that is held is looked at.
 const LOOK: Duration = Duration::from_millis(20);
+
+/// A raised limit is given so long to let somebody go on; then it was not enough, and filled up again.
+const RAISED: Duration = Duration::from_millis(40);
 
 /// After a hold is over the killer is left alone for so long at least.
 const REST: Duration = Duration::from_secs(1);
@@ -50,6 +54,8 @@ pub enum HoldAction {
 pub enum HoldEvent {
     /// Memory ran out; the killer is held off until then.
     Held(Duration),
+    /// The limit is this now.
+    Raised(Bytes),
     /// There is memory again, and nobody was killed.
     Recovered,
     /// The time is up: the killer works.
@@ -63,6 +69,7 @@ impl HoldEvent {
     pub const fn as_str(self) -> &'static str {
         match self {
             HoldEvent::Held(_) => "oom_held",
+            HoldEvent::Raised(_) => "limit_raised",
             HoldEvent::Recovered => "oom_recovered",
             HoldEvent::Released => "oom_released",
             HoldEvent::Foreign => "oom_hold_foreign",
@@ -76,6 +83,11 @@ impl HoldEvent {
                 format!(
                     "out of memory: the OOM killer is held off for {} s at most",
                     longest.as_secs()
+                )
+            }
+            HoldEvent::Raised(limit) => {
+                format!(
+                    "the limit is raised to {limit}, as hold_limit allows: declared from now on"
                 )
             }
             HoldEvent::Recovered => "there is memory again".into(),
@@ -96,6 +108,8 @@ enum State {
     Armed,
     Holding {
         until: Now,
+        /// When the limit may be raised once more.
+        raise: Now,
     },
     Resting {
         until: Now,
@@ -156,7 +170,7 @@ impl Hold {
                 out.push(HoldAction::Disable(self.lease));
             }
             State::Armed if file.under_oom => {
-                self.state = State::Holding { until: now + self.longest };
+                self.state = State::Holding { until: now + self.longest, raise: now + RAISED };
                 out.push(HoldAction::Tell(HoldEvent::Held(self.longest)));
                 out.push(HoldAction::Raise);
             }
@@ -164,10 +178,15 @@ impl Hold {
                 self.state = State::Armed;
                 out.push(HoldAction::Tell(HoldEvent::Recovered));
             }
-            State::Holding { until } if now >= until => {
+            State::Holding { until, .. } if now >= until => {
                 self.state = State::Resting { until: now + REST };
                 out.push(HoldAction::Enable);
                 out.push(HoldAction::Tell(HoldEvent::Released));
+            }
+            // It may have gone on, and filled what it got, between two looks.
+            State::Holding { until, raise } if now >= raise => {
+                self.state = State::Holding { until, raise: now + RAISED };
+                out.push(HoldAction::Raise);
             }
             // Once nobody waits any more, the next one is held again.
             State::Resting { until } if now >= until && !file.under_oom => {
@@ -183,7 +202,7 @@ impl Hold {
             State::Off => now,
             State::Foreign => Now::MAX,
             State::Armed => now + RENEW,
-            State::Holding { until } => until.min(now + LOOK),
+            State::Holding { until, .. } => until.min(now + LOOK),
             State::Resting { until } => until.max(now + LOOK * 5),
         };
     }
@@ -214,6 +233,9 @@ mod tests {
         file: OomControl,
         /// The lease that is written down.
         lease: Option<Now>,
+        /// What is to be had by raises, and what it takes.
+        raises: u32,
+        wanted: u32,
         told: Vec<HoldEvent>,
     }
 
@@ -221,7 +243,8 @@ mod tests {
         fn new() -> Bed {
             let file = OomControl { disabled: false, under_oom: false };
             let hold = Hold::new(30 * SECOND);
-            Bed { hold, now: SECOND, file, lease: None, told: Vec::new() }
+            let (raises, wanted) = (0, u32::MAX);
+            Bed { hold, now: SECOND, file, lease: None, told: Vec::new(), raises, wanted }
         }
 
         fn look(&mut self) {
@@ -241,7 +264,10 @@ mod tests {
                         self.file.disabled = false;
                         self.lease = None;
                     }
-                    HoldAction::Raise => {}
+                    HoldAction::Raise => {
+                        self.raises += 1;
+                        self.file.under_oom &= self.raises < self.wanted;
+                    }
                     HoldAction::Tell(event) => self.told.push(event),
                 }
             }
@@ -290,6 +316,18 @@ mod tests {
         bed.run(60 * SECOND);
         assert_eq!(bed.told, [HoldEvent::Held(30 * SECOND), HoldEvent::Recovered]);
         assert!(bed.file.disabled);
+    }
+
+    #[test]
+    fn what_is_filled_between_two_looks_is_raised_again() {
+        let mut bed = Bed::new();
+        bed.wanted = 4;
+        bed.run(SECOND);
+        bed.file.under_oom = true;
+        bed.look();
+        bed.run(SECOND);
+        assert_eq!((bed.raises, bed.file.under_oom), (4, false));
+        assert_eq!(bed.told, [HoldEvent::Held(30 * SECOND), HoldEvent::Recovered]);
     }
 
     #[test]
