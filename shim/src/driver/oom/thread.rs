@@ -203,16 +203,11 @@ impl Watcher {
                 }
             };
             let mut ended = false;
-            let mut log_ready = false;
+            let (mut ordered, mut log_ready) = (false, false);
             for event in events.iter().take(ready) {
                 let number = event.data() & ((1 << SHIFT) - 1);
                 match event.data() >> SHIFT {
-                    WAKE => {
-                        let _ = self.wake.read();
-                        // What the log says by now is about those who are still there.
-                        self.read_log(&mut tell);
-                        ended = self.obey(orders, &mut tell);
-                    }
+                    WAKE => ordered = true,
                     TIMER => {
                         let _ = self.timer.wait();
                     }
@@ -224,6 +219,13 @@ impl Watcher {
                 }
             }
             self.work(&mut tell);
+            // After those whose groups may be gone in a moment.
+            if ordered {
+                let _ = self.wake.read();
+                // What the log says by now is about those who are still there.
+                self.read_log(&mut tell);
+                ended = self.obey(orders, &mut tell);
+            }
             let now = self.start.elapsed();
             if log_ready || self.log_again.is_some_and(|at| now >= at) {
                 self.read_log(&mut tell);
@@ -280,7 +282,7 @@ impl Watcher {
         };
     }
 
-    /// Takes orders; true when there will be no more.
+    /// Takes orders, a new container at most, which takes a while; true when there will be no more.
     fn obey(&mut self, orders: &Receiver<Command>, tell: &mut impl FnMut(Told)) -> bool {
         loop {
             match orders.try_recv() {
@@ -292,6 +294,8 @@ impl Watcher {
                         self.drop_group(key);
                         tell(Told::Forgotten(key));
                     }
+                    let _ = self.wake.write(1);
+                    return false;
                 }
                 Ok(Command::Init(key, pid)) => self.init(key, pid),
                 Ok(Command::Unwatch(key)) => {
