@@ -349,6 +349,7 @@ fn oom_hold_keeps_the_killer_off_for_its_time() {
     assert_eq!(ran.code(), Some(137), "{ran:?}");
     assert!(ran.wall >= Duration::from_secs(1) && ran.wall < SOON, "{:?}", ran.wall);
     assert_eq!(number(&ran.report(), "/oom/kills"), 1, "{ran:?}");
+    assert!(ran.stderr.contains("held off for 1 s"), "{ran:?}");
     assert_clean(&ground);
 }
 

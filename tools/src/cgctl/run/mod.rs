@@ -331,6 +331,10 @@ fn attend(
                     }
                     recorder.take(&event);
                 }
+                Happened::Hold(_, _, held) => {
+                    log::warn!("{}: {}", spec.name, held.message());
+                    recorder.take(&event);
+                }
                 Happened::Notice(_, _, ref notice) => {
                     tell(&spec.name, notice);
                     recorder.take(&event);
