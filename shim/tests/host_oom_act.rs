@@ -114,7 +114,7 @@ impl Drop for Bed {
         let _ = self.child.kill();
         let _ = self.child.wait();
         if std::thread::panicking() {
-            common::skip("(failed)", &self.log());
+            eprintln!("the daemon's log: {}", self.log());
         }
     }
 }
