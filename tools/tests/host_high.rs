@@ -140,10 +140,17 @@ fn growth_above_high_is_throttled_and_reported() {
     // From the first page above high on it is held, so that it comes as far as the kernel's curve lets it.
     let peak = report["peak_bytes"].as_u64().unwrap();
     assert!(peak < 80 << 20, "{report}");
-    let (f, high) = (peak as f64 / f64::from(64 << 20) - 1.0, f64::from(64 << 20));
-    let curve = 64.0 * f.powi(3) * high / (3.0 * 262_144.0);
+    let curve = |peak: u64| {
+        let high = f64::from(64 << 20);
+        64.0 * (peak as f64 / high - 1.0).max(0.0).powi(3) * high / (3.0 * 262_144.0)
+    };
+    // What goes through as the last window closes late (up to 4 MiB) is not paid for by then.
+    let (least, most) = (curve(peak.saturating_sub(4 << 20)), curve(peak));
     let frozen = report["throttle"]["frozen_ms"].as_u64().unwrap() as f64 / 1000.0;
-    assert!((curve * 0.6 - 1.0..curve * 1.2 + 1.0).contains(&frozen), "{curve} s: {report}");
+    assert!(
+        (least * 0.6 - 1.0..most * 1.2 + 1.0).contains(&frozen),
+        "{least} to {most} s: {report}"
+    );
     assert_eq!(report["throttle"]["released"], 0, "{report}");
     assert_eq!(report["oom"]["kills"], 0, "{report}");
 }

@@ -11,7 +11,6 @@ use super::throttling::Throttles;
 use super::watch::RECOUNT_EVERY;
 use super::worker::{Answer, Work, Workers};
 use super::{Happened, Key, Policy, capabilities, open_memory};
-use crate::core::oom::hold::HoldEvent;
 use crate::core::{Action, Container, Event, Notice, Now, State, Totals, Watermarks};
 use crate::journal::{Found, Journal, Record, Slot};
 use cgroupfs::events::{ModifiedSet, Notification, Watch};
@@ -508,16 +507,9 @@ impl Engine {
                 }
             }
             Action::Restore(_) => self.restore(key),
-            Action::Tell(notice) => {
-                let told = match (notice, self.raised(key)) {
-                    // Nobody else did.
-                    (Notice::Adopted(_, Limit::Bytes(limit)), Some(raised)) if limit == raised => {
-                        Happened::Hold(Key(key), now, HoldEvent::Raised(raised))
-                    }
-                    (notice, _) => Happened::Notice(Key(key), now, notice),
-                };
-                self.happened.push(told);
-            }
+            // Nobody else set it, and it has been told.
+            Action::Tell(Notice::Adopted(_, Limit::Bytes(to))) if self.raised(key) == Some(to) => {}
+            Action::Tell(notice) => self.happened.push(Happened::Notice(Key(key), now, notice)),
             Action::Forget => {
                 self.finish_ooms(Key(key));
                 self.end_throttle(key);

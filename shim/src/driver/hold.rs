@@ -194,6 +194,8 @@ impl Engine {
                 if let Some(held) = &mut enforced.held {
                     held.raised = Some(raised);
                 }
+                let now = self.now();
+                self.happened.push(Happened::Hold(Key(key), now, HoldEvent::Raised(raised)));
             }
             Err(errno) => {
                 log::warn!("{}: limit not raised: {errno}", enforced.group.path().display());

@@ -797,7 +797,7 @@ fn claim_late(mut open: Open, subject: &Subject, kill: LogKill, log_readable: bo
     claim(&mut open, subject, kill, log_readable);
     let mut record = open.record;
     let known = record.cause != Cause::Unknown;
-    record.unknown.retain(|why| !why.starts_with(WHO) && !(known && why.starts_with(WHOSE)));
+    record.unknown.retain(|why| !(why.starts_with(WHO) || known && why.starts_with(WHOSE)));
     record
 }
 
