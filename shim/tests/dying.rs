@@ -225,24 +225,8 @@ impl Bed {
 
 impl Drop for Bed {
     fn drop(&mut self) {
-        // Runtimes make the path in every hierarchy, and remove its last part alone.
-        let own = self.cgroup("x");
-        let of_tests = own.split('/').nth(1).unwrap();
-        for hierarchy in fs::read_dir("/sys/fs/cgroup").into_iter().flatten().flatten() {
-            if !self.ground.hierarchy.mount_point.starts_with(hierarchy.path()) {
-                remove_groups(&hierarchy.path().join(of_tests));
-            }
-        }
+        common::remove_what_runtimes_left(&self.ground, &self.cgroup("x"));
     }
-}
-
-fn remove_groups(dir: &Path) {
-    for below in fs::read_dir(dir).into_iter().flatten().flatten() {
-        if below.file_type().is_ok_and(|kind| kind.is_dir()) {
-            remove_groups(&below.path());
-        }
-    }
-    let _ = fs::remove_dir(dir);
 }
 
 struct Daemon(Child);

@@ -531,3 +531,23 @@ impl Drop for LowestLimit {
         self.stop.store(true, Ordering::SeqCst);
     }
 }
+
+/// Runtimes make a container's path in every hierarchy, and remove its last part alone: the rest goes with this.
+/// `path` is one of a container, as `/proc/PID/cgroup` has it.
+pub(crate) fn remove_what_runtimes_left(ground: &Ground, path: &str) {
+    let of_tests = path.split('/').nth(1).unwrap();
+    for hierarchy in fs::read_dir("/sys/fs/cgroup").into_iter().flatten().flatten() {
+        if !ground.hierarchy.mount_point.starts_with(hierarchy.path()) {
+            remove_groups(&hierarchy.path().join(of_tests));
+        }
+    }
+}
+
+fn remove_groups(dir: &Path) {
+    for below in fs::read_dir(dir).into_iter().flatten().flatten() {
+        if below.file_type().is_ok_and(|kind| kind.is_dir()) {
+            remove_groups(&below.path());
+        }
+    }
+    let _ = fs::remove_dir(dir);
+}
