@@ -172,6 +172,10 @@ impl Engine {
     fn raise(&mut self, key: u64) {
         let Some(enforced) = self.containers.get_mut(&key) else { return };
         let Some(most) = enforced.held.as_ref().and_then(|held| held.most) else { return };
+        // What stands is a step's, and not the declared one: its restore is a raise, and the next look is soon.
+        if enforced.flight.is_some() || enforced.unrestored.is_some() {
+            return;
+        }
         let (Ok(Limit::Bytes(limit)), Ok(bound)) =
             (enforced.memory.limit(), enforced.memory.limit_bound())
         else {

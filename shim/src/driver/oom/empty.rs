@@ -120,6 +120,11 @@ impl Files {
             }
             std::thread::sleep(Duration::from_micros(50));
         }
+        // What could not be undone yet: what stands is not the declared value, which the journal has.
+        let before = slot.in_flight();
+        if before.step.is_some() || before.swappiness.is_some() || before.damaged {
+            return Err(Errno::EBUSY);
+        }
         let swappiness = match sum(["total_inactive_anon", "total_active_anon"]) {
             0 => None,
             _ => self.without_swap(&slot),
