@@ -35,8 +35,8 @@ pub struct Chance {
 /// The account.
 #[derive(Debug, Clone, Copy, Default)]
 pub struct Account {
-    /// Seconds owed; negative: frozen for longer than it owed.
-    owed: f64,
+    /// Nanoseconds owed; negative: frozen for longer than it owed.
+    owed: i64,
     /// Since the last stretch ended.
     ran: Duration,
     pages: u64,
@@ -46,12 +46,12 @@ pub struct Account {
 impl Account {
     /// Of one that comes with this debt.
     pub fn owing(debt: Duration) -> Account {
-        Account { owed: debt.as_secs_f64(), ..Account::default() }
+        Account { owed: nanos(debt), ..Account::default() }
     }
 
     /// A window is over, in which it grew by so many pages and owes this for them.
     pub fn window(&mut self, pages: u64, penalty: Duration, chance: Chance) {
-        self.owed += penalty.as_secs_f64();
+        self.owed = self.owed.saturating_add(nanos(penalty));
         self.ran += chance.ran;
         self.pages += pages;
         if self.pages >= LITTLE {
@@ -64,13 +64,17 @@ impl Account {
 
     /// It was frozen for so long.
     pub fn frozen(&mut self, time: Duration) {
-        self.owed -= time.as_secs_f64();
+        self.owed = self.owed.saturating_sub(nanos(time));
     }
 
     /// Whether it has paid for what it grew by, and grows no more.
     pub fn is_settled(&self) -> bool {
-        self.owed <= 0.0 && self.calm >= CALM
+        self.owed <= 0 && self.calm >= CALM
     }
+}
+
+fn nanos(time: Duration) -> i64 {
+    i64::try_from(time.as_nanos()).unwrap_or(i64::MAX)
 }
 
 #[cfg(test)]
