@@ -176,6 +176,19 @@ impl Engine {
         if enforced.flight.is_some() || enforced.unrestored.is_some() {
             return;
         }
+        let deeds = enforced.deeds.clone();
+        if deeds.as_ref().is_some_and(|deeds| !deeds.begin_flight()) {
+            return;
+        }
+        self.raise_to(key, most);
+        if let Some(deeds) = &deeds {
+            deeds.ended(None);
+        }
+        self.look_at_limit(Key(key));
+    }
+
+    fn raise_to(&mut self, key: u64, most: Bytes) {
+        let Some(enforced) = self.containers.get_mut(&key) else { return };
         let (Ok(Limit::Bytes(limit)), Ok(bound)) =
             (enforced.memory.limit(), enforced.memory.limit_bound())
         else {
@@ -205,7 +218,6 @@ impl Engine {
                 log::warn!("{}: limit not raised: {errno}", enforced.group.path().display());
             }
         }
-        self.look_at_limit(Key(key));
     }
 }
 

@@ -41,7 +41,7 @@ pub(super) struct Near {
 }
 
 /// The usage from which on it is made ready.
-pub(super) fn near(high: Bytes) -> Bytes {
+pub(in super::super) fn near(high: Bytes) -> Bytes {
     high.saturating_sub(APPROACH.max(Bytes(high.0 / 8))).max(Bytes(high.0 / 8))
 }
 
@@ -168,6 +168,21 @@ fn left_by(name: &str) -> Option<(i32, Option<u64>)> {
     let rest = name.strip_prefix("cgshim-parked-").or_else(|| name.strip_prefix("cgshim-"))?;
     let (pid, inode) = rest.split_once('-').map_or((rest, None), |(pid, inode)| (pid, Some(inode)));
     Some((pid.parse().ok()?, inode.and_then(|inode| inode.parse().ok())))
+}
+
+/// Removes the groups that throttles of processes that are no more left in the hierarchy's root and in our own
+/// group, where nobody is in them.
+pub fn remove_left() {
+    let Ok(freezer) = Freezer::find() else { return };
+    let own = freezer.path_of(std::process::id()).ok();
+    let mut homes = vec![freezer.mount_point.clone()];
+    homes.extend(own.filter(|own| *own != freezer.mount_point));
+    for home in homes {
+        if let Ok(parent) = freezer.open(&home) {
+            // 0 is no group's inode: nobody is moved.
+            sweep(freezer.kind, &Arc::new(parent), 0);
+        }
+    }
 }
 
 /// Removes what is left of throttles whose process was killed: those of this container, whose tasks go back
