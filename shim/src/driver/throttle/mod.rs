@@ -28,7 +28,7 @@ use cgroupfs::freezer::Freezer;
 use cgroupfs::memory::Memory;
 use cgroupfs::procfs::Task;
 use cgroupfs::{Bytes, Cgroup, Error, Limit, Op, Result};
-use crossbeam_channel::{Receiver, bounded};
+use crossbeam_channel::{Receiver, unbounded};
 use manager::Manager;
 pub(super) use near::near;
 pub use near::remove_left;
@@ -221,7 +221,8 @@ impl Throttler {
             totals: Mutex::default(),
         });
         let wake = Arc::new(event().map_err(no)?);
-        let (tell, events) = bounded(EVENTS);
+        // Bounded by who tells: a channel that is made with its bound has memory for all of it.
+        let (tell, events) = unbounded();
         let ahead = config.ahead;
         let manager =
             Manager::new(config, memory, freezer, curve(), control.clone(), tell, wake.clone());
