@@ -8,8 +8,7 @@ use super::verify::{Verified, oom_score_adj};
 use crate::api::message::{EventLine, Register, Release, Request, View};
 use crate::core::oom::Record;
 use crate::core::oom::hold::HoldEvent;
-use crate::core::terms::{KEYS, effective};
-use crate::core::throttle::WayOut;
+use crate::core::terms::{KEYS, Terms, effective};
 use crate::core::{Notice, OomPolicy, State, Wishes, qos};
 use crate::driver::oom::Identity;
 use crate::driver::throttle::ThrottleEvent;
@@ -199,7 +198,7 @@ impl Daemon {
             oom_kill: announced,
         };
         self.unwitnessed.push((key, witnessed));
-        self.throttle(key, terms.throttle);
+        self.throttle(key, &terms);
         self.act_on_oom(key, terms.oom);
         let mut all_refused = wrong;
         all_refused.extend(refused.into_iter().map(str::to_owned));
@@ -250,8 +249,8 @@ impl Daemon {
     }
 
     /// Throttles above high, where the kernel does not.
-    fn throttle(&mut self, key: Key, on: bool) {
-        if let Err(error) = self.engine.throttle(key, on.then(WayOut::default)) {
+    fn throttle(&mut self, key: Key, terms: &Terms) {
+        if let Err(error) = self.engine.throttle(key, terms.throttle.then_some(terms.way_out)) {
             log::warn!("growth above high is not throttled: {error}");
         }
     }
@@ -442,7 +441,7 @@ impl Daemon {
             container.terms = terms;
             self.engine.note_terms(key, |noted| noted.take(&terms));
             self.engine.set_policy(key, Policy { watermarks: terms.watermark, high: terms.high });
-            self.throttle(key, terms.throttle);
+            self.throttle(key, &terms);
             self.act_on_oom(key, terms.oom);
         }
     }

@@ -67,12 +67,14 @@ impl Near {
         let Some(home) = home else { return Ok(None) };
         let mut near = Near::make(ground, outside(home, &config.group))?;
         let Near { growers, group, .. } = &mut near;
-        if growers.scan(group, false, FEW)? == 0 {
+        // Below high nothing is owed.
+        let free = |_| Duration::ZERO;
+        if growers.scan(group, false, FEW, free)? == 0 {
             // Too many: who grows has to be found out. Those that have no CPU right now show only after a
             // while.
             for pause in [1, 4, 10] {
                 std::thread::sleep(Duration::from_millis(pause));
-                growers.scan(group, false, 0)?;
+                growers.scan(group, false, 0, free)?;
                 if ground.memory.usage()? >= config.high {
                     break;
                 }
