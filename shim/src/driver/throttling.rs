@@ -52,18 +52,21 @@ pub(super) struct Throttles {
 }
 
 impl Throttles {
-    fn end(&mut self, key: u64) -> Option<ThrottleTotals> {
+    pub(super) fn end(&mut self, key: u64) -> Option<ThrottleTotals> {
         let throttling = self.of.remove(&key)?;
         let totals = throttling.throttler.totals();
-        self.ending.retain(|thread| !thread.is_finished());
         let thread = std::thread::Builder::new()
             .name("cgshim-untie".into())
             .stack_size(64 << 10)
             .spawn(move || drop(throttling));
-        if let Ok(thread) = thread {
-            self.ending.push(thread);
-        }
+        self.ending(thread.ok());
         Some(totals)
+    }
+
+    /// A thread that thaws, and gives everybody back: waited for at the end.
+    pub(super) fn ending(&mut self, thread: Option<JoinHandle<()>>) {
+        self.ending.retain(|thread| !thread.is_finished());
+        self.ending.extend(thread);
     }
 }
 
@@ -107,6 +110,8 @@ impl Engine {
         if is_native(&*enforced.memory) {
             return self.guard_native(key, high, way_out);
         }
+        let way_out = way_out.filter(|_| !self.freezes_at_oom(key.0));
+        let Some(enforced) = self.containers.get(&key.0) else { return Ok(()) };
         // A vendor's v1.
         let native = enforced.group.has("memory.high");
         let (Some(way_out), Limit::Bytes(bytes), false) = (way_out, high, native) else {
@@ -132,12 +137,7 @@ impl Engine {
             released: before.throttle_released,
             ..ThrottleTotals::default()
         };
-        let freezer = Freezer::find()?;
-        let journal = Arc::new(Journaled {
-            slot: slot.clone(),
-            freezer: freezer.mount_point,
-            kind: freezer.kind,
-        });
+        let journal = freeze_journal(slot.clone())?;
         let config = ThrottleConfig {
             way_out,
             reclaims: enforced.core.watermarks().is_some(),
@@ -213,6 +213,12 @@ impl Engine {
         self.throttles.end(key);
         self.end_native(key);
     }
+}
+
+/// Writes freezes down in this slot.
+pub(super) fn freeze_journal(slot: Arc<Slot>) -> Result<Arc<dyn FreezeJournal>> {
+    let Freezer { mount_point, kind, .. } = Freezer::find()?;
+    Ok(Arc::new(Journaled { slot, freezer: mount_point, kind }))
 }
 
 /// Freezes in the journal: the guardian thaws when they are overdue, or we are gone.
