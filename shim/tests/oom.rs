@@ -325,6 +325,23 @@ fn a_group_that_ran_out_and_was_gone_before_its_counter_was_read_is_on_record() 
 }
 
 #[test]
+fn a_signal_that_was_heard_only_after_the_removal_is_on_record_and_a_group_aboves_is_not_its_own() {
+    let mut host = Host::new(false);
+    host.watch(1);
+    host.watch(2);
+    for key in [1, 2] {
+        host.gone(key);
+        host.event(Event::Vanished(key));
+        host.event(Event::RanOut(key));
+    }
+    host.event(Event::Signal(2, 1));
+    let record = host.only();
+    assert_eq!((record.name.as_str(), record.cause, record.kills), ("c1", Cause::OwnLimit, 0));
+    assert!(record.victim.is_none());
+    assert!(record.unknown[0].contains("removed before"), "{:?}", record.unknown);
+}
+
+#[test]
 fn a_kill_in_a_group_beneath_is_the_containers() {
     let mut host = Host::new(true);
     host.watch(1);
@@ -562,7 +579,7 @@ proptest! {
 
     #[test]
     fn any_order_of_events_is_survived(
-        steps in prop::collection::vec((0u8..9, 0u64..4, 0u64..120), 0..80),
+        steps in prop::collection::vec((0u8..10, 0u64..4, 0u64..120), 0..80),
     ) {
         let mut host = Host::new(true);
         for (what, key, ms) in steps {
@@ -575,6 +592,7 @@ proptest! {
                 5 => host.event(Event::LogLost),
                 6 => host.log(init(key), (ms % 2 == 0).then_some(&*format!("/pod/c{key}")), None),
                 7 => host.event(Event::LogReadable(ms % 3 == 0)),
+                8 if ms % 5 == 0 => host.event(Event::RanOut(key)),
                 _ => {
                     if let Some(kills) = host.counters.get_mut(&key) {
                         *kills = ms;
