@@ -12,7 +12,7 @@ use cgroupfs::{Bytes, Cgroup, Limit};
 use cgshim::core::oom::{Cause, From, Record};
 use cgshim::driver::oom::{Deeds, Identity, OomOptions, OomWatch, Told};
 use cgshim::oom::{Found, all, find};
-use common::{Ground, Load, alone, join, memory, skip, without_swap};
+use common::{Ground, Load, alone, memory, skip, without_swap};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::sync::Arc;
@@ -572,6 +572,134 @@ fn a_record_is_readable_within_milliseconds_of_its_kill() {
     // once in 10 ms.
     let emulated = std::env::var_os("CGSHIM_LANE").is_some();
     assert!(at(50) < Duration::from_millis(if emulated { 200 } else { 5 }), "{late:?}");
+}
+
+/// tracefs at a place of the test's own.
+struct Tracefs(tempfile::TempDir);
+
+impl Tracefs {
+    fn mount() -> nix::Result<Tracefs> {
+        let dir = tempfile::tempdir().unwrap();
+        nix::mount::mount(
+            Some("none"),
+            dir.path(),
+            Some("tracefs"),
+            nix::mount::MsFlags::empty(),
+            None::<&str>,
+        )?;
+        Ok(Tracefs(dir))
+    }
+}
+
+impl Drop for Tracefs {
+    fn drop(&mut self) {
+        let _ = nix::mount::umount2(self.0.path(), nix::mount::MntFlags::MNT_DETACH);
+    }
+}
+
+#[test]
+fn where_the_log_cannot_be_read_the_tracepoint_names_the_victim() {
+    let test = "where_the_log_cannot_be_read_the_tracepoint_names_the_victim";
+    let Some(ground) = Ground::new(test) else { return };
+    let _alone = alone();
+    let tracefs = match Tracefs::mount() {
+        Ok(tracefs) if tracefs.0.path().join("events/oom/mark_victim").is_dir() => tracefs,
+        Ok(_) => return skip(test, "this kernel has no oom:mark_victim"),
+        Err(errno) => return skip(test, &format!("no tracefs: {errno}")),
+    };
+    let places = vec![tracefs.0.path().to_path_buf()];
+    let log = PathBuf::from("/nonexistent/kmsg");
+    let watching = Watching::with(OomOptions { log, tracefs: places, ..OomOptions::default() });
+    assert!(watching.watch.sources().tracepoint && !watching.sees_the_log());
+    let group = ground.group("c");
+    limit(&group, Bytes::mib(32));
+    let mut init = Load::in_group(&group);
+    let mut child = Load::in_group(&group);
+    watching.add(&group, Some(init.pid()));
+    assert!(!child.anon(Bytes::mib(64)));
+    let record = watching.only();
+    assert_eq!((record.cause, record.kills), (Cause::OwnLimit, 1));
+    assert_eq!(victim(&record), Some(i32::try_from(child.pid()).unwrap()), "{record:#?}");
+    assert_eq!(record.from["victim"], From::Tracepoint);
+    assert!(init.is_alive());
+    // Nothing of ours stays there.
+    drop(watching);
+    let mut left = std::fs::read_dir(tracefs.0.path().join("instances")).unwrap();
+    let own = format!("cgshim-{}", std::process::id());
+    assert!(left.all(|entry| entry.unwrap().file_name() != *own));
+}
+
+#[test]
+fn a_victim_whose_name_is_hostile_bytes_comes_out_escaped() {
+    let Some(ground) = Ground::new("a_victim_whose_name_is_hostile_bytes_comes_out_escaped") else {
+        return;
+    };
+    let _alone = alone();
+    let watching = Watching::new();
+    let group = ground.group("c");
+    limit(&group, Bytes::mib(16));
+    let mut child = Command::new("/bin/sh")
+        .arg("-c")
+        .arg(
+            "echo $$ > \"$0\" && printf 'a) t\\033[2J\\n\\377,x=' > /proc/$$/comm && read -r go; \
+             s=0123456789abcdef; while :; do s=$s$s; done",
+        )
+        .arg(group.path().join("cgroup.procs"))
+        .stdin(Stdio::piped())
+        .spawn()
+        .unwrap();
+    watching.add(&group, Some(child.id()));
+    std::thread::sleep(SECOND / 2);
+    go(&mut child);
+    assert!(!child.wait().unwrap().success());
+    let record = watching.only();
+    assert_eq!((record.cause, record.kills), (Cause::OwnLimit, 1));
+    if watching.sees_the_log() {
+        let victim = record.victim.unwrap();
+        assert_eq!(victim.pid, i32::try_from(child.id()).unwrap());
+        assert_eq!(victim.comm.as_deref(), Some(r"a) t\x1b[2J\x0a\xff,x="));
+    }
+}
+
+#[test]
+fn a_log_in_flood_hides_no_kill_and_what_was_lost_is_not_guessed() {
+    let test = "a_log_in_flood_hides_no_kill_and_what_was_lost_is_not_guessed";
+    let Some(ground) = Ground::new(test) else { return };
+    let limits = Path::new("/proc/sys/kernel/printk_devkmsg");
+    if std::env::var_os("CGSHIM_LANE").is_none() || std::fs::write(limits, "on").is_err() {
+        return skip(test, "a machine's log is for all that run on it: only in a virtual machine");
+    }
+    let _alone = alone();
+    let watching = Watching::new();
+    let end = std::sync::atomic::AtomicBool::new(false);
+    let (records, pids) = std::thread::scope(|scope| {
+        scope.spawn(|| {
+            let line = format!("<7>{}", "flood ".repeat(60));
+            while !end.load(Ordering::Relaxed) {
+                let _ = std::fs::write("/dev/kmsg", &line);
+            }
+        });
+        let mut pids = Vec::new();
+        for n in 0..8 {
+            let group = ground.group(&format!("f{n}"));
+            limit(&group, Bytes::mib(8));
+            let mut child = greedy(&group);
+            watching.add(&group, Some(child.id()));
+            go(&mut child);
+            child.wait().unwrap();
+            pids.push((group.path().display().to_string(), i32::try_from(child.id()).unwrap()));
+        }
+        let records = watching.records(8, 20 * SECOND);
+        end.store(true, Ordering::Relaxed);
+        (records, pids)
+    });
+    for (path, pid) in &pids {
+        let mine: Vec<&Record> = records.iter().filter(|record| record.cgroup == *path).collect();
+        let [record] = mine[..] else { panic!("{path}: {records:#?}") };
+        assert_eq!((record.kills, record.cause), (1, Cause::OwnLimit), "{record:#?}");
+        assert!(victim(record).is_none_or(|victim| victim == *pid), "{record:#?}");
+        assert_eq!(victim(record).is_none(), !record.unknown.is_empty(), "{record:#?}");
+    }
 }
 
 #[test]

@@ -345,6 +345,7 @@ impl Ledger {
     }
 
     fn signal(&mut self, at: Stamp, key: u64, level: usize, out: &mut Vec<Action>) {
+        let readable = self.log_readable;
         let Some(watched) = self.watched.get_mut(&key) else { return };
         if watched.gone.is_some() {
             // Its own says nothing any more. A group above that was out of memory may be why it is gone.
@@ -353,6 +354,7 @@ impl Ledger {
             {
                 *signalled = true;
                 self.active.insert(key);
+                watched.judge_again(at.now, readable);
             }
             return;
         }
@@ -374,6 +376,7 @@ impl Ledger {
     }
 
     fn ran_out(&mut self, at: Stamp, key: u64) {
+        let readable = self.log_readable;
         let Some(watched) = self.watched.get_mut(&key) else { return };
         let episode = watched.episode(at.now);
         episode.sure = true;
@@ -382,6 +385,7 @@ impl Ledger {
             *signalled = true;
         }
         self.active.insert(key);
+        watched.judge_again(at.now, readable);
     }
 
     fn looked(&mut self, at: Stamp, key: u64, look: Look, out: &mut Vec<Action>) {
@@ -776,6 +780,19 @@ impl Watched {
                 }
             })
             .collect()
+    }
+
+    /// Signals were heard that had been made before the group was removed: what the log alone made a record of,
+    /// without the line that says whose limit was hit, is judged by them.
+    fn judge_again(&mut self, now: Now, log_readable: bool) {
+        let levels = self.evidence(now);
+        for open in &mut self.open {
+            let by_log = open.record.from.get("cause") == Some(&From::KernelLog);
+            if !by_log && open.record.cause != Cause::WokeWithoutKill {
+                open.levels.clone_from(&levels);
+                conclude(open, None, log_readable);
+            }
+        }
     }
 
     fn limit_of(&self, path: &str) -> Option<u64> {
