@@ -1,5 +1,6 @@
 //! `/proc/PID/task/TID/stat`: what one task (thread) faults in, and whether it is about to die.
 
+use super::slurp;
 use crate::error::{Error, Op, Result};
 use crate::flat::words;
 use nix::errno::Errno;
@@ -130,14 +131,14 @@ pub fn ran_and_slept(tid: u32) -> Option<(Duration, u64)> {
 
 /// When the task started (22), in clock ticks after boot. `None` once it is gone.
 pub fn starttime(tid: u32) -> Option<u64> {
-    let stat = std::fs::read(format!("/proc/{tid}/stat")).ok()?;
+    let stat = slurp(format!("/proc/{tid}/stat").as_ref(), "").ok()?;
     Some(TaskStat::parse(&stat)?.starttime)
 }
 
 /// The process (`Tgid`) of a task: itself, or, as `/proc` knows the ids of threads too, the one that it is a
 /// thread of. `None` once it is gone.
 pub fn process_of(tid: u32) -> Option<u32> {
-    let status = std::fs::read(format!("/proc/{tid}/status")).ok()?;
+    let status = slurp(format!("/proc/{tid}/status").as_ref(), "").ok()?;
     let tgid = crate::flat::get(&status, "Tgid")?;
     u32::try_from(tgid).ok()
 }

@@ -182,7 +182,7 @@ pub struct View {
     pub wmark_low_bytes: Option<u64>,
     /// Whether to throttle above high.
     pub throttle: bool,
-    /// `kill`, `group`, `hold=…`.
+    /// `kill`, `group`, `freeze=…`, `hold=…`.
     pub oom: String,
     /// What ends throttling that achieves nothing: `release=30s`, `oom=…`, `notify=…`, `never`.
     #[serde(default)]

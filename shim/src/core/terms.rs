@@ -11,7 +11,7 @@ use std::fmt;
 use std::str::FromStr;
 use std::time::Duration;
 
-/// The longest that `oom = "hold=…"` may ask for.
+/// The longest that `oom = "hold=…"` and `"freeze=…"` may ask for.
 pub const LONGEST_HOLD: Duration = Duration::from_secs(600);
 
 /// Kubernetes' quality-of-service class, in the order in which memory is taken: from the first before
@@ -66,15 +66,30 @@ impl High {
     }
 }
 
-/// What happens when the limit cannot be held. Ordered from tight to loose.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+/// What happens when the limit cannot be held. From tight to loose ([`OomPolicy::is_within`]).
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum OomPolicy {
     /// Every process of the group is killed with the kernel's victim.
     Group,
     /// The kernel's choice.
     Kill,
-    /// The OOM killer is held back, so long at most.
+    /// All of it is stopped for a look, and the OOM killer held back, so long at most.
+    Freeze(Duration),
+    /// The OOM killer is held back, so long at most, and the limit may be raised.
     Hold(Duration),
+}
+
+impl OomPolicy {
+    /// Whether this is no looser than `granted`: what holds the killer back does so for no longer, and a freeze,
+    /// which raises nothing, is tighter than a hold of the same length.
+    pub fn is_within(self, granted: OomPolicy) -> bool {
+        use OomPolicy::{Freeze, Group, Hold, Kill};
+        match (self, granted) {
+            (Group, _) | (Kill, Kill | Freeze(_) | Hold(_)) => true,
+            (Freeze(asked), Freeze(most) | Hold(most)) | (Hold(asked), Hold(most)) => asked <= most,
+            (Kill | Freeze(_) | Hold(_), _) => false,
+        }
+    }
 }
 
 /// A value that does not parse, or a key that there is not: complete for a person.
@@ -202,19 +217,24 @@ impl FromStr for OomPolicy {
     type Err = BadTerm;
 
     fn from_str(text: &str) -> Result<OomPolicy, BadTerm> {
-        let fail = || bad_value("oom", text, "kill, group, or hold=SECONDSs (up to hold=600s)");
+        let expected = "kill, group, freeze=SECONDSs or hold=SECONDSs (up to hold=600s)";
+        let fail = || bad_value("oom", text, expected);
         match text {
             "kill" => return Ok(OomPolicy::Kill),
             "group" => return Ok(OomPolicy::Group),
             _ => {}
         }
-        let seconds = text.strip_prefix("hold=").and_then(|rest| rest.strip_suffix('s'));
-        let seconds: u64 = seconds.ok_or_else(fail)?.parse().map_err(|_| fail())?;
-        let hold = Duration::from_secs(seconds);
-        if seconds == 0 || hold > LONGEST_HOLD {
+        let (how, time) = text.split_once('=').ok_or_else(fail)?;
+        let seconds = time.strip_suffix('s').ok_or_else(fail)?.parse().map_err(|_| fail())?;
+        let longest = Duration::from_secs(seconds);
+        if seconds == 0 || longest > LONGEST_HOLD {
             return Err(fail());
         }
-        Ok(OomPolicy::Hold(hold))
+        match how {
+            "hold" => Ok(OomPolicy::Hold(longest)),
+            "freeze" => Ok(OomPolicy::Freeze(longest)),
+            _ => Err(fail()),
+        }
     }
 }
 
@@ -223,7 +243,8 @@ impl fmt::Display for OomPolicy {
         match self {
             OomPolicy::Group => f.write_str("group"),
             OomPolicy::Kill => f.write_str("kill"),
-            OomPolicy::Hold(hold) => write!(f, "hold={}s", hold.as_secs()),
+            OomPolicy::Freeze(longest) => write!(f, "freeze={}s", longest.as_secs()),
+            OomPolicy::Hold(longest) => write!(f, "hold={}s", longest.as_secs()),
         }
     }
 }
@@ -330,7 +351,7 @@ pub fn effective(
         terms.throttle = throttle;
     }
     if let Some(oom) = asked.oom
-        && judge(5, true, oom <= terms.oom)
+        && judge(5, true, oom.is_within(terms.oom))
     {
         terms.oom = oom;
     }
@@ -495,7 +516,7 @@ mod tests {
             prop_assert!(terms.class <= ours.class);
             prop_assert!(terms.request.unwrap_or_default() <= ours.request.unwrap_or_default());
             prop_assert!(terms.high <= ours.high);
-            prop_assert!(terms.oom <= ours.oom);
+            prop_assert!(terms.oom.is_within(ours.oom));
             prop_assert!(terms.throttle || !ours.throttle);
             prop_assert!(terms.way_out.is_as_tight_as(ours.way_out));
             let start = |terms: &Terms| Watermarks::of(terms.watermark, limit, terms.high);

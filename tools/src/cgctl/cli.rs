@@ -107,8 +107,10 @@ pub(crate) struct RunArgs {
     #[arg(long, value_name = "SIZE", value_parser = parse_limit)]
     pub(crate) swap: Option<Limit>,
     /// When the limit cannot be held: 'kill' leaves it to the kernel, 'group' kills every process of
-    /// the group, 'hold=30s' holds the kernel's killer off for so long at most (v1)
-    #[arg(long, value_name = "kill|group|hold=TIME", default_value = "kill", value_parser = parse_oom)]
+    /// the group, 'hold=30s' holds the kernel's killer off for so long at most (v1), 'freeze=30s' stops the
+    /// whole group meanwhile, for a look
+    #[arg(long, value_name = "kill|group|freeze=TIME|hold=TIME", default_value = "kill",
+          value_parser = parse_oom)]
     pub(crate) oom: OomPolicy,
     /// The limit alone: no engine
     #[arg(long)]
@@ -183,8 +185,8 @@ Examples:
 
 Keys: high (512M, 80%, request+90%, max), watermark (92%:86%, default, off), request (a size), class
 (guaranteed, burstable, besteffort), throttle (on, off), way_out (release=30s, oom=30s, notify=30s, never),
-oom (kill, group, hold=30s). Above what the configuration and the container's annotations say, until the
-container ends.")]
+oom (kill, group, freeze=30s, hold=30s). Above what the configuration and the container's annotations say, until
+the container ends.")]
 pub(crate) struct SetArgs {
     /// The container, or the beginning of its id
     #[arg(value_name = "ID")]
