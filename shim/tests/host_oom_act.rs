@@ -298,3 +298,144 @@ fn somebody_elses_oom_kill_disable_stands() {
     std::thread::sleep(3 * SECOND);
     assert_eq!(bed.oom_control("oom_kill_disable"), 0);
 }
+
+/// A process in the container that is never idle.
+struct Spinner(Child);
+
+impl Spinner {
+    fn in_group(group: &Cgroup) -> Spinner {
+        let child = Command::new("/bin/sh").args(["-c", "while :; do :; done"]).spawn().unwrap();
+        common::join(group, child.id());
+        Spinner(child)
+    }
+
+    /// CPU time, in clock ticks.
+    fn ticks(&self) -> u64 {
+        let stat = fs::read_to_string(format!("/proc/{}/stat", self.0.id())).unwrap();
+        stat.rsplit(')').next().unwrap().split_whitespace().nth(11).unwrap().parse().unwrap()
+    }
+
+    /// Whether it stands still: it has at least a third of a CPU otherwise.
+    fn is_stopped(&self) -> bool {
+        let before = self.ticks();
+        std::thread::sleep(SECOND / 5);
+        self.ticks() == before
+    }
+
+    /// The groups it is in, but for the one that it is stopped in.
+    fn groups(&self) -> String {
+        fs::read_to_string(format!("/proc/{}/cgroup", self.0.id())).unwrap()
+    }
+}
+
+impl Drop for Spinner {
+    fn drop(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
+#[test]
+fn a_freeze_stops_all_of_it_for_a_look_and_then_the_killer_has_its_way() {
+    let test = "a_freeze_stops_all_of_it_for_a_look_and_then_the_killer_has_its_way";
+    let _alone = alone();
+    let Some(bed) = Bed::new(test, "[defaults]\noom = 'freeze=3s'\n", true) else { return };
+    let load = Load::in_group(&bed.group);
+    let spinner = Spinner::in_group(&bed.group);
+    let outside = Spinner::in_group(&bed.ground.group("other"));
+    let groups = spinner.groups();
+    bed.register(load.pid());
+    assert_eq!(bed.oom_control("oom_kill_disable"), 1);
+    assert!(!spinner.is_stopped());
+    let filling = fill(load, Bytes::mib(96));
+    until("memory runs out", 10 * SECOND, || bed.oom_control("under_oom") == 1);
+    let start = Instant::now();
+    until("all of it stands still", 2 * SECOND, || spinner.is_stopped());
+    assert!(!outside.is_stopped());
+    assert!(bed.oom_control("oom_kill") == 0 && bed.oom_control("under_oom") == 1);
+    let (lived, took) = filling.join().unwrap();
+    assert!(!lived && took >= 3 * SECOND && start.elapsed() < 6 * SECOND, "{lived} {took:?}");
+    until("it goes on, where it was", 2 * SECOND, || {
+        !spinner.is_stopped() && spinner.groups() == groups
+    });
+    assert_eq!(bed.oom_control("oom_kill"), 1);
+    until("the look is on record, with the kill", 5 * SECOND, || {
+        let records = cgshim::oom::all(&bed.run_dir()).unwrap();
+        records.iter().any(|record| {
+            record.kills == 1 && record.deeds.iter().any(|deed| deed.what == "oom_frozen")
+        })
+    });
+    let events = bed.events();
+    let at = |name: &str| events.iter().position(|event| event == name);
+    assert!(
+        at("oom_frozen") < at("oom_released") && at("oom_released") < at("oom_kill"),
+        "{events:?}"
+    );
+}
+
+#[test]
+fn a_freeze_ends_when_the_operator_has_seen_enough_or_somebody_kills() {
+    let test = "a_freeze_ends_when_the_operator_has_seen_enough_or_somebody_kills";
+    let _alone = alone();
+    let Some(bed) = Bed::new(test, "[defaults]\noom = 'freeze=600s'\n", true) else { return };
+    for n in 0..2 {
+        let load = Load::in_group(&bed.group);
+        let pid = load.pid();
+        let mut spinner = Spinner::in_group(&bed.group);
+        bed.register(pid);
+        until("it is held off", 10 * SECOND, || bed.oom_control("oom_kill_disable") == 1);
+        let filling = fill(load, Bytes::mib(96));
+        until("memory runs out", 10 * SECOND, || bed.oom_control("under_oom") == 1);
+        until("all of it stands still", 2 * SECOND, || spinner.is_stopped());
+        if n == 0 {
+            // The runtime's kill, which a frozen task does not die of.
+            spinner.0.kill().unwrap();
+            let start = Instant::now();
+            spinner.0.wait().unwrap();
+            assert!(start.elapsed() < SECOND, "{:?}", start.elapsed());
+            kill(Pid::from_raw(pid as i32), Signal::SIGKILL).unwrap();
+        } else {
+            let set = Request::Set {
+                id: "c".into(),
+                terms: [("oom".to_owned(), "kill".to_owned())].into(),
+            };
+            bed.client().ask::<Value>(set).unwrap();
+            until("it goes on", 2 * SECOND, || !spinner.is_stopped());
+            assert_eq!(bed.oom_control("oom_kill_disable"), 0);
+        }
+        assert!(!filling.join().unwrap().0);
+        assert_eq!(bed.oom_control("oom_kill"), n);
+        let release = Release { id: "c".into(), ..Release::default() };
+        bed.client().ask::<Registered>(Request::Release(release)).unwrap();
+    }
+}
+
+#[test]
+fn a_daemon_that_is_stopped_or_killed_in_a_freeze_leaves_nobody_frozen() {
+    let test = "a_daemon_that_is_stopped_or_killed_in_a_freeze_leaves_nobody_frozen";
+    let _alone = alone();
+    let Some(mut bed) = Bed::new(test, "[defaults]\noom = 'freeze=600s'\n", true) else { return };
+    for (signal, patience) in [(Signal::SIGSTOP, 8 * SECOND), (Signal::SIGKILL, SECOND)] {
+        let load = Load::in_group(&bed.group);
+        let spinner = Spinner::in_group(&bed.group);
+        bed.register(load.pid());
+        until("it is held off", 20 * SECOND, || bed.oom_control("oom_kill_disable") == 1);
+        let filling = fill(load, Bytes::mib(96));
+        until("memory runs out", 10 * SECOND, || bed.oom_control("under_oom") == 1);
+        until("all of it stands still", 2 * SECOND, || spinner.is_stopped());
+        bed.signal(signal);
+        let start = Instant::now();
+        assert!(!filling.join().unwrap().0);
+        until("nobody is frozen", patience, || !spinner.is_stopped());
+        assert!(start.elapsed() < patience + SECOND, "{signal}: {:?}", start.elapsed());
+        assert_eq!(bed.oom_control("oom_kill_disable"), 0);
+        if signal == Signal::SIGSTOP {
+            bed.signal(Signal::SIGCONT);
+            until("the daemon is there again", 20 * SECOND, || !bed.events().is_empty());
+            let release = Release { id: "c".into(), ..Release::default() };
+            bed.client().ask::<Registered>(Request::Release(release)).unwrap();
+        }
+    }
+    let _ = bed.child.wait();
+    bed.child = start(&bed.dir, &[]);
+}

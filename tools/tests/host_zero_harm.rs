@@ -79,6 +79,11 @@ fn come(ground: &Ground, line: &str, beside: Option<&str>, seconds: f64, engine:
 
 /// Pairs of one load, until so much reclaim was done to it.
 fn assert_no_harm(test: &str, load: &str, has_what_can_be_taken: bool) {
+    assert_no_harm_with(test, load, has_what_can_be_taken, "");
+}
+
+/// With more terms of the container's.
+fn assert_no_harm_with(test: &str, load: &str, has_what_can_be_taken: bool, terms: &str) {
     let Some(ground) = Ground::new(test) else { return };
     let _alone = alone();
     let steps: u64 = std::env::var("CGSHIM_ZERO_HARM_STEPS").map_or(0, |n| n.parse().unwrap());
@@ -90,7 +95,7 @@ fn assert_no_harm(test: &str, load: &str, has_what_can_be_taken: bool) {
     let (mut rounds, mut freed, mut tries, mut pairs) = (0, 0, 0, 0);
     loop {
         let off = come(&ground, &line, beside, seconds, "--off");
-        let on = come(&ground, &line, beside, seconds, &format!("--watermark {MARKS}"));
+        let on = come(&ground, &line, beside, seconds, &format!("--watermark {MARKS} {terms}"));
         pairs += 1;
         assert!(
             on.harm <= off.harm,
@@ -131,6 +136,32 @@ fn reads_into_fresh_pages() {
 #[test]
 fn files_on_tmpfs() {
     assert_no_harm("files_on_tmpfs", "tmpfs --size 112M", host_has_swap());
+}
+
+/// With `oom_kill_disable` set what meets a lowered limit would fail with ENOMEM, or EFAULT, where it waits
+/// otherwise.
+#[test]
+fn files_on_tmpfs_with_the_killer_held_off() {
+    let test = "files_on_tmpfs_with_the_killer_held_off";
+    if is_v1(test) {
+        assert_no_harm_with(test, "tmpfs --size 112M", host_has_swap(), "--oom hold=30s");
+    }
+}
+
+#[test]
+fn reads_into_fresh_pages_with_a_freeze_for_a_look() {
+    let test = "reads_into_fresh_pages_with_a_freeze_for_a_look";
+    if is_v1(test) {
+        assert_no_harm_with(test, "read --fresh --size 160M", true, "--oom freeze=5s");
+    }
+}
+
+fn is_v1(test: &str) -> bool {
+    let v1 = Ground::new(test).is_some_and(|ground| ground.v1());
+    if !v1 {
+        common::skip(test, "cgroup v2 has nothing that holds the OOM killer off");
+    }
+    v1
 }
 
 #[test]

@@ -8,12 +8,11 @@ use super::verify::{Verified, oom_score_adj};
 use crate::api::message::{EventLine, Register, Release, Request, View};
 use crate::core::oom::Record;
 use crate::core::oom::hold::HoldEvent;
-use crate::core::terms::{KEYS, effective};
-use crate::core::throttle::WayOut;
+use crate::core::terms::{KEYS, Terms, effective};
 use crate::core::{Notice, OomPolicy, State, Wishes, qos};
 use crate::driver::oom::Identity;
 use crate::driver::throttle::ThrottleEvent;
-use crate::driver::{Happened, Key, Opened, Policy};
+use crate::driver::{Happened, Key, OomHold, Opened, Policy};
 use crate::journal;
 use cgroupfs::Bytes;
 use cgroupfs::files::ControlDir;
@@ -199,8 +198,9 @@ impl Daemon {
             oom_kill: announced,
         };
         self.unwitnessed.push((key, witnessed));
-        self.throttle(key, terms.throttle);
+        // What stops all of it at an OOM is not throttled.
         self.act_on_oom(key, terms.oom);
+        self.throttle(key, &terms);
         let mut all_refused = wrong;
         all_refused.extend(refused.into_iter().map(str::to_owned));
         let generation = self.registry.next_generation();
@@ -250,8 +250,8 @@ impl Daemon {
     }
 
     /// Throttles above high, where the kernel does not.
-    fn throttle(&mut self, key: Key, on: bool) {
-        if let Err(error) = self.engine.throttle(key, on.then(WayOut::default)) {
+    fn throttle(&mut self, key: Key, terms: &Terms) {
+        if let Err(error) = self.engine.throttle(key, terms.throttle.then_some(terms.way_out)) {
             log::warn!("growth above high is not throttled: {error}");
         }
     }
@@ -360,7 +360,8 @@ impl Daemon {
     /// What is done when memory runs out, as the terms have it.
     fn act_on_oom(&mut self, key: Key, oom: OomPolicy) {
         let hold = match oom {
-            OomPolicy::Hold(longest) => Some((longest, self.config.hold_limit)),
+            OomPolicy::Hold(longest) => Some(OomHold::Raise(longest, self.config.hold_limit)),
+            OomPolicy::Freeze(longest) => Some(OomHold::Freeze(longest)),
             OomPolicy::Kill | OomPolicy::Group => None,
         };
         if let Err(error) = self.engine.hold(key, hold) {
@@ -442,8 +443,9 @@ impl Daemon {
             container.terms = terms;
             self.engine.note_terms(key, |noted| noted.take(&terms));
             self.engine.set_policy(key, Policy { watermarks: terms.watermark, high: terms.high });
-            self.throttle(key, terms.throttle);
+            // What stops all of it at an OOM is not throttled.
             self.act_on_oom(key, terms.oom);
+            self.throttle(key, &terms);
         }
     }
 

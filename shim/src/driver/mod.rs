@@ -28,6 +28,7 @@ mod witness;
 mod worker;
 
 pub use engine::Engine;
+pub use hold::OomHold;
 pub use once::{Once, empty, enter, reclaim_once};
 pub use opened::Opened;
 pub use reclaim::Stop;

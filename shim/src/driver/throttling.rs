@@ -70,19 +70,22 @@ impl Throttles {
         self.look_at
     }
 
-    fn end(&mut self, key: u64) -> Option<ThrottleTotals> {
+    pub(super) fn end(&mut self, key: u64) -> Option<ThrottleTotals> {
         self.young.remove(&key);
         let throttling = self.of.remove(&key)?;
         let totals = throttling.throttler.totals();
-        self.ending.retain(|thread| !thread.is_finished());
         let thread = std::thread::Builder::new()
             .name("cgshim-untie".into())
             .stack_size(64 << 10)
             .spawn(move || drop(throttling));
-        if let Ok(thread) = thread {
-            self.ending.push(thread);
-        }
+        self.ending(thread.ok());
         Some(totals)
+    }
+
+    /// A thread that thaws, and gives everybody back: waited for at the end.
+    pub(super) fn ending(&mut self, thread: Option<JoinHandle<()>>) {
+        self.ending.retain(|thread| !thread.is_finished());
+        self.ending.extend(thread);
     }
 }
 
@@ -126,6 +129,8 @@ impl Engine {
         if is_native(&*enforced.memory) {
             return self.guard_native(key, high, way_out);
         }
+        let way_out = way_out.filter(|_| !self.freezes_at_oom(key.0));
+        let Some(enforced) = self.containers.get(&key.0) else { return Ok(()) };
         // A vendor's v1.
         let native = enforced.group.has("memory.high");
         let (Some(way_out), Limit::Bytes(bytes), false) = (way_out, high, native) else {
@@ -155,11 +160,7 @@ impl Engine {
             Some(found) => found.clone(),
             None => self.throttles.freezer.insert(Freezer::find()?).clone(),
         };
-        let journal = Arc::new(Journaled {
-            slot: slot.clone(),
-            freezer: freezer.mount_point.clone(),
-            kind: freezer.kind,
-        });
+        let journal = freeze_journal(slot.clone(), &freezer);
         let config = ThrottleConfig {
             way_out,
             reclaims: enforced.core.watermarks().is_some(),
@@ -273,6 +274,11 @@ fn before(counters: &Counters) -> ThrottleTotals {
 /// Whether usage is so far below high that a throttle would do nothing but sleep.
 fn is_far(memory: &dyn Memory, high: Bytes) -> bool {
     memory.usage().is_ok_and(|usage| usage < near(high))
+}
+
+/// Writes freezes down in this slot.
+pub(super) fn freeze_journal(slot: Arc<Slot>, freezer: &Freezer) -> Arc<dyn FreezeJournal> {
+    Arc::new(Journaled { slot, freezer: freezer.mount_point.clone(), kind: freezer.kind })
 }
 
 /// Freezes in the journal: the guardian thaws when they are overdue, or we are gone.

@@ -10,12 +10,14 @@
 //! | `near.rs` | has the group ready by then, with the tasks in it that may grow | in the manager's thread |
 //! | `pulses.rs` | who grew, what is owed ([`crate::core::throttle`]), killed tasks, the way out | there, too |
 //! | `growers.rs` | which tasks those are | there, too |
+//! | `look.rs` | stops all of a container by the same means, for a look before an OOM kill | normal |
 //!
 //! The container's own freezer state is never written, and while its runtime has it paused nothing is
 //! done. On every way out, a panic included, the growers are thawed and moved back, and the group is
 //! removed.
 
 mod growers;
+mod look;
 mod manager;
 mod near;
 mod pulser;
@@ -29,6 +31,7 @@ use cgroupfs::memory::Memory;
 use cgroupfs::procfs::Task;
 use cgroupfs::{Bytes, Cgroup, Error, Limit, Op, Result};
 use crossbeam_channel::{Receiver, unbounded};
+pub(super) use look::Look;
 use manager::Manager;
 pub(super) use near::near;
 pub use near::remove_left;
