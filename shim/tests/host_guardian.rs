@@ -14,7 +14,7 @@ use cgshim::core::Notice;
 use cgshim::driver::{Engine, Happened, Opened, Policy};
 use cgshim::guardian::{Guardian, Kernel, Restored, restore, restore_all};
 use cgshim::journal::{Deadline, Journal, Reader, RunDir};
-use common::{DiskFile, Ground, Load, MIB, alone, memory, skip, until};
+use common::{DiskFile, Ground, Load, MIB, alone, guardian_of, memory, skip, until};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use rounds::{BAR, BAR_AFTER_THE_LAST, Faults, back_after, report, times};
@@ -121,15 +121,8 @@ impl Enforcer {
     }
 
     /// The guardian that it forked.
-    fn guardian(&self) -> Option<i32> {
-        let ours = |pid: &i32| {
-            let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
-            let Some((name, rest)) = stat.rsplit_once(')') else { return false };
-            name.ends_with("(cgshim-guardian")
-                && rest.split_whitespace().nth(1) == Some(&self.child.id().to_string())
-        };
-        let names = std::fs::read_dir("/proc").unwrap().flatten().map(|entry| entry.file_name());
-        names.filter_map(|name| name.to_str()?.parse().ok()).find(ours)
+    fn guardian(&self) -> Option<Pid> {
+        guardian_of(self.child.id())
     }
 }
 
@@ -258,8 +251,7 @@ fn stopped_between_lower_and_restore_the_limit_is_back_within_100_ms_and_it_goes
 fn killed_with_its_guardian(bed: &Bed) {
     let mut enforcer = Enforcer::start(bed, "stop:lowered:2");
     enforcer.fault(1);
-    let guardian = Pid::from_raw(enforcer.guardian().unwrap());
-    kill(guardian, Signal::SIGKILL).unwrap();
+    kill(enforcer.guardian().unwrap(), Signal::SIGKILL).unwrap();
     enforcer.signal(Signal::SIGKILL);
     enforcer.child.wait().unwrap();
 }

@@ -250,6 +250,18 @@ pub(crate) struct Load {
     answers: BufReader<ChildStderr>,
 }
 
+/// The guardian process that this one forked.
+pub(crate) fn guardian_of(parent: u32) -> Option<Pid> {
+    let ours = |pid: &i32| {
+        let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
+        let Some((name, rest)) = stat.rsplit_once(')') else { return false };
+        name.ends_with("(cgshim-guardian")
+            && rest.split_whitespace().nth(1) == Some(parent.to_string().as_str())
+    };
+    let names = std::fs::read_dir("/proc").unwrap().flatten().map(|entry| entry.file_name());
+    names.filter_map(|name| name.to_str()?.parse().ok()).find(ours).map(Pid::from_raw)
+}
+
 impl Load {
     pub(crate) fn in_group(group: &Cgroup) -> Load {
         let mut child = Command::new(std::env::current_exe().unwrap())
