@@ -172,6 +172,9 @@ impl Daemon {
         let (directory, inode) = (group.path().to_path_buf(), group.inode());
         let announced = found.as_ref().map(|found| found.record.counters.oom_kill_seen);
         let oom_kills = found.as_ref().map_or(0, |found| found.record.counters.oom_kills);
+        let together = found
+            .as_ref()
+            .is_some_and(|found| found.record.terms.oom == crate::journal::OomPolicy::Group);
         let key = match found {
             Some(found) => self.engine.resume(group, policy, found),
             None => self.engine.record_of(&group, policy).and_then(|mut record| {
@@ -197,6 +200,9 @@ impl Daemon {
         );
         // A thread and more, which whoever registers need not wait for.
         self.unthrottled.push(key);
+        if together {
+            self.engine.has_been_killed_together(key);
+        }
         self.act_on_oom(key, terms.oom);
         let mut all_refused = wrong;
         all_refused.extend(refused.into_iter().map(str::to_owned));
@@ -362,7 +368,8 @@ impl Daemon {
             OomPolicy::Freeze(longest) => Some(OomHold::Freeze(longest)),
             OomPolicy::Kill | OomPolicy::Group => None,
         };
-        if let Err(error) = self.engine.hold(key, hold) {
+        let together = self.engine.kill_together(key, oom == OomPolicy::Group);
+        for error in [self.engine.hold(key, hold), together].into_iter().filter_map(Result::err) {
             log::warn!("{error}");
         }
     }
