@@ -36,7 +36,8 @@ impl Watching {
     }
 
     pub(crate) fn with(options: OomOptions) -> Watching {
-        let run_dir = tempfile::tempdir().unwrap();
+        // As run directories are: on a disk a record waits for the file system.
+        let run_dir = tempfile::tempdir_in("/dev/shm").unwrap();
         let run_dir_path = Some(run_dir.path().to_path_buf());
         let watch = OomWatch::start(OomOptions { run_dir: run_dir_path, ..options }).unwrap();
         Watching { watch, run_dir, keys: AtomicU64::new(1) }
