@@ -10,7 +10,7 @@ use cgroupfs::files::ControlDir;
 use cgroupfs::{Bytes, Cgroup, Limit};
 use cgshim::api::client::Client;
 use cgshim::api::message::{EventLine, Listed, Register, Registered, Release, Request, View};
-use common::{Ground, Load, alone, memory, skip, until, without_swap};
+use common::{DiskFile, Ground, Load, alone, memory, skip, until, without_swap};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use serde_json::Value;
@@ -33,6 +33,17 @@ struct Bed {
 impl Bed {
     /// `None`, having said so, where the test cannot run; `v1` if it is about what only v1 has.
     fn new(test: &'static str, config: &str, v1: bool) -> Option<Bed> {
+        Bed::with(test, config, v1, Limit::Bytes(Bytes::mib(48)), &[])
+    }
+
+    /// The same with another limit, and with more in the daemon's environment.
+    fn with(
+        test: &'static str,
+        config: &str,
+        v1: bool,
+        limit: Limit,
+        environment: &[(&str, &str)],
+    ) -> Option<Bed> {
         let ground = Ground::new(test)?;
         if v1 && !ground.v1() {
             skip(test, "cgroup v2 has nothing that holds the OOM killer off");
@@ -40,10 +51,10 @@ impl Bed {
         }
         let group = ground.group("c");
         without_swap(&group);
-        memory(&group).set_limit(Limit::Bytes(Bytes::mib(48))).unwrap();
+        memory(&group).set_limit(limit).unwrap();
         let dir = tempfile::tempdir().unwrap();
         fs::write(dir.path().join("config.toml"), config).unwrap();
-        let child = start(&dir);
+        let child = start(&dir, environment);
         Some(Bed { child, dir, group, ground })
     }
 
@@ -88,7 +99,7 @@ impl Bed {
     }
 }
 
-fn start(dir: &tempfile::TempDir) -> Child {
+fn start(dir: &tempfile::TempDir, environment: &[(&str, &str)]) -> Child {
     let log = fs::File::options().append(true).create(true).open(dir.path().join("log")).unwrap();
     let program = std::env::var_os("CGSHIMD").unwrap_or(env!("CARGO_BIN_EXE_cgshimd").into());
     let run = dir.path().join("run");
@@ -97,6 +108,7 @@ fn start(dir: &tempfile::TempDir) -> Child {
         .arg(dir.path().join("config.toml"))
         .arg("--run-dir")
         .arg(&run)
+        .envs(environment.iter().copied())
         .stdin(Stdio::null())
         .stderr(log)
         .spawn()
@@ -206,6 +218,38 @@ fn a_hold_raises_the_limit_as_far_as_the_operator_allows_and_nobody_is_killed() 
     assert!(told("limit_raised") && !told("limit_adopted"), "{:?}", bed.events());
 }
 
+/// Memory runs out while a step has the limit lowered: that is the step's doing, and its restore is all the raise that
+/// it takes. A raise of the lowered value would be taken for the declared limit.
+#[test]
+fn a_hold_does_not_raise_a_limit_that_a_step_has_lowered() {
+    let test = "a_hold_does_not_raise_a_limit_that_a_step_has_lowered";
+    let _alone = alone();
+    let config =
+        "[defaults]\noom = 'hold=30s'\nwatermark = '50%:40%'\n[daemon]\nhold_limit = '512M'\n";
+    // Each step stands for 25 ms, in which more is filled than it leaves; the guardian undoes it after 30.
+    let fault = ("CGSHIM_FAULT", "sleep-25:lowered:*1");
+    let declared = Limit::Bytes(Bytes::mib(96));
+    let Some(bed) = Bed::with(test, config, true, declared, &[fault]) else { return };
+    let file = DiskFile::new(Bytes::mib(128));
+    let mut reader = Load::in_group(&bed.group);
+    bed.register(reader.pid());
+    reader.stream(&file, Bytes::mib(300));
+    let mut load = Load::in_group(&bed.group);
+    let held = || bed.events().iter().any(|event| event == "oom_held");
+    let start = Instant::now();
+    while !held() && start.elapsed() < 20 * SECOND {
+        assert!(load.anon(Bytes::mib(72)), "killed");
+        load.free();
+        std::thread::sleep(Duration::from_millis(10));
+        assert!(memory(&bed.group).limit().unwrap() <= declared);
+    }
+    assert!(held(), "memory never ran out in a window");
+    until("the declared limit is back", SECOND, || memory(&bed.group).limit().unwrap() == declared);
+    let events = bed.events();
+    assert!(!events.iter().any(|e| e == "limit_raised" || e == "limit_adopted"), "{events:?}");
+    assert_eq!(bed.oom_control("oom_kill"), 0);
+}
+
 #[test]
 fn a_daemon_that_is_killed_or_stopped_in_a_hold_leaves_the_killer_at_work() {
     let test = "a_daemon_that_is_killed_or_stopped_in_a_hold_leaves_the_killer_at_work";
@@ -239,7 +283,7 @@ fn a_daemon_that_is_killed_or_stopped_in_a_hold_leaves_the_killer_at_work() {
     }
     let _ = bed.child.wait();
     // Its successor goes on with nothing of it but what it asks for itself.
-    bed.child = start(&bed.dir);
+    bed.child = start(&bed.dir, &[]);
 }
 
 #[test]
@@ -403,5 +447,5 @@ fn a_daemon_that_is_stopped_or_killed_in_a_freeze_leaves_nobody_frozen() {
         }
     }
     let _ = bed.child.wait();
-    bed.child = start(&bed.dir);
+    bed.child = start(&bed.dir, &[]);
 }

@@ -4,6 +4,7 @@
 //! Annotations are untrusted. They may tighten a container's terms and never loosen them, except where
 //! the operator trusts them with a key ([`Rights`]).
 
+use super::throttle::WayOut;
 use super::watermark::{WatermarkSpec, Watermarks};
 use cgroupfs::{Bytes, Limit};
 use std::fmt;
@@ -97,7 +98,7 @@ impl OomPolicy {
 pub struct BadTerm(String);
 
 /// The keys that terms have: of annotations (after `io.cgshim.`), of `cgctl set`, of configuration.
-pub const KEYS: [&str; 6] = ["class", "request", "high", "watermark", "throttle", "oom"];
+pub const KEYS: [&str; 7] = ["class", "request", "high", "watermark", "throttle", "oom", "way_out"];
 
 /// What somebody asks for: every field may be unset.
 #[derive(Debug, Clone, Copy, Default, PartialEq)]
@@ -114,6 +115,8 @@ pub struct Wishes {
     pub throttle: Option<bool>,
     /// What to do when the limit cannot be held.
     pub oom: Option<OomPolicy>,
+    /// What ends throttling that achieves nothing.
+    pub way_out: Option<WayOut>,
 }
 
 impl Wishes {
@@ -127,6 +130,7 @@ impl Wishes {
             watermark: self.watermark.or(under.watermark),
             throttle: self.throttle.or(under.throttle),
             oom: self.oom.or(under.oom),
+            way_out: self.way_out.or(under.way_out),
         }
     }
 
@@ -140,6 +144,7 @@ impl Wishes {
             "watermark" => self.watermark = Some(value.parse().map_err(|error| bad(&error))?),
             "throttle" => self.throttle = Some(switch(value)?),
             "oom" => self.oom = Some(value.parse()?),
+            "way_out" => self.way_out = Some(value.parse().map_err(|error| bad(&error))?),
             _ => {
                 let shown: String = key.escape_default().take(64).collect();
                 return Err(BadTerm(format!("there is no '{shown}': {}", KEYS.join(", "))));
@@ -274,11 +279,14 @@ pub struct Terms {
     pub throttle: bool,
     /// What to do when the limit cannot be held.
     pub oom: OomPolicy,
+    /// What ends throttling that achieves nothing.
+    pub way_out: WayOut,
 }
 
 impl Terms {
     /// What `operator` says for a container with this limit; the built-in defaults where it says
-    /// nothing: Burstable without a request, no high, default watermarks, throttling on, `oom = kill`.
+    /// nothing: Burstable without a request, no high, default watermarks, throttling on, `oom = kill`,
+    /// `way_out = release=30s`.
     pub fn of(operator: Wishes, limit: Limit) -> Terms {
         Terms {
             class: operator.class.unwrap_or(Class::Burstable),
@@ -287,6 +295,7 @@ impl Terms {
             watermark: operator.watermark.unwrap_or(WatermarkSpec::Default),
             throttle: operator.throttle.unwrap_or(true),
             oom: operator.oom.unwrap_or(OomPolicy::Kill),
+            way_out: operator.way_out.unwrap_or_default(),
         }
     }
 }
@@ -346,6 +355,11 @@ pub fn effective(
     {
         terms.oom = oom;
     }
+    if let Some(way_out) = asked.way_out
+        && judge(6, true, way_out.is_as_tight_as(terms.way_out))
+    {
+        terms.way_out = way_out;
+    }
     (terms, refused)
 }
 
@@ -372,6 +386,7 @@ mod tests {
             ("oom", "group"),
             ("watermark", "80%:70%"),
             ("class", "besteffort"),
+            ("way_out", "notify=5s"),
         ]);
         let (terms, refused) = effective(operator, asked, Rights::default(), LIMIT);
         assert_eq!(refused, [""; 0]);
@@ -379,6 +394,7 @@ mod tests {
         assert_eq!(terms.oom, OomPolicy::Group);
         assert_eq!(terms.watermark, WatermarkSpec::Ratio { high: 8000, low: 7000 });
         assert_eq!(terms.class, Class::BestEffort);
+        assert_eq!(terms.way_out.to_string(), "notify=5s");
     }
 
     #[test]
@@ -397,6 +413,7 @@ mod tests {
             ("oom", "hold=30s"),
             ("class", "guaranteed"),
             ("request", "200M"),
+            ("way_out", "release=1s"),
         ]);
         let (terms, refused) = effective(operator, asked, Rights::default(), LIMIT);
         assert_eq!(terms, Terms::of(operator, LIMIT));
@@ -443,6 +460,8 @@ mod tests {
             ("throttle", "yes", "on or off"),
             ("watermark", "9", "':'"),
             ("request", "-1", "negative"),
+            ("way_out", "release=0s", "above zero"),
+            ("way_out", "kill=1s", "release, oom, notify or never"),
             ("frob", "1", "watermark"),
         ] {
             let message = Wishes::default().set(key, value).unwrap_err().to_string();
@@ -464,14 +483,23 @@ mod tests {
             proptest::option::of(mark),
             proptest::option::of(any::<bool>()),
             proptest::option::of(prop_oneof![Just("kill"), Just("group"), Just("hold=9s")]),
+            proptest::option::of(prop_oneof![
+                Just("never"),
+                Just("notify"),
+                Just("release=5s"),
+                Just("release=50s"),
+                Just("oom=5s"),
+                Just("oom=50s"),
+            ]),
         )
-            .prop_map(|(class, request, high, mark, throttle, oom)| Wishes {
+            .prop_map(|(class, request, high, mark, throttle, oom, way_out)| Wishes {
                 class: class.map(|text| text.parse().unwrap()),
                 request: request.map(Bytes::mib),
                 high: high.map(|share| High::OfLimit(share * 100)),
                 watermark: mark.map(|text| text.parse().unwrap()),
                 throttle,
                 oom: oom.map(|text| text.parse().unwrap()),
+                way_out: way_out.map(|text| text.parse().unwrap()),
             })
     }
 
@@ -490,6 +518,7 @@ mod tests {
             prop_assert!(terms.high <= ours.high);
             prop_assert!(terms.oom.is_within(ours.oom));
             prop_assert!(terms.throttle || !ours.throttle);
+            prop_assert!(terms.way_out.is_as_tight_as(ours.way_out));
             let start = |terms: &Terms| Watermarks::of(terms.watermark, limit, terms.high);
             if let Some(before) = start(&ours) {
                 let after = start(&terms);

@@ -10,6 +10,7 @@ use crate::core::Now;
 use crate::core::oom::hold::{Hold, HoldAction, HoldEvent, OomControl};
 use crate::journal::Deadline;
 use cgroupfs::files::{Access, ControlDir, Knob};
+use cgroupfs::freezer::Freezer;
 use cgroupfs::memory::{ReclaimFile, Version};
 use cgroupfs::procfs::Meminfo;
 use cgroupfs::{Bytes, Cgroup, Error, Limit, Result, flat};
@@ -200,8 +201,10 @@ impl Engine {
             }
             HoldAction::Raise => self.raise(key),
             HoldAction::Freeze(longest) => {
-                let looking = freeze_journal(journaled.slot())
-                    .and_then(|journal| Look::start(enforced.group.clone(), journal, longest));
+                let looking = Freezer::find().and_then(|freezer| {
+                    let journal = freeze_journal(journaled.slot(), &freezer);
+                    Look::start(enforced.group.clone(), journal, longest)
+                });
                 match looking {
                     Ok(look) => held.look = Some(look),
                     Err(error) => log::warn!("held, but not stopped for a look: {error}"),
@@ -230,6 +233,19 @@ impl Engine {
         if enforced.flight.is_some() || enforced.unrestored.is_some() {
             return;
         }
+        let deeds = enforced.deeds.clone();
+        if deeds.as_ref().is_some_and(|deeds| !deeds.begin_flight()) {
+            return;
+        }
+        self.raise_to(key, most);
+        if let Some(deeds) = &deeds {
+            deeds.ended(None);
+        }
+        self.look_at_limit(Key(key));
+    }
+
+    fn raise_to(&mut self, key: u64, most: Bytes) {
+        let Some(enforced) = self.containers.get_mut(&key) else { return };
         let (Ok(Limit::Bytes(limit)), Ok(bound)) =
             (enforced.memory.limit(), enforced.memory.limit_bound())
         else {
@@ -259,7 +275,6 @@ impl Engine {
                 log::warn!("{}: limit not raised: {errno}", enforced.group.path().display());
             }
         }
-        self.look_at_limit(Key(key));
     }
 }
 

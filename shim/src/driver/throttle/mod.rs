@@ -30,9 +30,11 @@ use cgroupfs::freezer::Freezer;
 use cgroupfs::memory::Memory;
 use cgroupfs::procfs::Task;
 use cgroupfs::{Bytes, Cgroup, Error, Limit, Op, Result};
-use crossbeam_channel::{Receiver, bounded};
+use crossbeam_channel::{Receiver, unbounded};
 pub(super) use look::Look;
 use manager::Manager;
+pub(super) use near::near;
+pub use near::remove_left;
 use nix::errno::Errno;
 use nix::sys::eventfd::{EfdFlags, EventFd};
 use nix::time::{ClockId, clock_getres};
@@ -87,6 +89,8 @@ pub struct ThrottleConfig {
     pub journal: Arc<dyn FreezeJournal>,
     /// Nobody is in the group yet, and this process starts who comes: made ready at once ([`Throttler::door`]).
     pub ahead: bool,
+    /// The hierarchy with the freezer; looked for if `None`.
+    pub freezer: Option<Freezer>,
 }
 
 impl ThrottleConfig {
@@ -100,6 +104,7 @@ impl ThrottleConfig {
             reclaims: false,
             journal: Arc::new(Unrecorded),
             ahead: false,
+            freezer: None,
         }
     }
 }
@@ -205,8 +210,8 @@ impl Throttler {
     /// # Errors
     /// [`Error::NoController`] where there is no freezer; [`Error::Refused`] without threads or
     /// descriptors; what opening the memory group gives.
-    pub fn start(config: ThrottleConfig) -> Result<Throttler> {
-        let freezer = Freezer::find()?;
+    pub fn start(mut config: ThrottleConfig) -> Result<Throttler> {
+        let freezer = config.freezer.take().map_or_else(Freezer::find, Ok)?;
         let memory = super::open_memory(&config.group)?;
         let at = config.group.path().to_path_buf();
         let no = |errno| Error::refused(Op::Watch, &at, errno);
@@ -219,7 +224,8 @@ impl Throttler {
             totals: Mutex::default(),
         });
         let wake = Arc::new(event().map_err(no)?);
-        let (tell, events) = bounded(EVENTS);
+        // Bounded by who tells: a channel that is made with its bound has memory for all of it.
+        let (tell, events) = unbounded();
         let ahead = config.ahead;
         let manager =
             Manager::new(config, memory, freezer, curve(), control.clone(), tell, wake.clone());

@@ -41,7 +41,7 @@ pub(super) struct Near {
 }
 
 /// The usage from which on it is made ready.
-pub(super) fn near(high: Bytes) -> Bytes {
+pub(in super::super) fn near(high: Bytes) -> Bytes {
     high.saturating_sub(APPROACH.max(Bytes(high.0 / 8))).max(Bytes(high.0 / 8))
 }
 
@@ -67,12 +67,14 @@ impl Near {
         let Some(home) = home else { return Ok(None) };
         let mut near = Near::make(ground, outside(home, &config.group))?;
         let Near { growers, group, .. } = &mut near;
-        if growers.scan(group, false, FEW)? == 0 {
+        // Below high nothing is owed.
+        let free = |_| Duration::ZERO;
+        if growers.scan(group, false, FEW, free)? == 0 {
             // Too many: who grows has to be found out. Those that have no CPU right now show only after a
             // while.
             for pause in [1, 4, 10] {
                 std::thread::sleep(Duration::from_millis(pause));
-                growers.scan(group, false, 0)?;
+                growers.scan(group, false, 0, free)?;
                 if ground.memory.usage()? >= config.high {
                     break;
                 }
@@ -169,6 +171,21 @@ fn left_by(name: &str) -> Option<(i32, Option<u64>)> {
     let rest = name.strip_prefix("cgshim-parked-").or_else(|| name.strip_prefix("cgshim-"))?;
     let (pid, inode) = rest.split_once('-').map_or((rest, None), |(pid, inode)| (pid, Some(inode)));
     Some((pid.parse().ok()?, inode.and_then(|inode| inode.parse().ok())))
+}
+
+/// Removes the groups that throttles of processes that are no more left in the hierarchy's root and in our own
+/// group, where nobody is in them.
+pub fn remove_left() {
+    let Ok(freezer) = Freezer::find() else { return };
+    let own = freezer.path_of(std::process::id()).ok();
+    let mut homes = vec![freezer.mount_point.clone()];
+    homes.extend(own.filter(|own| *own != freezer.mount_point));
+    for home in homes {
+        if let Ok(parent) = freezer.open(&home) {
+            // 0 is no group's inode: nobody is moved.
+            sweep(freezer.kind, &Arc::new(parent), 0);
+        }
+    }
 }
 
 /// Removes what is left of throttles whose process was killed: those of this container, whose tasks go back
