@@ -699,6 +699,31 @@ fn who_follows_events_hears_of_them_and_who_is_too_slow_is_told_what_it_missed()
 }
 
 #[test]
+fn a_high_that_makes_no_sense_is_refused_and_one_above_the_limit_is_never_met() {
+    let test = "a_high_that_makes_no_sense_is_refused_and_one_above_the_limit_is_never_met";
+    let Some(ground) = Ground::new(test) else { return };
+    let daemon = Daemon::with_config("[defaults]\nhigh = '50%'\nwatermark = 'off'\n");
+    let (_group, mut load) = container(&ground, "g", LIMIT);
+    daemon.register(&known(&ground, "a", load.pid())).unwrap();
+    for nonsense in ["0", "1K", "0%", "101%", "-1", "9e99"] {
+        let why = daemon.set("a", "high", nonsense).unwrap_err();
+        assert!(why.contains("high") && why.contains(nonsense), "{nonsense}: {why}");
+    }
+    assert_eq!(daemon.stat("a").high_bytes, Some(48 << 20));
+    assert_eq!(daemon.set("a", "high", "2G").unwrap().high_bytes, Some(2 << 30));
+    // Up to the limit as if there were none.
+    assert!(load.anon(Bytes::mib(80)));
+    assert!(daemon.stat("a").throttled.is_none_or(|throttled| throttled.pulses == 0));
+    // Under what is in use: only further growth is slowed.
+    assert_eq!(daemon.set("a", "high", "16M").unwrap().high_bytes, Some(16 << 20));
+    assert!(load.is_alive() && daemon.stat("a").usage_bytes.unwrap() >= 80 << 20);
+    // The root group holds everybody.
+    let root = Register { cgroup: "/".into(), ..known(&ground, "root", load.pid()) };
+    assert!(daemon.register(&root).unwrap_err().contains('/'));
+    assert!(daemon.list().iter().all(|view| view.id == "a"));
+}
+
+#[test]
 fn the_way_out_is_a_term_like_others_and_its_event_says_why() {
     let test = "the_way_out_is_a_term_like_others_and_its_event_says_why";
     let Some(ground) = Ground::new(test) else { return };

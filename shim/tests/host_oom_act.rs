@@ -149,6 +149,16 @@ fn with_oom_group_the_whole_container_goes_with_its_victim() {
     let load = Load::in_group(&bed.group);
     let mut outside = Load::in_group(&bed.ground.group("other"));
     bed.register(init.pid());
+    let native = bed.group.path().join("memory.oom.group");
+    let together = || fs::read_to_string(&native).unwrap();
+    if !bed.ground.v1() {
+        // By the kernel itself; put back when the container is let go.
+        assert_eq!(together(), "1\n");
+        let release = Release { id: "c".into(), ..Release::default() };
+        bed.client().ask::<Registered>(Request::Release(release)).unwrap();
+        assert_eq!(together(), "0\n");
+        bed.register(init.pid());
+    }
     assert!(!fill(load, Bytes::mib(96)).join().unwrap().0);
     until("init goes too", 5 * SECOND, || !init.is_alive());
     assert!(outside.is_alive());

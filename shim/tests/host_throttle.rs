@@ -312,6 +312,64 @@ fn while_its_runtime_has_it_paused_nothing_is_done() {
     assert!(!ours.exists());
 }
 
+#[test]
+fn one_that_is_frozen_already_is_left_as_it_is_and_throttled_once_it_is_thawed() {
+    let test = "one_that_is_frozen_already_is_left_as_it_is_and_throttled_once_it_is_thawed";
+    let Some(ground) = ground(test) else { return };
+    let _alone = alone();
+    let mount = Freezer::find().unwrap().mount_point;
+    let container = FreezerDir::new(&mount, "frozen");
+    let group = ground.group("g");
+    without_swap(&group);
+    let mut load = Load::in_group(&group);
+    std::fs::write(container.0.join("cgroup.procs"), load.pid().to_string()).unwrap();
+    assert!(load.anon(Bytes::mib(64)));
+    load.grow(Bytes(0), Bytes::mib(4096));
+    std::fs::write(container.state(), "FROZEN").unwrap();
+    let _thaw = Thaw(&container);
+    until("frozen", SECOND, || container.says() == "FROZEN");
+    // Above high from the start.
+    let config = ThrottleConfig { way_out: ENDLESS, ..ThrottleConfig::new(group, Bytes::mib(48)) };
+    let throttler = Throttler::start(config).unwrap();
+    std::thread::sleep(SECOND / 2);
+    assert_eq!((container.says().as_str(), throttler.totals().pulses), ("FROZEN", 0));
+    std::fs::write(container.state(), "THAWED").unwrap();
+    until("pulses", 10 * SECOND, || throttler.totals().pulses > 2);
+    assert_eq!(container.says(), "THAWED");
+    drop(load);
+    throttler.stop();
+}
+
+#[test]
+fn beneath_a_group_that_throttles_tasks_belong_to_one_of_the_two_and_are_free_in_the_end() {
+    let test =
+        "beneath_a_group_that_throttles_tasks_belong_to_one_of_the_two_and_are_free_in_the_end";
+    let Some(ground) = ground(test) else { return };
+    let _alone = alone();
+    let mut above = Throttled::new(&ground, "above", Bytes::mib(96), ENDLESS);
+    let group = Arc::new(above.group.create_child("beneath").unwrap());
+    without_swap(&group);
+    let high = Bytes::mib(48);
+    let config = ThrottleConfig { way_out: ENDLESS, ..ThrottleConfig::new(group.clone(), high) };
+    let throttler = Throttler::start(config).unwrap();
+    let mut load = Load::in_group(&group);
+    load.grow(Bytes(0), Bytes::mib(2048));
+    let pulses = || throttler.totals().pulses + above.throttler.totals().pulses;
+    until("pulses", 20 * SECOND, || pulses() > 3);
+    std::thread::sleep(2 * SECOND);
+    // By one high or the other, and not by none.
+    let usage = memory(&group).usage().unwrap();
+    assert!(usage < Bytes::mib(144), "{usage}");
+    throttler.stop();
+    // The one that goes on may take it over.
+    std::thread::sleep(SECOND / 2);
+    above.take();
+    above.throttler.stop();
+    let home = Freezer::find().unwrap().path_of(load.pid()).unwrap();
+    assert!(!home.to_string_lossy().contains("cgshim-"), "{}", home.display());
+    assert!(load.is_alive());
+}
+
 struct Thaw<'a>(&'a FreezerDir);
 
 impl Drop for Thaw<'_> {

@@ -6,7 +6,10 @@ use cgroupfs::files::ControlDir;
 use cgroupfs::freezer::{self, Freezer, FreezerGroup, Kind};
 use cgroupfs::memory::Memory;
 use cgroupfs::procfs::{Task, TaskStat, ran_and_slept};
+use cgroupfs::units::page_size;
 use cgroupfs::{Bytes, Cgroup, Result};
+use nix::time::{ClockId, clock_gettime};
+use nix::unistd::{SysconfVar, sysconf};
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -15,9 +18,15 @@ use std::time::{Duration, Instant};
 /// A task that faulted in so many pages between two scans grows.
 const GROWS: u64 = 16;
 
-/// Unless it has not faulted in so many in its life, nor has so many times eight resident: a probe that somebody
-/// runs in the container, a `runc init`. In windows of less than a millisecond it would take seconds to start.
+/// Unless it has just started and not faulted in so many yet, nor has so many times eight resident: a probe
+/// that somebody runs in the container, a `runc init`. In windows of less than a millisecond it would take
+/// seconds to start.
 const START: u64 = 2048;
+const STARTING: Duration = Duration::from_secs(1);
+
+/// One that nobody has seen growing does not grow if it faulted in no more than this part of what the group has
+/// grown by since: programs fault now and then.
+const PART: u64 = 64;
 
 /// Where growth is not explained by faults, a task that was in the kernel for so many clock ticks
 /// between two scans is taken for who writes.
@@ -134,6 +143,7 @@ impl Growers {
         let mut tids = Vec::new();
         list(&self.memory, 0, &mut tids)?;
         let all = tids.len() <= few;
+        let young = ticks_since_boot().map(|now| now.saturating_sub(ticks(STARTING)));
         let mut seen = BTreeMap::new();
         let mut growing = Vec::new();
         for tid in tids {
@@ -145,7 +155,9 @@ impl Growers {
             if let Some(before) = self.seen.get(&tid)
                 && before.starttime == stat.starttime
             {
-                let new = stat.faults() < START && stat.rss < START * 8;
+                let new = young.is_some_and(|young| stat.starttime >= young)
+                    && stat.faults() < START
+                    && stat.rss < START * 8;
                 let faulted = !new && stat.faults().saturating_sub(before.faults()) >= GROWS;
                 let writes = unexplained && stat.stime.saturating_sub(before.stime) >= WRITES;
                 if (faulted || writes) && stat.state != b'Z' {
@@ -234,9 +246,11 @@ impl Growers {
         let mut cleared = Vec::new();
         for (tid, grower) in &mut self.moved {
             let Some((faults, then)) = grower.suspect else { continue };
-            if grower.last.faults().saturating_sub(faults) >= GROWS {
+            let grown = usage.saturating_sub(then);
+            let part = (grown.0 / page_size() / PART).max(GROWS);
+            if grower.last.faults().saturating_sub(faults) >= part {
                 grower.suspect = None;
-            } else if usage.saturating_sub(then) >= CHANCE {
+            } else if grown >= CHANCE {
                 cleared.push(*tid);
             }
         }
@@ -285,8 +299,14 @@ impl Growers {
         changes
     }
 
-    /// A window is over in which they grew by this: what each of them owes for it by `costs`.
-    pub(super) fn account(&mut self, grown: &[Grown], costs: impl Fn(&Grown) -> Duration) {
+    /// A window is over, that was so long and in which they grew by this: what each of them owes for it by
+    /// `costs`.
+    pub(super) fn account(
+        &mut self,
+        window: Duration,
+        grown: &[Grown],
+        costs: impl Fn(&Grown) -> Duration,
+    ) {
         for (tid, grower) in &mut self.moved {
             let own = grown.iter().find(|grown| grown.task == *tid);
             let pages = own.map_or(0, |grown| grown.pages);
@@ -295,6 +315,7 @@ impl Growers {
             grower.ran = if pages < GROWS { ran_and_slept(*tid) } else { None };
             let chance = match (before, grower.ran) {
                 (Some(before), Some(now)) => Chance {
+                    window,
                     ran: now.0.saturating_sub(before.0),
                     slept: now.1.saturating_sub(before.1),
                 },
@@ -343,6 +364,16 @@ impl Growers {
         let alive = self.moved.values().filter(|grower| grower.task.stat().is_some());
         alive.max_by_key(|grower| grower.last.rss).map(|grower| grower.task.pid())
     }
+}
+
+/// Clock ticks, in which starts of tasks are counted.
+fn ticks(time: Duration) -> u64 {
+    let a_second = sysconf(SysconfVar::CLK_TCK).ok().flatten().unwrap_or(100);
+    (time.as_secs_f64() * a_second as f64) as u64
+}
+
+fn ticks_since_boot() -> Option<u64> {
+    clock_gettime(ClockId::CLOCK_BOOTTIME).ok().map(|now| ticks(now.into()))
 }
 
 /// The tasks (v2: processes) of a group and of those beneath it.

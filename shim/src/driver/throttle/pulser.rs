@@ -418,9 +418,9 @@ impl Pulse {
                     break None;
                 }
                 Some(Order::ThawAt(number, when, new)) if number == pulse => {
-                    let longer = when > until;
-                    until = when.min(at + LONGEST);
-                    if longer {
+                    // In the journal too if it is shorter: whoever undoes it is not to wait for longer.
+                    let before = std::mem::replace(&mut until, when.min(at + LONGEST));
+                    if before != until {
                         self.journal.begin(until.saturating_duration_since(Instant::now()));
                     }
                     *terms = new;
