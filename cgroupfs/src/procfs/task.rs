@@ -112,6 +112,13 @@ impl Task {
         let n = nix::sys::uio::pread(&self.fd, &mut buf, 0).ok()?;
         TaskStat::parse(&buf[..n])
     }
+
+    /// Whether it was stopped amid its own code, and not in a system call: a frozen task that would go on at
+    /// once, had it a CPU (`/proc/TID/syscall` says -1). False where the kernel does not tell.
+    pub fn was_interrupted(&self) -> bool {
+        let path = format!("/proc/{}/task/{}/syscall", self.tid, self.tid);
+        std::fs::read(path).is_ok_and(|said| said.starts_with(b"-1 "))
+    }
 }
 
 /// When the task started (22), in clock ticks after boot. `None` once it is gone.
