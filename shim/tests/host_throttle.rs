@@ -467,7 +467,8 @@ impl Row {
             // Most of the way at once.
             assert!(loads[0].anon(Bytes(high.0 / 16 * 15)));
         }
-        std::thread::sleep(SECOND / 5);
+        // Until all are in the group that is frozen: each move takes a grace period.
+        std::thread::sleep(SECOND * 2);
         let cpu = cpu_time();
         // With a way out it ends somewhere.
         let most = if self.way_out == ENDLESS { Bytes::mib(8192) } else { Bytes(high.0 * 2) };

@@ -24,6 +24,10 @@ const WRITES: u64 = 1;
 /// windows: 30 MiB).
 const IDLE_WINDOWS: u32 = 50;
 
+/// After so many it rests: nobody shares a debt with it until it grows again. (Measured with huge pages, and so few
+/// windows: shared with a thread that had filled memory once, growth cost half.)
+const RESTS: u32 = 4;
+
 /// A task that has run for so many clock ticks without growing had its turn. A thaw wakes tasks in one order, and
 /// windows are short: the same may take all of each of them (measured on 6.18, four growers on two CPUs: 30 windows on
 /// end). Those who wait behind it are no idlers.
@@ -120,10 +124,12 @@ impl Growers {
         self.strangers
     }
 
-    /// Which of them grow, those included that had no turn yet: all, as long as none was seen to.
+    /// Which of them grow, those included that had no turn yet, and without those that rest: all, as long as
+    /// none was seen to.
     pub(super) fn tids(&self) -> BTreeSet<u32> {
-        let any = self.moved.values().any(|grower| grower.suspect.is_none());
-        let grows = |grower: &Grower| !any || grower.suspect.is_none() || grower.waits;
+        let seen = |grower: &Grower| grower.suspect.is_none() && grower.idle < RESTS;
+        let any = self.moved.values().any(seen);
+        let grows = |grower: &Grower| !any || seen(grower) || grower.waits;
         self.moved.iter().filter(|(_, grower)| grows(grower)).map(|(tid, _)| *tid).collect()
     }
 

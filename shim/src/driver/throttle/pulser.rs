@@ -411,6 +411,8 @@ impl Pulse {
             return Some(order);
         }
         if patience == Some(Duration::ZERO) {
+            // Other containers' threads like this one would wait for as long as this one spins.
+            std::thread::yield_now();
             return None;
         }
         let watched = |fd| PollFd::new(fd, PollFlags::POLLIN);
