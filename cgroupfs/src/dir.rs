@@ -207,6 +207,10 @@ impl ControlFile for KernelFile {
         Ok(filled)
     }
 
+    fn read_line(&self, buf: &mut [u8]) -> std::result::Result<usize, Errno> {
+        nix::sys::uio::pread(&self.0, buf, 0)
+    }
+
     fn write(&self, value: &[u8]) -> std::result::Result<(), Errno> {
         // At offset 0: kernfs ignores the offset of v1 files, but appending is not what is meant.
         nix::sys::uio::pwrite(&self.0, value, 0).map(|_| ())

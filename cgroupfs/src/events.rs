@@ -35,7 +35,12 @@ impl Notification {
 
     /// Takes what was signalled; false if nothing was.
     pub fn take(&self) -> bool {
-        self.0.read().is_ok_and(|count| count > 0)
+        self.signals() > 0
+    }
+
+    /// The same, and how often it was signalled: removal of the group does so once.
+    pub fn signals(&self) -> u64 {
+        self.0.read().unwrap_or(0)
     }
 }
 

@@ -26,6 +26,10 @@ pub enum Access {
 pub trait ControlFile: Send + Sync {
     /// Reads the content from its start into `buf`; the number of bytes read.
     fn read(&self, buf: &mut [u8]) -> std::result::Result<usize, Errno>;
+    /// The same of a file with one short line, in one call.
+    fn read_line(&self, buf: &mut [u8]) -> std::result::Result<usize, Errno> {
+        self.read(buf)
+    }
     /// Writes `value` in one call. May block in reclaim; EINTR when a signal came first.
     fn write(&self, value: &[u8]) -> std::result::Result<(), Errno>;
     /// The descriptor behind it, where there is one: for watching it.
@@ -124,7 +128,7 @@ impl Knob {
 
     fn read_short(&self, buf: &mut [u8]) -> Result<usize> {
         loop {
-            match self.file.read(buf) {
+            match self.file.read_line(buf) {
                 Ok(n) => return Ok(n),
                 Err(Errno::EINTR) => {}
                 Err(errno) => return Err(self.error(Op::Read, None, errno)),

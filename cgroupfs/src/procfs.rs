@@ -13,7 +13,7 @@ pub use cgroups::{Controller, Controllers};
 pub use meminfo::Meminfo;
 pub use psi::{Psi, Stall};
 pub use swaps::{Swap, Swaps};
-pub use task::{Task, TaskStat, process_of, starttime};
+pub use task::{Task, TaskStat, process_of, ran_and_slept, starttime};
 pub use zoneinfo::{Zone, Zoneinfo};
 
 use crate::error::{Error, Op, Result};
@@ -38,7 +38,8 @@ pub(crate) fn slurp(path: &Path, why: &'static str) -> Result<Vec<u8>> {
         errno => Error::refused(op, path, errno),
     };
     let file = File::open(path).map_err(|error| fail(Op::Open, error))?;
-    let mut content = Vec::new();
+    // These files say that they are empty: room at once for what most hold, and one read takes it.
+    let mut content = Vec::with_capacity(4096);
     file.take(MOST + 1).read_to_end(&mut content).map_err(|error| fail(Op::Read, error))?;
     if content.len() as u64 > MOST {
         return Err(Error::parse(path, "at most 64 MiB", &content));

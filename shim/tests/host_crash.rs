@@ -98,7 +98,8 @@ impl Bed {
         let log = self.run_dir.path().join("faults");
         let _ = fs::remove_file(&log);
         let path = log.to_str().unwrap();
-        let environment = [("CGSHIM_FAULT", fault), ("CGSHIM_FAULT_LOG", path)];
+        let environment =
+            [("CGSHIM_FAULT", fault), ("CGSHIM_FAULT_LOG", path), ("CGSHIM_LOG", "debug")];
         Faulty { daemon: self.run_dir.start_with(&environment), log }
     }
 
@@ -268,6 +269,39 @@ fn a_daemon_killed_and_stopped_at_random_leaves_every_declared_limit() {
     bed.assert_declared();
 }
 
+/// The init of a container exits while a step has its limit lowered, which would have it emptied; and then the
+/// daemon is killed. What undoes the step is still in the journal: emptying takes no lowered limit for the declared.
+#[test]
+fn an_exit_in_the_window_of_a_step_does_not_make_its_value_the_declared_one() {
+    let test = "an_exit_in_the_window_of_a_step_does_not_make_its_value_the_declared_one";
+    let Some(mut bed) = Bed::new(test) else { return };
+    let _alone = alone();
+    let mut seen = Vec::new();
+    while !bed.containers.is_empty() {
+        // The guardian undoes it after 30 ms.
+        let mut faulty = bed.faulty("sleep-200:lowered:1");
+        faulty.fault();
+        let lowered = |at: &Container| at.memory.limit().unwrap() != LIMIT;
+        let Some(n) = bed.containers.iter().position(lowered) else { continue };
+        let Container { memory, load } = bed.containers.remove(n);
+        drop(load);
+        // What emptying does is done within 5 ms.
+        std::thread::sleep(Duration::from_millis(6));
+        let at = Deadline::now();
+        faulty.daemon.signal(Signal::SIGKILL);
+        while memory.limit().unwrap() != LIMIT {
+            let passed = Duration::from_nanos(Deadline::now().0.saturating_sub(at.0));
+            assert!(passed < 5 * SECOND, "never restored: {}", memory.limit().unwrap());
+            std::thread::sleep(Duration::from_micros(100));
+        }
+        seen.push(Duration::from_nanos(Deadline::now().0.saturating_sub(at.0)));
+        faulty.daemon.child.wait().unwrap();
+        assert_eq!(memory.limit().unwrap(), LIMIT);
+    }
+    assert!(bed.run_dir.log().contains("NotOurTurn"), "it was never about to be emptied");
+    assert!(report("killed after an exit in the window", seen) < BAR);
+}
+
 /// Nobody is left but who comes after: `--restore`, and the next start.
 #[test]
 fn with_the_guardian_killed_too_restore_and_the_next_start_bring_every_limit_back() {
@@ -320,12 +354,12 @@ fn a_daemon_killed_or_stopped_in_a_pulse_leaves_nobody_frozen() {
     run_dir.serve().register(&known(&ground, "a", load.pid())).unwrap();
     const MOST: Bytes = Bytes::mib(1800);
     load.grow_pages(Bytes::mib(100), MOST);
+    let name = |daemon: u32| format!("cgshim-{daemon}-{}", group.inode());
     let frozen = |daemon: &Daemon| {
-        let name = format!("cgshim-{}-{}", daemon.child.id(), group.inode());
-        let state = fs::read_to_string(mount.join(name).join("freezer.state"));
+        let state = fs::read_to_string(mount.join(name(daemon.child.id())).join("freezer.state"));
         state.is_ok_and(|state| state.trim() == "FROZEN")
     };
-    let (mut seen, mut stopped) = (Vec::new(), Vec::new());
+    let (mut seen, mut stopped, mut daemons) = (Vec::new(), Vec::new(), Vec::new());
     'runs: for run in 0..times("CGSHIM_TEST_PULSES", 6) {
         let daemon = run_dir.start();
         let start = Instant::now();
@@ -352,7 +386,14 @@ fn a_daemon_killed_or_stopped_in_a_pulse_leaves_nobody_frozen() {
         }
         let before = load.done();
         until("it goes on", 5 * SECOND, || load.done() > before || before + 4096 >= MOST.0);
+        daemons.push(daemon.child.id());
     }
+    // Its tasks gone, the groups that they were frozen in go too.
+    drop(load);
+    let left = || daemons.iter().filter(|pid| mount.join(name(**pid)).exists()).count();
+    assert!(left() > 0, "nothing is left to be removed");
+    assert!(run_dir.command().arg("--restore").status().unwrap().success());
+    assert_eq!(left(), 0);
     assert!(report("killed in a pulse", seen) < BAR);
     assert!(report("stopped in a pulse", stopped) < 2 * SECOND + 5 * BAR);
 }

@@ -6,6 +6,7 @@
 mod common;
 
 use cgroupfs::files::ControlDir;
+use cgroupfs::freezer::Freezer;
 use cgroupfs::{Bytes, Cgroup, Limit, Membership};
 use cgshim::api::client::{Client, ClientError};
 use cgshim::api::message::{
@@ -691,6 +692,58 @@ fn who_follows_events_hears_of_them_and_who_is_too_slow_is_told_what_it_missed()
         }
     }
     assert!(missed > 0 && lines > 200, "{lines} {missed}");
+}
+
+#[test]
+fn the_way_out_is_a_term_like_others_and_its_event_says_why() {
+    let test = "the_way_out_is_a_term_like_others_and_its_event_says_why";
+    let Some(ground) = Ground::new(test) else { return };
+    if !ground.v1() || Freezer::find().is_err() {
+        return common::skip(test, "v2 has memory.high (host_native), or there is no freezer");
+    }
+    let _alone = alone();
+    let config = "[defaults]\nhigh = '50%'\nwatermark = 'off'\nway_out = 'release=3s'\n\
+                  [[policy]]\nmatch = '/**/policed'\nway_out = 'notify=2s'\n";
+    let daemon = Daemon::with_config(config);
+    let (group, mut load) = container(&ground, "policed", LIMIT);
+    without_swap(&group);
+    let (_other, second) = container(&ground, "other", LIMIT);
+    let mut asked = known(&ground, "b", second.pid());
+    let wants = |value: &str| [("io.cgshim.way_out".to_owned(), value.to_owned())].into();
+    // Shorter than the operator's: not for a container to ask.
+    asked.annotations = wants("release=1s");
+    daemon.register(&asked).unwrap();
+    let view = daemon.stat("b");
+    assert_eq!(view.way_out, "release=3s");
+    assert_eq!(view.refused, ["way_out"]);
+    daemon.release("b").unwrap();
+    asked.annotations = wants("release=60s");
+    daemon.register(&asked).unwrap();
+    assert_eq!(daemon.stat("b").way_out, "release=60s");
+    assert!(daemon.set("b", "way_out", "later").unwrap_err().contains("release, oom, notify"));
+
+    daemon.register(&known(&ground, "a", load.pid())).unwrap();
+    assert_eq!(daemon.stat("a").way_out, "notify=2s");
+    load.grow(Bytes(0), Bytes::mib(80));
+    let told = || -> Vec<String> {
+        let events = daemon.events().into_iter();
+        let ours = events.filter(|event| event.event == "throttle_way_out");
+        ours.map(|event| event.message).collect()
+    };
+    until("it is told", 20 * SECOND, || !told().is_empty());
+    assert!(told()[0].contains("cannot be reclaimed: throttling goes on"), "{:?}", told());
+    // And it does.
+    let usage = || memory(&group).usage().unwrap();
+    assert!(usage() < Bytes::mib(72), "{}", usage());
+    let throttled = daemon.stat("a").throttled.unwrap();
+    assert!(throttled.pulses > 0 && throttled.frozen_ms >= 2000.0 && throttled.share > 0.0);
+    assert_eq!(throttled.released, 0);
+    // A way out of another kind has a budget of its own.
+    assert_eq!(daemon.set("a", "way_out", "release=1s").unwrap().way_out, "release=1s");
+    until("it has all that it wants", 20 * SECOND, || usage() >= Bytes::mib(80));
+    assert_eq!(told().len(), 2, "{:?}", told());
+    assert!(told()[1].contains("cannot be reclaimed: throttling is lifted"), "{:?}", told());
+    until("it is counted", 2 * SECOND, || daemon.stat("a").throttled.unwrap().released == 1);
 }
 
 #[test]

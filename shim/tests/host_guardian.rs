@@ -10,7 +10,7 @@ use cgroupfs::files::ControlDir;
 use cgroupfs::memory::Memory;
 use cgroupfs::{Bytes, Cgroup, Limit, MemoryHierarchy};
 use cgshim::core::Notice;
-use cgshim::driver::{Engine, Happened, Policy};
+use cgshim::driver::{Engine, Happened, Opened, Policy};
 use cgshim::guardian::{Guardian, Kernel, Restored, restore, restore_all};
 use cgshim::journal::{Deadline, Journal, Reader, RunDir};
 use common::{DiskFile, Ground, Load, MIB, alone, memory, skip, until};
@@ -45,7 +45,7 @@ fn enforcer_child() {
     let mut engine = Engine::new(1, journal).unwrap();
     let policy = Policy { watermarks: "50%:40%".parse().unwrap(), high: Limit::Max };
     match opened.found.pop() {
-        Some(found) => engine.resume(group, policy, found).unwrap(),
+        Some(found) => engine.resume(Opened::open(group).unwrap(), policy, found).unwrap(),
         None => engine.register(group, policy).unwrap(),
     };
     let mut happened = Vec::new();
@@ -71,7 +71,8 @@ fn holder_child() {
     let journal = Arc::new(Journal::open(&run_dir).unwrap().0);
     let _guardian = Guardian::start(&journal, Some(&run_dir), &Kernel::find().unwrap()).unwrap();
     let policy = Policy { watermarks: "50%:40%".parse().unwrap(), high: Limit::Max };
-    let record = Engine::new(1, journal.clone()).unwrap().record_of(&group, policy).unwrap();
+    let opened = Opened::open(group.clone()).unwrap();
+    let record = Engine::new(1, journal.clone()).unwrap().record_of(&opened, policy);
     let slot = journal.insert(&record).unwrap();
     slot.begin_hold(Deadline::after(HOLD));
     std::fs::write(group.path().join("memory.oom_control"), "1").unwrap();

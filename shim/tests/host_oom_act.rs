@@ -10,7 +10,7 @@ use cgroupfs::files::ControlDir;
 use cgroupfs::{Bytes, Cgroup, Limit};
 use cgshim::api::client::Client;
 use cgshim::api::message::{EventLine, Listed, Register, Registered, Release, Request, View};
-use common::{Ground, Load, alone, memory, skip, until, without_swap};
+use common::{DiskFile, Ground, Load, alone, memory, skip, until, without_swap};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use serde_json::Value;
@@ -33,6 +33,17 @@ struct Bed {
 impl Bed {
     /// `None`, having said so, where the test cannot run; `v1` if it is about what only v1 has.
     fn new(test: &'static str, config: &str, v1: bool) -> Option<Bed> {
+        Bed::with(test, config, v1, Limit::Bytes(Bytes::mib(48)), &[])
+    }
+
+    /// The same with another limit, and with more in the daemon's environment.
+    fn with(
+        test: &'static str,
+        config: &str,
+        v1: bool,
+        limit: Limit,
+        environment: &[(&str, &str)],
+    ) -> Option<Bed> {
         let ground = Ground::new(test)?;
         if v1 && !ground.v1() {
             skip(test, "cgroup v2 has nothing that holds the OOM killer off");
@@ -40,10 +51,10 @@ impl Bed {
         }
         let group = ground.group("c");
         without_swap(&group);
-        memory(&group).set_limit(Limit::Bytes(Bytes::mib(48))).unwrap();
+        memory(&group).set_limit(limit).unwrap();
         let dir = tempfile::tempdir().unwrap();
         fs::write(dir.path().join("config.toml"), config).unwrap();
-        let child = start(&dir);
+        let child = start(&dir, environment);
         Some(Bed { child, dir, group, ground })
     }
 
@@ -88,7 +99,7 @@ impl Bed {
     }
 }
 
-fn start(dir: &tempfile::TempDir) -> Child {
+fn start(dir: &tempfile::TempDir, environment: &[(&str, &str)]) -> Child {
     let log = fs::File::options().append(true).create(true).open(dir.path().join("log")).unwrap();
     let program = std::env::var_os("CGSHIMD").unwrap_or(env!("CARGO_BIN_EXE_cgshimd").into());
     let run = dir.path().join("run");
@@ -97,6 +108,7 @@ fn start(dir: &tempfile::TempDir) -> Child {
         .arg(dir.path().join("config.toml"))
         .arg("--run-dir")
         .arg(&run)
+        .envs(environment.iter().copied())
         .stdin(Stdio::null())
         .stderr(log)
         .spawn()
@@ -196,6 +208,38 @@ fn a_hold_raises_the_limit_as_far_as_the_operator_allows_and_nobody_is_killed() 
     assert!(told("limit_raised") && !told("limit_adopted"), "{:?}", bed.events());
 }
 
+/// Memory runs out while a step has the limit lowered: that is the step's doing, and its restore is all the raise that
+/// it takes. A raise of the lowered value would be taken for the declared limit.
+#[test]
+fn a_hold_does_not_raise_a_limit_that_a_step_has_lowered() {
+    let test = "a_hold_does_not_raise_a_limit_that_a_step_has_lowered";
+    let _alone = alone();
+    let config =
+        "[defaults]\noom = 'hold=30s'\nwatermark = '50%:40%'\n[daemon]\nhold_limit = '512M'\n";
+    // Each step stands for 25 ms, in which more is filled than it leaves; the guardian undoes it after 30.
+    let fault = ("CGSHIM_FAULT", "sleep-25:lowered:*1");
+    let declared = Limit::Bytes(Bytes::mib(96));
+    let Some(bed) = Bed::with(test, config, true, declared, &[fault]) else { return };
+    let file = DiskFile::new(Bytes::mib(128));
+    let mut reader = Load::in_group(&bed.group);
+    bed.register(reader.pid());
+    reader.stream(&file, Bytes::mib(300));
+    let mut load = Load::in_group(&bed.group);
+    let held = || bed.events().iter().any(|event| event == "oom_held");
+    let start = Instant::now();
+    while !held() && start.elapsed() < 20 * SECOND {
+        assert!(load.anon(Bytes::mib(72)), "killed");
+        load.free();
+        std::thread::sleep(Duration::from_millis(10));
+        assert!(memory(&bed.group).limit().unwrap() <= declared);
+    }
+    assert!(held(), "memory never ran out in a window");
+    until("the declared limit is back", SECOND, || memory(&bed.group).limit().unwrap() == declared);
+    let events = bed.events();
+    assert!(!events.iter().any(|e| e == "limit_raised" || e == "limit_adopted"), "{events:?}");
+    assert_eq!(bed.oom_control("oom_kill"), 0);
+}
+
 #[test]
 fn a_daemon_that_is_killed_or_stopped_in_a_hold_leaves_the_killer_at_work() {
     let test = "a_daemon_that_is_killed_or_stopped_in_a_hold_leaves_the_killer_at_work";
@@ -229,7 +273,7 @@ fn a_daemon_that_is_killed_or_stopped_in_a_hold_leaves_the_killer_at_work() {
     }
     let _ = bed.child.wait();
     // Its successor goes on with nothing of it but what it asks for itself.
-    bed.child = start(&bed.dir);
+    bed.child = start(&bed.dir, &[]);
 }
 
 #[test]
@@ -253,4 +297,145 @@ fn somebody_elses_oom_kill_disable_stands() {
     });
     std::thread::sleep(3 * SECOND);
     assert_eq!(bed.oom_control("oom_kill_disable"), 0);
+}
+
+/// A process in the container that is never idle.
+struct Spinner(Child);
+
+impl Spinner {
+    fn in_group(group: &Cgroup) -> Spinner {
+        let child = Command::new("/bin/sh").args(["-c", "while :; do :; done"]).spawn().unwrap();
+        common::join(group, child.id());
+        Spinner(child)
+    }
+
+    /// CPU time, in clock ticks.
+    fn ticks(&self) -> u64 {
+        let stat = fs::read_to_string(format!("/proc/{}/stat", self.0.id())).unwrap();
+        stat.rsplit(')').next().unwrap().split_whitespace().nth(11).unwrap().parse().unwrap()
+    }
+
+    /// Whether it stands still: it has at least a third of a CPU otherwise.
+    fn is_stopped(&self) -> bool {
+        let before = self.ticks();
+        std::thread::sleep(SECOND / 5);
+        self.ticks() == before
+    }
+
+    /// The groups it is in, but for the one that it is stopped in.
+    fn groups(&self) -> String {
+        fs::read_to_string(format!("/proc/{}/cgroup", self.0.id())).unwrap()
+    }
+}
+
+impl Drop for Spinner {
+    fn drop(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
+#[test]
+fn a_freeze_stops_all_of_it_for_a_look_and_then_the_killer_has_its_way() {
+    let test = "a_freeze_stops_all_of_it_for_a_look_and_then_the_killer_has_its_way";
+    let _alone = alone();
+    let Some(bed) = Bed::new(test, "[defaults]\noom = 'freeze=3s'\n", true) else { return };
+    let load = Load::in_group(&bed.group);
+    let spinner = Spinner::in_group(&bed.group);
+    let outside = Spinner::in_group(&bed.ground.group("other"));
+    let groups = spinner.groups();
+    bed.register(load.pid());
+    assert_eq!(bed.oom_control("oom_kill_disable"), 1);
+    assert!(!spinner.is_stopped());
+    let filling = fill(load, Bytes::mib(96));
+    until("memory runs out", 10 * SECOND, || bed.oom_control("under_oom") == 1);
+    let start = Instant::now();
+    until("all of it stands still", 2 * SECOND, || spinner.is_stopped());
+    assert!(!outside.is_stopped());
+    assert!(bed.oom_control("oom_kill") == 0 && bed.oom_control("under_oom") == 1);
+    let (lived, took) = filling.join().unwrap();
+    assert!(!lived && took >= 3 * SECOND && start.elapsed() < 6 * SECOND, "{lived} {took:?}");
+    until("it goes on, where it was", 2 * SECOND, || {
+        !spinner.is_stopped() && spinner.groups() == groups
+    });
+    assert_eq!(bed.oom_control("oom_kill"), 1);
+    until("the look is on record, with the kill", 5 * SECOND, || {
+        let records = cgshim::oom::all(&bed.run_dir()).unwrap();
+        records.iter().any(|record| {
+            record.kills == 1 && record.deeds.iter().any(|deed| deed.what == "oom_frozen")
+        })
+    });
+    let events = bed.events();
+    let at = |name: &str| events.iter().position(|event| event == name);
+    assert!(
+        at("oom_frozen") < at("oom_released") && at("oom_released") < at("oom_kill"),
+        "{events:?}"
+    );
+}
+
+#[test]
+fn a_freeze_ends_when_the_operator_has_seen_enough_or_somebody_kills() {
+    let test = "a_freeze_ends_when_the_operator_has_seen_enough_or_somebody_kills";
+    let _alone = alone();
+    let Some(bed) = Bed::new(test, "[defaults]\noom = 'freeze=600s'\n", true) else { return };
+    for n in 0..2 {
+        let load = Load::in_group(&bed.group);
+        let pid = load.pid();
+        let mut spinner = Spinner::in_group(&bed.group);
+        bed.register(pid);
+        until("it is held off", 10 * SECOND, || bed.oom_control("oom_kill_disable") == 1);
+        let filling = fill(load, Bytes::mib(96));
+        until("memory runs out", 10 * SECOND, || bed.oom_control("under_oom") == 1);
+        until("all of it stands still", 2 * SECOND, || spinner.is_stopped());
+        if n == 0 {
+            // The runtime's kill, which a frozen task does not die of.
+            spinner.0.kill().unwrap();
+            let start = Instant::now();
+            spinner.0.wait().unwrap();
+            assert!(start.elapsed() < SECOND, "{:?}", start.elapsed());
+            kill(Pid::from_raw(pid as i32), Signal::SIGKILL).unwrap();
+        } else {
+            let set = Request::Set {
+                id: "c".into(),
+                terms: [("oom".to_owned(), "kill".to_owned())].into(),
+            };
+            bed.client().ask::<Value>(set).unwrap();
+            until("it goes on", 2 * SECOND, || !spinner.is_stopped());
+            assert_eq!(bed.oom_control("oom_kill_disable"), 0);
+        }
+        assert!(!filling.join().unwrap().0);
+        assert_eq!(bed.oom_control("oom_kill"), n);
+        let release = Release { id: "c".into(), ..Release::default() };
+        bed.client().ask::<Registered>(Request::Release(release)).unwrap();
+    }
+}
+
+#[test]
+fn a_daemon_that_is_stopped_or_killed_in_a_freeze_leaves_nobody_frozen() {
+    let test = "a_daemon_that_is_stopped_or_killed_in_a_freeze_leaves_nobody_frozen";
+    let _alone = alone();
+    let Some(mut bed) = Bed::new(test, "[defaults]\noom = 'freeze=600s'\n", true) else { return };
+    for (signal, patience) in [(Signal::SIGSTOP, 8 * SECOND), (Signal::SIGKILL, SECOND)] {
+        let load = Load::in_group(&bed.group);
+        let spinner = Spinner::in_group(&bed.group);
+        bed.register(load.pid());
+        until("it is held off", 20 * SECOND, || bed.oom_control("oom_kill_disable") == 1);
+        let filling = fill(load, Bytes::mib(96));
+        until("memory runs out", 10 * SECOND, || bed.oom_control("under_oom") == 1);
+        until("all of it stands still", 2 * SECOND, || spinner.is_stopped());
+        bed.signal(signal);
+        let start = Instant::now();
+        assert!(!filling.join().unwrap().0);
+        until("nobody is frozen", patience, || !spinner.is_stopped());
+        assert!(start.elapsed() < patience + SECOND, "{signal}: {:?}", start.elapsed());
+        assert_eq!(bed.oom_control("oom_kill_disable"), 0);
+        if signal == Signal::SIGSTOP {
+            bed.signal(Signal::SIGCONT);
+            until("the daemon is there again", 20 * SECOND, || !bed.events().is_empty());
+            let release = Release { id: "c".into(), ..Release::default() };
+            bed.client().ask::<Registered>(Request::Release(release)).unwrap();
+        }
+    }
+    let _ = bed.child.wait();
+    bed.child = start(&bed.dir, &[]);
 }

@@ -325,6 +325,42 @@ fn a_group_that_ran_out_and_was_gone_before_its_counter_was_read_is_on_record() 
 }
 
 #[test]
+fn a_signal_that_was_heard_only_after_the_removal_is_on_record_and_a_group_aboves_is_not_its_own() {
+    let mut host = Host::new(false);
+    host.watch(1);
+    host.watch(2);
+    for key in [1, 2] {
+        host.gone(key);
+        host.event(Event::Vanished(key));
+        host.event(Event::RanOut(key));
+    }
+    host.event(Event::Signal(2, 1));
+    let record = host.only();
+    assert_eq!((record.name.as_str(), record.cause, record.kills), ("c1", Cause::OwnLimit, 0));
+    assert!(record.victim.is_none());
+    assert!(record.unknown[0].contains("removed before"), "{:?}", record.unknown);
+}
+
+#[test]
+fn a_kill_that_only_the_log_tells_of_is_judged_by_a_signal_that_is_heard_after_it() {
+    let mut host = Host::new(true);
+    for key in [1, 2] {
+        host.watch(key);
+        host.gone(key);
+        host.event(Event::Vanished(key));
+        // Without the line that says whose limit it was, which is rate-limited.
+        host.log(1000, Some(&format!("/pod/c{key}")), None);
+        host.event(Event::RanOut(key));
+    }
+    // The group above was out of memory.
+    host.event(Event::Signal(2, 1));
+    host.pass(Duration::from_secs(3));
+    let causes: Vec<_> = host.announced.iter().map(|(_, record)| record.cause).collect();
+    assert_eq!(causes, [Cause::OwnLimit, Cause::AncestorLimit]);
+    assert!(host.announced.iter().all(|(_, record)| record.kills == 1));
+}
+
+#[test]
 fn a_kill_in_a_group_beneath_is_the_containers() {
     let mut host = Host::new(true);
     host.watch(1);
@@ -367,6 +403,29 @@ fn an_unreadable_log_leaves_the_victim_unknown_and_says_why() {
     assert_eq!((record.cause, record.kills), (Cause::OwnLimit, 1));
     assert!(record.victim.is_none());
     assert!(record.unknown[0].contains("kernel log cannot be read"), "{:?}", record.unknown);
+}
+
+#[test]
+fn a_clock_that_jumps_changes_the_time_of_day_and_nothing_else() {
+    let run = |wall: [u64; 3]| {
+        let mut host = Host::new(true);
+        host.watch(1);
+        for wall_ms in wall {
+            host.wall_ms = wall_ms;
+            host.event(Event::Signal(1, 0));
+            host.kill(1);
+            host.pass(MS);
+            host.log(5, Some("/pod/c1"), Some("/pod/c1"));
+            host.pass(Duration::from_secs(2));
+        }
+        let records = host.announced.into_iter().map(|(_, record)| record);
+        records.collect::<Vec<Record>>()
+    };
+    let (steady, jumping) = (run([1000, 3000, 5000]), run([u64::MAX, 0, 4_000_000_000_000]));
+    assert_eq!((steady.len(), jumping.len()), (3, 3));
+    for (a, b) in steady.into_iter().zip(jumping) {
+        assert_eq!(a, Record { wall_ms: a.wall_ms, ..b });
+    }
 }
 
 #[test]
@@ -562,7 +621,7 @@ proptest! {
 
     #[test]
     fn any_order_of_events_is_survived(
-        steps in prop::collection::vec((0u8..9, 0u64..4, 0u64..120), 0..80),
+        steps in prop::collection::vec((0u8..10, 0u64..4, 0u64..120), 0..80),
     ) {
         let mut host = Host::new(true);
         for (what, key, ms) in steps {
@@ -575,6 +634,7 @@ proptest! {
                 5 => host.event(Event::LogLost),
                 6 => host.log(init(key), (ms % 2 == 0).then_some(&*format!("/pod/c{key}")), None),
                 7 => host.event(Event::LogReadable(ms % 3 == 0)),
+                8 if ms % 5 == 0 => host.event(Event::RanOut(key)),
                 _ => {
                     if let Some(kills) = host.counters.get_mut(&key) {
                         *kills = ms;

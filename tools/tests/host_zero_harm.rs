@@ -21,7 +21,7 @@ use std::path::Path;
 const MARKS: &str = "40%:30%";
 
 /// A high that loads which keep what they fill are above.
-const HIGH: &str = "96M";
+const HIGH: &str = "64M";
 
 /// Work done with the engine, in relation to without, that is asked for.
 const LEAST_WORK: f64 = 0.97;
@@ -85,6 +85,11 @@ fn come(ground: &Ground, line: &str, beside: Option<&str>, seconds: f64, engine:
 
 /// Pairs of one load, until so much reclaim was done to it.
 fn assert_no_harm(test: &str, load: &str, has_what_can_be_taken: bool) {
+    assert_no_harm_with(test, load, has_what_can_be_taken, "");
+}
+
+/// With more terms of the container's.
+fn assert_no_harm_with(test: &str, load: &str, has_what_can_be_taken: bool, terms: &str) {
     let keeps_it = (load.starts_with("anon") || load.starts_with("tmpfs")) && !host_has_swap();
     let Some(ground) = Ground::new(test) else { return };
     let _alone = alone();
@@ -97,8 +102,8 @@ fn assert_no_harm(test: &str, load: &str, has_what_can_be_taken: bool) {
     let (mut rounds, mut freed, mut pulses, mut tries, mut pairs) = (0, 0, 0, 0, 0);
     loop {
         let off = come(&ground, &line, beside, seconds, "--off");
-        let on = come(&ground, &line, beside, seconds, &format!("--watermark {MARKS}"));
-        let engine = format!("--watermark {MARKS} --high {HIGH}");
+        let on = come(&ground, &line, beside, seconds, &format!("--watermark {MARKS} {terms}"));
+        let engine = format!("--watermark {MARKS} {terms} --high {HIGH}");
         let high = come(&ground, &line, beside, seconds, &engine);
         pairs += 1;
         for with in [&on, &high] {
@@ -151,6 +156,32 @@ fn reads_into_fresh_pages() {
 #[test]
 fn files_on_tmpfs() {
     assert_no_harm("files_on_tmpfs", "tmpfs --size 112M", host_has_swap());
+}
+
+/// With `oom_kill_disable` set what meets a lowered limit would fail with ENOMEM, or EFAULT, where it waits
+/// otherwise.
+#[test]
+fn files_on_tmpfs_with_the_killer_held_off() {
+    let test = "files_on_tmpfs_with_the_killer_held_off";
+    if is_v1(test) {
+        assert_no_harm_with(test, "tmpfs --size 112M", host_has_swap(), "--oom hold=30s");
+    }
+}
+
+#[test]
+fn reads_into_fresh_pages_with_a_freeze_for_a_look() {
+    let test = "reads_into_fresh_pages_with_a_freeze_for_a_look";
+    if is_v1(test) {
+        assert_no_harm_with(test, "read --fresh --size 160M", true, "--oom freeze=5s");
+    }
+}
+
+fn is_v1(test: &str) -> bool {
+    let v1 = Ground::new(test).is_some_and(|ground| ground.v1());
+    if !v1 {
+        common::skip(test, "cgroup v2 has nothing that holds the OOM killer off");
+    }
+    v1
 }
 
 #[test]

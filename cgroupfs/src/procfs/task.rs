@@ -1,5 +1,6 @@
 //! `/proc/PID/task/TID/stat`: what one task (thread) faults in, and whether it is about to die.
 
+use super::slurp;
 use crate::error::{Error, Op, Result};
 use crate::flat::words;
 use nix::errno::Errno;
@@ -7,6 +8,7 @@ use nix::fcntl::{OFlag, open};
 use nix::sys::stat::Mode;
 use std::os::fd::OwnedFd;
 use std::path::PathBuf;
+use std::time::Duration;
 
 /// The fields that cgshim needs; numbered as in proc_pid_stat(5).
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
@@ -121,16 +123,29 @@ impl Task {
     }
 }
 
+/// CPU time of a task, and how often it slept: of its own accord, or being frozen
+/// (`/proc/TID/schedstat`, and `voluntary_ctxt_switches` of its `status`). `None` once it is gone; without
+/// `CONFIG_SCHED_INFO` the time is 0.
+pub fn ran_and_slept(tid: u32) -> Option<(Duration, u64)> {
+    // Of the task itself, as in Task::open().
+    let of = |file| std::fs::read(format!("/proc/{tid}/task/{tid}/{file}")).ok();
+    let slept = crate::flat::get(&of("status")?, "voluntary_ctxt_switches")?;
+    let nanos =
+        |content: Vec<u8>| std::str::from_utf8(words(&content).next()?).ok()?.parse::<u64>().ok();
+    let ran = of("schedstat").and_then(nanos).unwrap_or(0);
+    Some((Duration::from_nanos(ran), slept))
+}
+
 /// When the task started (22), in clock ticks after boot. `None` once it is gone.
 pub fn starttime(tid: u32) -> Option<u64> {
-    let stat = std::fs::read(format!("/proc/{tid}/stat")).ok()?;
+    let stat = slurp(format!("/proc/{tid}/stat").as_ref(), "").ok()?;
     Some(TaskStat::parse(&stat)?.starttime)
 }
 
 /// The process (`Tgid`) of a task: itself, or, as `/proc` knows the ids of threads too, the one that it is a
 /// thread of. `None` once it is gone.
 pub fn process_of(tid: u32) -> Option<u32> {
-    let status = std::fs::read(format!("/proc/{tid}/status")).ok()?;
+    let status = slurp(format!("/proc/{tid}/status").as_ref(), "").ok()?;
     let tgid = crate::flat::get(&status, "Tgid")?;
     u32::try_from(tgid).ok()
 }
@@ -187,6 +202,25 @@ mod tests {
         let after = me.stat().unwrap();
         assert!(after.faults() > before.faults() && !after.killed());
         assert_eq!(after.starttime, before.starttime);
+    }
+
+    #[test]
+    fn sleeping_and_running_are_told_apart() {
+        let own = nix::unistd::gettid().as_raw() as u32;
+        let before = ran_and_slept(own).unwrap();
+        for _ in 0..3 {
+            std::thread::sleep(Duration::from_millis(1));
+        }
+        let slept = ran_and_slept(own).unwrap();
+        assert!(slept.1 >= before.1 + 3, "{before:?} {slept:?}");
+        let start = std::time::Instant::now();
+        while start.elapsed() < Duration::from_millis(20) {
+            std::hint::spin_loop();
+        }
+        let spun = ran_and_slept(own).unwrap();
+        // Unless the kernel does not count it.
+        assert!(spun.0 > slept.0 || spun.0 == Duration::ZERO, "{slept:?} {spun:?}");
+        assert_eq!(ran_and_slept(u32::MAX), None);
     }
 
     #[test]

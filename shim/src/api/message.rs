@@ -45,7 +45,7 @@ pub enum Request {
     Set {
         /// The id.
         id: String,
-        /// `high`, `watermark`, `request`, `class`, `throttle`, `oom`.
+        /// `high`, `watermark`, `request`, `class`, `throttle`, `oom`, `way_out`.
         terms: BTreeMap<String, String>,
     },
     /// Takes so many bytes from a container; the answer comes when that is done.
@@ -182,8 +182,11 @@ pub struct View {
     pub wmark_low_bytes: Option<u64>,
     /// Whether to throttle above high.
     pub throttle: bool,
-    /// `kill`, `group`, `hold=…`.
+    /// `kill`, `group`, `freeze=…`, `hold=…`.
     pub oom: String,
+    /// What ends throttling that achieves nothing: `release=30s`, `oom=…`, `notify=…`, `never`.
+    #[serde(default)]
+    pub way_out: String,
     /// What is going on: see `cgshim::core::State`.
     pub state: String,
     /// Annotations that were refused, by key.
@@ -208,6 +211,9 @@ pub struct Throttled {
     pub pulses: u64,
     /// Time its growing tasks were frozen.
     pub frozen_ms: f64,
+    /// Time that they are still to be, for growth that was not paid for yet.
+    #[serde(default)]
+    pub debt_ms: f64,
     /// That time as a share of the time since it was registered, 0 to 1.
     pub share: f64,
     /// Times the way out ended it.

@@ -2,6 +2,7 @@
 
 use cgshim::api::client::run_dir;
 use cgshim::daemon::{Daemon, Options, init_log};
+use cgshim::driver::throttle::remove_left;
 use cgshim::guardian::Kernel;
 use cgshim::journal::JournalError;
 use std::path::PathBuf;
@@ -86,6 +87,7 @@ fn put_back(run_dir: &std::path::Path) -> Result<ExitCode, Box<dyn std::error::E
         }
         Err(error) => return Err(error.into()),
     };
+    remove_left();
     for remark in remarks {
         log::error!("{remark}");
     }

@@ -4,13 +4,14 @@
 //! Annotations are untrusted. They may tighten a container's terms and never loosen them, except where
 //! the operator trusts them with a key ([`Rights`]).
 
+use super::throttle::WayOut;
 use super::watermark::{WatermarkSpec, Watermarks};
 use cgroupfs::{Bytes, Limit};
 use std::fmt;
 use std::str::FromStr;
 use std::time::Duration;
 
-/// The longest that `oom = "hold=…"` may ask for.
+/// The longest that `oom = "hold=…"` and `"freeze=…"` may ask for.
 pub const LONGEST_HOLD: Duration = Duration::from_secs(600);
 
 /// Kubernetes' quality-of-service class, in the order in which memory is taken: from the first before
@@ -65,15 +66,30 @@ impl High {
     }
 }
 
-/// What happens when the limit cannot be held. Ordered from tight to loose.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+/// What happens when the limit cannot be held. From tight to loose ([`OomPolicy::is_within`]).
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum OomPolicy {
     /// Every process of the group is killed with the kernel's victim.
     Group,
     /// The kernel's choice.
     Kill,
-    /// The OOM killer is held back, so long at most.
+    /// All of it is stopped for a look, and the OOM killer held back, so long at most.
+    Freeze(Duration),
+    /// The OOM killer is held back, so long at most, and the limit may be raised.
     Hold(Duration),
+}
+
+impl OomPolicy {
+    /// Whether this is no looser than `granted`: what holds the killer back does so for no longer, and a freeze,
+    /// which raises nothing, is tighter than a hold of the same length.
+    pub fn is_within(self, granted: OomPolicy) -> bool {
+        use OomPolicy::{Freeze, Group, Hold, Kill};
+        match (self, granted) {
+            (Group, _) | (Kill, Kill | Freeze(_) | Hold(_)) => true,
+            (Freeze(asked), Freeze(most) | Hold(most)) | (Hold(asked), Hold(most)) => asked <= most,
+            (Kill | Freeze(_) | Hold(_), _) => false,
+        }
+    }
 }
 
 /// A value that does not parse, or a key that there is not: complete for a person.
@@ -82,7 +98,7 @@ pub enum OomPolicy {
 pub struct BadTerm(String);
 
 /// The keys that terms have: of annotations (after `io.cgshim.`), of `cgctl set`, of configuration.
-pub const KEYS: [&str; 6] = ["class", "request", "high", "watermark", "throttle", "oom"];
+pub const KEYS: [&str; 7] = ["class", "request", "high", "watermark", "throttle", "oom", "way_out"];
 
 /// What somebody asks for: every field may be unset.
 #[derive(Debug, Clone, Copy, Default, PartialEq)]
@@ -99,6 +115,8 @@ pub struct Wishes {
     pub throttle: Option<bool>,
     /// What to do when the limit cannot be held.
     pub oom: Option<OomPolicy>,
+    /// What ends throttling that achieves nothing.
+    pub way_out: Option<WayOut>,
 }
 
 impl Wishes {
@@ -112,6 +130,7 @@ impl Wishes {
             watermark: self.watermark.or(under.watermark),
             throttle: self.throttle.or(under.throttle),
             oom: self.oom.or(under.oom),
+            way_out: self.way_out.or(under.way_out),
         }
     }
 
@@ -125,6 +144,7 @@ impl Wishes {
             "watermark" => self.watermark = Some(value.parse().map_err(|error| bad(&error))?),
             "throttle" => self.throttle = Some(switch(value)?),
             "oom" => self.oom = Some(value.parse()?),
+            "way_out" => self.way_out = Some(value.parse().map_err(|error| bad(&error))?),
             _ => {
                 let shown: String = key.escape_default().take(64).collect();
                 return Err(BadTerm(format!("there is no '{shown}': {}", KEYS.join(", "))));
@@ -197,19 +217,24 @@ impl FromStr for OomPolicy {
     type Err = BadTerm;
 
     fn from_str(text: &str) -> Result<OomPolicy, BadTerm> {
-        let fail = || bad_value("oom", text, "kill, group, or hold=SECONDSs (up to hold=600s)");
+        let expected = "kill, group, freeze=SECONDSs or hold=SECONDSs (up to hold=600s)";
+        let fail = || bad_value("oom", text, expected);
         match text {
             "kill" => return Ok(OomPolicy::Kill),
             "group" => return Ok(OomPolicy::Group),
             _ => {}
         }
-        let seconds = text.strip_prefix("hold=").and_then(|rest| rest.strip_suffix('s'));
-        let seconds: u64 = seconds.ok_or_else(fail)?.parse().map_err(|_| fail())?;
-        let hold = Duration::from_secs(seconds);
-        if seconds == 0 || hold > LONGEST_HOLD {
+        let (how, time) = text.split_once('=').ok_or_else(fail)?;
+        let seconds = time.strip_suffix('s').ok_or_else(fail)?.parse().map_err(|_| fail())?;
+        let longest = Duration::from_secs(seconds);
+        if seconds == 0 || longest > LONGEST_HOLD {
             return Err(fail());
         }
-        Ok(OomPolicy::Hold(hold))
+        match how {
+            "hold" => Ok(OomPolicy::Hold(longest)),
+            "freeze" => Ok(OomPolicy::Freeze(longest)),
+            _ => Err(fail()),
+        }
     }
 }
 
@@ -218,7 +243,8 @@ impl fmt::Display for OomPolicy {
         match self {
             OomPolicy::Group => f.write_str("group"),
             OomPolicy::Kill => f.write_str("kill"),
-            OomPolicy::Hold(hold) => write!(f, "hold={}s", hold.as_secs()),
+            OomPolicy::Freeze(longest) => write!(f, "freeze={}s", longest.as_secs()),
+            OomPolicy::Hold(longest) => write!(f, "hold={}s", longest.as_secs()),
         }
     }
 }
@@ -253,11 +279,14 @@ pub struct Terms {
     pub throttle: bool,
     /// What to do when the limit cannot be held.
     pub oom: OomPolicy,
+    /// What ends throttling that achieves nothing.
+    pub way_out: WayOut,
 }
 
 impl Terms {
     /// What `operator` says for a container with this limit; the built-in defaults where it says
-    /// nothing: Burstable without a request, no high, default watermarks, throttling on, `oom = kill`.
+    /// nothing: Burstable without a request, no high, default watermarks, throttling on, `oom = kill`,
+    /// `way_out = release=30s`.
     pub fn of(operator: Wishes, limit: Limit) -> Terms {
         Terms {
             class: operator.class.unwrap_or(Class::Burstable),
@@ -266,6 +295,7 @@ impl Terms {
             watermark: operator.watermark.unwrap_or(WatermarkSpec::Default),
             throttle: operator.throttle.unwrap_or(true),
             oom: operator.oom.unwrap_or(OomPolicy::Kill),
+            way_out: operator.way_out.unwrap_or_default(),
         }
     }
 }
@@ -321,9 +351,14 @@ pub fn effective(
         terms.throttle = throttle;
     }
     if let Some(oom) = asked.oom
-        && judge(5, true, oom <= terms.oom)
+        && judge(5, true, oom.is_within(terms.oom))
     {
         terms.oom = oom;
+    }
+    if let Some(way_out) = asked.way_out
+        && judge(6, true, way_out.is_as_tight_as(terms.way_out))
+    {
+        terms.way_out = way_out;
     }
     (terms, refused)
 }
@@ -351,6 +386,7 @@ mod tests {
             ("oom", "group"),
             ("watermark", "80%:70%"),
             ("class", "besteffort"),
+            ("way_out", "notify=5s"),
         ]);
         let (terms, refused) = effective(operator, asked, Rights::default(), LIMIT);
         assert_eq!(refused, [""; 0]);
@@ -358,6 +394,7 @@ mod tests {
         assert_eq!(terms.oom, OomPolicy::Group);
         assert_eq!(terms.watermark, WatermarkSpec::Ratio { high: 8000, low: 7000 });
         assert_eq!(terms.class, Class::BestEffort);
+        assert_eq!(terms.way_out.to_string(), "notify=5s");
     }
 
     #[test]
@@ -376,6 +413,7 @@ mod tests {
             ("oom", "hold=30s"),
             ("class", "guaranteed"),
             ("request", "200M"),
+            ("way_out", "release=1s"),
         ]);
         let (terms, refused) = effective(operator, asked, Rights::default(), LIMIT);
         assert_eq!(terms, Terms::of(operator, LIMIT));
@@ -422,6 +460,8 @@ mod tests {
             ("throttle", "yes", "on or off"),
             ("watermark", "9", "':'"),
             ("request", "-1", "negative"),
+            ("way_out", "release=0s", "above zero"),
+            ("way_out", "kill=1s", "release, oom, notify or never"),
             ("frob", "1", "watermark"),
         ] {
             let message = Wishes::default().set(key, value).unwrap_err().to_string();
@@ -443,14 +483,23 @@ mod tests {
             proptest::option::of(mark),
             proptest::option::of(any::<bool>()),
             proptest::option::of(prop_oneof![Just("kill"), Just("group"), Just("hold=9s")]),
+            proptest::option::of(prop_oneof![
+                Just("never"),
+                Just("notify"),
+                Just("release=5s"),
+                Just("release=50s"),
+                Just("oom=5s"),
+                Just("oom=50s"),
+            ]),
         )
-            .prop_map(|(class, request, high, mark, throttle, oom)| Wishes {
+            .prop_map(|(class, request, high, mark, throttle, oom, way_out)| Wishes {
                 class: class.map(|text| text.parse().unwrap()),
                 request: request.map(Bytes::mib),
                 high: high.map(|share| High::OfLimit(share * 100)),
                 watermark: mark.map(|text| text.parse().unwrap()),
                 throttle,
                 oom: oom.map(|text| text.parse().unwrap()),
+                way_out: way_out.map(|text| text.parse().unwrap()),
             })
     }
 
@@ -467,8 +516,9 @@ mod tests {
             prop_assert!(terms.class <= ours.class);
             prop_assert!(terms.request.unwrap_or_default() <= ours.request.unwrap_or_default());
             prop_assert!(terms.high <= ours.high);
-            prop_assert!(terms.oom <= ours.oom);
+            prop_assert!(terms.oom.is_within(ours.oom));
             prop_assert!(terms.throttle || !ours.throttle);
+            prop_assert!(terms.way_out.is_as_tight_as(ours.way_out));
             let start = |terms: &Terms| Watermarks::of(terms.watermark, limit, terms.high);
             if let Some(before) = start(&ours) {
                 let after = start(&terms);

@@ -3,6 +3,7 @@
 
 use crate::core::pattern::Pattern;
 use crate::core::terms::{self, KEYS};
+use crate::core::throttle::WayOut;
 use crate::core::{Class, High, OomPolicy, Rights, WatermarkSpec, Wishes};
 use cgroupfs::{Bytes, Limit};
 use serde::Deserialize;
@@ -125,6 +126,8 @@ struct Asked {
     throttle: Option<bool>,
     #[serde(default, deserialize_with = "text")]
     oom: Option<OomPolicy>,
+    #[serde(default, deserialize_with = "text")]
+    way_out: Option<WayOut>,
 }
 
 #[derive(Default, Deserialize)]
@@ -156,6 +159,8 @@ struct Policy {
     throttle: Option<bool>,
     #[serde(default, deserialize_with = "text")]
     oom: Option<OomPolicy>,
+    #[serde(default, deserialize_with = "text")]
+    way_out: Option<WayOut>,
 }
 
 #[derive(Default, Deserialize)]
@@ -248,8 +253,8 @@ fn between<'de, D: Deserializer<'de>>(
 
 impl From<Asked> for Wishes {
     fn from(asked: Asked) -> Wishes {
-        let Asked { class, request, high, watermark, throttle, oom } = asked;
-        Wishes { class, request, high, watermark, throttle, oom }
+        let Asked { class, request, high, watermark, throttle, oom, way_out } = asked;
+        Wishes { class, request, high, watermark, throttle, oom, way_out }
     }
 }
 
@@ -322,8 +327,9 @@ impl Config {
             self.classes.insert(class.as_str(), Wishes::from(asked).over(before));
         }
         for policy in file.policy {
-            let Policy { pattern, class, request, high, watermark, throttle, oom } = policy;
-            let wishes = Wishes { class, request, high, watermark, throttle, oom };
+            let Policy { pattern, class, request, high, watermark, throttle, oom, way_out } =
+                policy;
+            let wishes = Wishes { class, request, high, watermark, throttle, oom, way_out };
             self.policies.push((pattern, wishes));
         }
         self.rights.allow = file.annotations.allow.unwrap_or(self.rights.allow);
@@ -411,6 +417,7 @@ mod tests {
             match = "/docker/web"
             throttle = "off"
             oom = "hold=30s"
+            way_out = "oom=10s"
             "#,
         )
         .unwrap();
@@ -422,6 +429,7 @@ mod tests {
         assert_eq!(wishes.high, Some(High::Size(Limit::Bytes(Bytes::mib(512)))));
         assert_eq!(wishes.throttle, Some(false));
         assert_eq!(wishes.oom.unwrap().to_string(), "hold=30s");
+        assert_eq!(wishes.way_out.unwrap().to_string(), "oom=10s");
         let guaranteed = Wishes { class: Some(Class::Guaranteed), ..Wishes::default() };
         assert_eq!(config.wishes("/x", guaranteed, LIMIT).request, Some(Bytes::mib(1000)));
     }
@@ -440,6 +448,7 @@ mod tests {
             ("[daemon]\nworkers = 0\n", 2, 11, "1 to 64"),
             ("[defaults]\noom = \"hold=1h\"\n", 2, 7, "hold="),
             ("[defaults]\nthrottle = \"maybe\"\n", 2, 12, "on or off"),
+            ("[defaults]\nway_out = \"30s\"\n", 2, 11, "release, oom, notify or never"),
         ] {
             match parse(content) {
                 Err(ConfigError::Wrong { line: l, column: c, message, .. }) => {

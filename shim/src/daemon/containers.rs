@@ -8,12 +8,11 @@ use super::verify::{Verified, oom_score_adj};
 use crate::api::message::{EventLine, Register, Release, Request, View};
 use crate::core::oom::Record;
 use crate::core::oom::hold::HoldEvent;
-use crate::core::terms::{KEYS, effective};
-use crate::core::throttle::WayOut;
+use crate::core::terms::{KEYS, Terms, effective};
 use crate::core::{Notice, OomPolicy, State, Wishes, qos};
 use crate::driver::oom::Identity;
 use crate::driver::throttle::ThrottleEvent;
-use crate::driver::{Happened, Key, Policy};
+use crate::driver::{Happened, Key, OomHold, Opened, Policy};
 use crate::journal;
 use cgroupfs::Bytes;
 use cgroupfs::files::ControlDir;
@@ -26,7 +25,7 @@ const PREFIX: &str = "io.cgshim.";
 impl Daemon {
     /// Takes a container in; its generation. Twice the same is once.
     pub(super) fn register(&mut self, asked: &Register, source: Source) -> Result<u64, String> {
-        let Verified { group, path } = self.host.verify(asked)?;
+        let Verified { group, path, started } = self.host.verify(asked)?;
         if let Some(there) = self.registry.get(&asked.id) {
             if there.inode == group.inode() && there.pid == Some(asked.pid) {
                 return Ok(there.generation);
@@ -59,7 +58,7 @@ impl Daemon {
             asked: ours.map(|(name, value)| (name.clone(), value.clone())).collect(),
             ..About::new(asked.id.clone(), source)
         };
-        self.admit(Verified { group, path }, about, None)
+        self.admit(Verified { group, path, started }, about, None)
     }
 
     /// Lets a container go. One that is not there is no failure: the hook of a container that nobody
@@ -154,10 +153,10 @@ impl Daemon {
                 self.registry.len()
             ));
         }
-        let Verified { group, path } = verified;
-        let limit = crate::driver::open_memory(&group)
-            .and_then(|memory| memory.limit())
-            .map_err(|error| error.to_string())?;
+        let Verified { group, path, started } = verified;
+        let (directory, inode) = (group.path().to_path_buf(), group.inode());
+        let opened = Opened::open(group).map_err(|error| error.to_string())?;
+        let limit = opened.limit();
         let (annotations, wrong) = annotations(&about.asked);
         let from_runtime =
             qos::from_runtime(&path, about.oom_score_adj, self.capacity).over(about.fallback);
@@ -169,35 +168,39 @@ impl Daemon {
         let operator = set.over(self.config.wishes(&path, from_runtime, limit));
         let (terms, refused) = effective(operator, annotations, self.config.rights, limit);
         let policy = Policy { watermarks: terms.watermark, high: terms.high };
-        let (directory, inode) = (group.path().to_path_buf(), group.inode());
         let announced = found.as_ref().map(|found| found.record.counters.oom_kill_seen);
         let oom_kills = found.as_ref().map_or(0, |found| found.record.counters.oom_kills);
         let key = match found {
-            Some(found) => self.engine.resume(group, policy, found),
-            None => self.engine.record_of(&group, policy).and_then(|mut record| {
+            Some(found) => self.engine.resume(opened, policy, found),
+            None => {
+                let mut record = self.engine.record_of(&opened, policy);
                 record.identity.id = about.id.clone();
                 record.identity.pid = about.pid.unwrap_or(0);
-                let started = about.pid.and_then(|pid| procfs::starttime(u32::try_from(pid).ok()?));
-                record.identity.start_time = started.unwrap_or(0);
+                record.identity.start_time = match (started, about.pid) {
+                    (0, Some(pid)) => {
+                        u32::try_from(pid).ok().and_then(procfs::starttime).unwrap_or(0)
+                    }
+                    (started, _) => started,
+                };
                 record.terms.take(&terms);
-                self.engine.register_as(group, policy, record)
-            }),
+                self.engine.register_as(opened, policy, record)
+            }
         }
         .map_err(|error| error.to_string())?;
         self.engine.note_terms(key, |noted| noted.take(&terms));
-        self.engine.record_ooms(
-            key,
-            Identity {
-                name: about.id.clone(),
-                container: about.id.clone(),
-                // The first process that discovery sees need not be init.
-                init: about.pid.filter(|_| about.source != Source::Discovery),
-                oom_kill: announced,
-            },
-        );
-        // A thread and more, which whoever registers need not wait for.
-        self.unthrottled.push(key);
+        // What it counts from was read; the watch has files of its own to open, which whoever registers need not
+        // wait for.
+        let witnessed = Identity {
+            name: about.id.clone(),
+            container: about.id.clone(),
+            // The first process that discovery sees need not be init.
+            init: about.pid.filter(|_| about.source != Source::Discovery),
+            oom_kill: announced,
+        };
+        self.unwitnessed.push((key, witnessed));
+        // What stops all of it at an OOM is not throttled.
         self.act_on_oom(key, terms.oom);
+        self.throttle(key, &terms);
         let mut all_refused = wrong;
         all_refused.extend(refused.into_iter().map(str::to_owned));
         let generation = self.registry.next_generation();
@@ -239,25 +242,24 @@ impl Daemon {
         Ok(generation)
     }
 
-    /// Throttles who has come since the last turn.
-    pub(super) fn throttle_the_new(&mut self) {
-        for key in std::mem::take(&mut self.unthrottled) {
-            // Unless it is gone again.
-            if let Some(on) = self.registry.of_key(key).map(|container| container.terms.throttle) {
-                self.throttle(key, on);
-            }
+    /// Gives who has come since the last turn to the OOM watch.
+    pub(super) fn witness_the_new(&mut self) {
+        for (key, identity) in std::mem::take(&mut self.unwitnessed) {
+            self.engine.record_ooms(key, identity);
         }
     }
 
     /// Throttles above high, where the kernel does not.
-    fn throttle(&mut self, key: Key, on: bool) {
-        if let Err(error) = self.engine.throttle(key, on.then(WayOut::default)) {
+    fn throttle(&mut self, key: Key, terms: &Terms) {
+        if let Err(error) = self.engine.throttle(key, terms.throttle.then_some(terms.way_out)) {
             log::warn!("growth above high is not throttled: {error}");
         }
     }
 
     /// Ends enforcement of a container: its declared limit stands.
     pub(super) fn end(&mut self, id: &str, why: &str, message: &str) {
+        // It has its last look at who comes and goes in one turn, too.
+        self.witness_the_new();
         let Some(container) = self.registry.get(id) else { return };
         let key = container.key;
         // Kills that no event told of yet.
@@ -358,7 +360,8 @@ impl Daemon {
     /// What is done when memory runs out, as the terms have it.
     fn act_on_oom(&mut self, key: Key, oom: OomPolicy) {
         let hold = match oom {
-            OomPolicy::Hold(longest) => Some((longest, self.config.hold_limit)),
+            OomPolicy::Hold(longest) => Some(OomHold::Raise(longest, self.config.hold_limit)),
+            OomPolicy::Freeze(longest) => Some(OomHold::Freeze(longest)),
             OomPolicy::Kill | OomPolicy::Group => None,
         };
         if let Err(error) = self.engine.hold(key, hold) {
@@ -440,8 +443,9 @@ impl Daemon {
             container.terms = terms;
             self.engine.note_terms(key, |noted| noted.take(&terms));
             self.engine.set_policy(key, Policy { watermarks: terms.watermark, high: terms.high });
-            self.throttle(key, terms.throttle);
+            // What stops all of it at an OOM is not throttled.
             self.act_on_oom(key, terms.oom);
+            self.throttle(key, &terms);
         }
     }
 

@@ -25,6 +25,8 @@ mod witness;
 use crate::api::message::Feature;
 use crate::api::server::{Incoming, ServeError, Server};
 use crate::core::Now;
+use crate::driver::oom::Identity;
+use crate::driver::throttle::remove_left;
 use crate::driver::{Engine, Happened, Key};
 use crate::guardian::{Guardian, Kernel, restore_all};
 use crate::journal::{Journal, JournalError, RunDir};
@@ -152,8 +154,8 @@ pub struct Daemon {
     watcher: Watcher,
     notify: Notify,
     signals: SignalFd,
-    /// Registered, and not throttled yet.
-    unthrottled: Vec<Key>,
+    /// Registered, and not with the OOM watch yet.
+    unwitnessed: Vec<(Key, Identity)>,
     /// Who waits for a reclaim, by container.
     asked: HashMap<Key, Waiting>,
     /// Connections that ended, and requests, until they are handled.
@@ -202,6 +204,7 @@ impl Daemon {
             log::error!("{remark}");
         }
         restore_all(&journal, &kernel, &mut |path, undone| log::warn!("{path}: {undone}"));
+        remove_left();
         let journal = Arc::new(journal);
         let guardian = Guardian::start(&journal, Some(&run_dir), &kernel)
             .map_err(system("start the guardian process"))?;
@@ -251,7 +254,7 @@ impl Daemon {
             watcher,
             notify,
             signals,
-            unthrottled: Vec::new(),
+            unwitnessed: Vec::new(),
             asked: HashMap::new(),
             incoming: Vec::new(),
             said: String::new(),
@@ -282,7 +285,7 @@ impl Daemon {
             self.watchdog();
             self.status();
             self.hooks.reap();
-            self.throttle_the_new();
+            self.witness_the_new();
             self.engine.turn(self.patience(), &mut happened)?;
             for event in happened.drain(..) {
                 self.happened(event);

@@ -99,6 +99,7 @@ impl Container {
             wmark_low_bytes: now.marks.map(|marks| marks.low.0),
             throttle: self.terms.throttle,
             oom: self.terms.oom.to_string(),
+            way_out: self.terms.way_out.to_string(),
             state: now.state.as_str().into(),
             refused: self.refused.clone(),
             since_ms: self.since_ms,
@@ -119,6 +120,7 @@ impl Container {
                 Throttled {
                     pulses: totals.pulses,
                     frozen_ms,
+                    debt_ms: totals.debt.as_secs_f64() * 1000.0,
                     share: (frozen_ms / wall_ms).min(1.0),
                     released: totals.released,
                 }

@@ -2,6 +2,7 @@
 //! the group is one beneath the hierarchy's root.
 
 use crate::api::message::{Register, check_id};
+use crate::driver::is_process;
 use cgroupfs::memory::Version;
 use cgroupfs::{Cgroup, Membership, MemoryHierarchy, Mounts, procfs};
 use std::os::unix::fs::MetadataExt;
@@ -23,6 +24,8 @@ pub(super) struct Verified {
     pub(super) group: Arc<Cgroup>,
     /// Its path in the hierarchy.
     pub(super) path: String,
+    /// When the process that was said to be in it began, 0 if none was.
+    pub(super) started: u64,
 }
 
 impl Host {
@@ -40,19 +43,19 @@ impl Host {
         let Some(pid) = pid else { return Err(format!("{} is no process id", asked.pid)) };
         let gone = || format!("process {pid} is gone");
         let membership = Membership::read(pid).map_err(|_| gone())?;
-        let process = procfs::process_of(pid).ok_or_else(gone)?;
-        if process != pid {
-            return Err(format!(
-                "{pid} is no process id but that of a thread of process {process}"
-            ));
-        }
-        if let Some(expected) = asked.start_time {
-            let found = procfs::starttime(pid).ok_or_else(gone)?;
-            if found != expected {
+        if is_process(asked.pid) != Some(true) {
+            let process = procfs::process_of(pid).ok_or_else(gone)?;
+            if process != pid {
                 return Err(format!(
-                    "process {pid} is another one by now: started at {found}, not {expected}"
+                    "{pid} is no process id but that of a thread of process {process}"
                 ));
             }
+        }
+        let started = procfs::starttime(pid).ok_or_else(gone)?;
+        if let Some(expected) = asked.start_time.filter(|expected| *expected != started) {
+            return Err(format!(
+                "process {pid} is another one by now: started at {started}, not {expected}"
+            ));
         }
         let found = match self.hierarchy.version {
             Version::V1 => membership.path("memory"),
@@ -71,7 +74,7 @@ impl Host {
             }
             None => return Err(format!("process {pid} is in no group with a memory controller")),
         }
-        self.open(&asked.cgroup)
+        Ok(Verified { started, ..self.open(&asked.cgroup)? })
     }
 
     /// Opens the group that `/proc/PID/cgroup` calls `path`; never the root.
@@ -101,7 +104,7 @@ impl Host {
         // Names a group, and is no more than that.
         let relative = directory.strip_prefix(&self.hierarchy.mount_point).unwrap_or(directory);
         let path = format!("/{}", relative.to_string_lossy());
-        Ok(Verified { group: Arc::new(group), path })
+        Ok(Verified { group: Arc::new(group), path, started: 0 })
     }
 
     /// Whether the group at that directory is (still) the one with this inode.

@@ -38,6 +38,11 @@ impl Threshold {
     pub(super) fn not_before(not_before: Now) -> Threshold {
         Threshold { not_before, ..Threshold::default() }
     }
+
+    /// Whether the container is too young for one.
+    pub(super) fn is_young(&self, now: Now) -> bool {
+        now < self.not_before
+    }
 }
 
 /// The group, if its container is still there when its turn comes.

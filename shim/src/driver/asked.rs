@@ -2,8 +2,6 @@
 //! never beside one, as each would take the other's step for somebody else's limit.
 
 use super::engine::Engine;
-use super::flight::Flight;
-use super::journaled::Journaled;
 use super::once::{Once, Slices};
 use super::worker::{Answer, Work};
 use super::{Happened, Key};
@@ -86,20 +84,8 @@ impl Engine {
     }
 
     fn start_asked(&mut self, key: u64, work: Work, job: Option<crate::core::Job>) {
-        let now = self.now();
-        let Some(enforced) = self.containers.get(&key) else { return };
-        let slot = enforced.journaled.as_ref().map(Journaled::slot);
-        let started = self.workers.start(key, enforced.memory.clone(), work, slot);
-        let Some(enforced) = self.containers.get_mut(&key) else { return };
-        match started {
-            Some(ticket) => {
-                let interrupt_at = job.map(|job| now + job.deadline);
-                if let (Some(deeds), Some(_)) = (&enforced.deeds, &job) {
-                    deeds.started(ticket.clone());
-                }
-                enforced.flight = Some(Flight { ticket, job, interrupt_at, asked: true });
-            }
-            None => self.end_asked(key),
+        if self.take_off(key, work, job, true).is_err() {
+            self.end_asked(key);
         }
     }
 

@@ -10,7 +10,7 @@ use super::oom::{Deeds, OomWatch};
 use super::throttling::Throttles;
 use super::watch::RECOUNT_EVERY;
 use super::worker::{Answer, Work, Workers};
-use super::{Happened, Key, Policy, capabilities, open_memory};
+use super::{Happened, Key, Opened, Policy, capabilities};
 use crate::core::{Action, Container, Event, Notice, Now, State, Totals, Watermarks};
 use crate::journal::{Found, Journal, Record, Slot};
 use cgroupfs::events::{ModifiedSet, Notification, Watch};
@@ -166,42 +166,39 @@ impl Engine {
 
     /// Starts to enforce `policy` on `group`. What its limit is now is the declared limit.
     pub fn register(&mut self, group: Arc<Cgroup>, policy: Policy) -> Result<Key> {
-        let record = self.record_of(&group, policy)?;
-        self.register_as(group, policy, record)
+        let opened = Opened::open(group)?;
+        let record = self.record_of(&opened, policy);
+        self.register_as(opened, policy, record)
     }
 
-    /// What the journal would hold of `group`: for callers who know more, such as its id and its init.
-    pub fn record_of(&self, group: &Arc<Cgroup>, policy: Policy) -> Result<Record> {
-        let memory = open_memory(group)?;
+    /// What the journal would hold of a group: for callers who know more, such as its id and its init.
+    pub fn record_of(&self, opened: &Opened, policy: Policy) -> Record {
+        let Opened { group, memory, standing } = opened;
         let path = group.path().strip_prefix(&self.mount_point).unwrap_or(group.path());
-        Ok(journaled::record_of(&path.to_string_lossy(), group.inode(), &*memory, policy))
+        let (path, version) = (path.to_string_lossy(), memory.version());
+        journaled::record_as(&path, group.inode(), version, standing, policy)
     }
 
     /// As [`Engine::register`], with what the caller made of [`Engine::record_of`]'s record.
-    pub fn register_as(
-        &mut self,
-        group: Arc<Cgroup>,
-        policy: Policy,
-        record: Record,
-    ) -> Result<Key> {
+    pub fn register_as(&mut self, opened: Opened, policy: Policy, record: Record) -> Result<Key> {
         let journaled = Journaled::insert(&self.journal, record);
-        self.enlist(group, policy, journaled)
+        self.enlist(opened, policy, journaled)
     }
 
     /// Goes on with a container that was in the journal: its counters go on, and kills that nobody was
     /// told of are told. What stood in the kernel must have been undone
     /// ([`crate::guardian::restore_all`]).
-    pub fn resume(&mut self, group: Arc<Cgroup>, policy: Policy, found: Found) -> Result<Key> {
-        self.enlist(group, policy, Some(Journaled::found(found)))
+    pub fn resume(&mut self, opened: Opened, policy: Policy, found: Found) -> Result<Key> {
+        self.enlist(opened, policy, Some(Journaled::found(found)))
     }
 
     fn enlist(
         &mut self,
-        group: Arc<Cgroup>,
+        opened: Opened,
         policy: Policy,
         journaled: Option<Journaled>,
     ) -> Result<Key> {
-        let memory = open_memory(&group)?;
+        let Opened { group, memory, standing } = opened;
         let key = self.next_key;
         self.next_key += 1;
         let mut can = capabilities(&*memory);
@@ -210,12 +207,12 @@ impl Engine {
         }
         let core = Container::new(
             policy.watermarks,
-            memory.limit()?,
+            standing.limit,
             policy.high,
             can,
             group.inode() ^ key << 32,
         );
-        let mut counters = memory.counters()?;
+        let mut counters = standing.counters;
         if let Some(journaled) = &journaled {
             counters.oom_kill = journaled.oom_kill_seen().or(counters.oom_kill);
         }
@@ -227,7 +224,6 @@ impl Engine {
         if let Some(oom) = &oom {
             self.listen(oom.as_fd(), Source::Oom, key)?;
         }
-        let usage = memory.usage()?;
         let modified = match self.modified.watch(&group, file, key) {
             Ok(watch) => Some(watch),
             Err(error) if error.is_vanished() => return Err(error),
@@ -260,7 +256,7 @@ impl Engine {
         if self.oom_watch.is_none() {
             self.count(key);
         }
-        self.deliver(key, Event::Usage(usage));
+        self.deliver(key, Event::Usage(standing.usage));
         Ok(Key(key))
     }
 
@@ -391,6 +387,7 @@ impl Engine {
             })
             .flatten()
             .chain(self.next_hold())
+            .chain(self.throttles.next_look())
             .chain(self.natives.values().filter_map(super::native::Guarded::at))
             .min()
             .map(|at| at.saturating_sub(now));
@@ -407,6 +404,7 @@ impl Engine {
     pub(super) fn timers(&mut self) {
         let now = self.now();
         self.go_on_holding();
+        self.look_at_the_young();
         let due: Vec<u64> = self
             .containers
             .iter()

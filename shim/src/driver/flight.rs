@@ -117,7 +117,6 @@ impl Engine {
     }
 
     pub(super) fn start(&mut self, key: u64, work: Work, job: Option<Job>) {
-        let now = self.now();
         let Some(enforced) = self.containers.get_mut(&key) else { return };
         if let (Some(asked), Work::Survey) = (&mut enforced.asked, &work) {
             // A person comes first; and a survey would take the person's step for a new limit.
@@ -128,19 +127,38 @@ impl Engine {
             // What stands is ours: it must not be taken for somebody else's limit.
             return self.deliver(key, Event::Failed(Errno::EBUSY as i32));
         }
-        let slot = enforced.journaled.as_ref().map(Journaled::slot);
-        let started = self.workers.start(key, enforced.memory.clone(), work, slot);
-        let Some(enforced) = self.containers.get_mut(&key) else { return };
-        match started {
-            Some(ticket) => {
-                if let (Some(deeds), Some(_)) = (&enforced.deeds, &job) {
-                    deeds.started(ticket.clone());
-                }
-                let interrupt_at = job.map(|job| now + job.deadline);
-                enforced.flight = Some(Flight { ticket, job, interrupt_at, asked: false });
-            }
-            None => self.deliver(key, Event::Failed(Errno::EAGAIN as i32)),
+        if let Err(errno) = self.take_off(key, work, job, false) {
+            self.deliver(key, Event::Failed(errno as i32));
         }
+    }
+
+    /// Hands a task to a worker. EBUSY while the container is being emptied: its limit is somebody else's to
+    /// lower. EAGAIN where no worker can be had.
+    pub(super) fn take_off(
+        &mut self,
+        key: u64,
+        work: Work,
+        job: Option<Job>,
+        asked: bool,
+    ) -> Result<(), Errno> {
+        let now = self.now();
+        let Some(enforced) = self.containers.get_mut(&key) else { return Ok(()) };
+        if enforced.deeds.as_ref().is_some_and(|deeds| !deeds.begin_flight()) {
+            return Err(Errno::EBUSY);
+        }
+        let slot = enforced.journaled.as_ref().map(Journaled::slot);
+        let Some(ticket) = self.workers.start(key, enforced.memory.clone(), work, slot) else {
+            if let Some(deeds) = &enforced.deeds {
+                deeds.ended(None);
+            }
+            return Err(Errno::EAGAIN);
+        };
+        if let (Some(deeds), Some(_)) = (&enforced.deeds, &job) {
+            deeds.started(ticket.clone());
+        }
+        let interrupt_at = job.map(|job| now + job.deadline);
+        enforced.flight = Some(Flight { ticket, job, interrupt_at, asked });
+        Ok(())
     }
 
     /// Undoes a step that its worker could not undo. The declared limit stands already in every other

@@ -1,12 +1,16 @@
 //! The OOM hold of a container (v1): [`crate::core::oom::hold`] decides, this writes
-//! `memory.oom_control`, in the event loop, which never reclaims: neither value makes the kernel reclaim.
+//! `memory.oom_control`, in the event loop, which never reclaims: neither value makes the kernel reclaim. Tasks
+//! are stopped for a freeze by a thread of its own ([`Look`]).
 
 use super::engine::Engine;
+use super::throttle::Look;
+use super::throttling::freeze_journal;
 use super::{Happened, Key};
 use crate::core::Now;
 use crate::core::oom::hold::{Hold, HoldAction, HoldEvent, OomControl};
 use crate::journal::Deadline;
 use cgroupfs::files::{Access, ControlDir, Knob};
+use cgroupfs::freezer::Freezer;
 use cgroupfs::memory::{ReclaimFile, Version};
 use cgroupfs::procfs::Meminfo;
 use cgroupfs::{Bytes, Cgroup, Error, Limit, Result, flat};
@@ -31,27 +35,56 @@ pub(super) struct Held {
     file: Knob,
     /// Up to where its limit may be raised.
     most: Option<Bytes>,
+    /// Everybody in it is stopped.
+    look: Option<Look>,
     /// What it was raised to: ours, though declared.
     pub(super) raised: Option<Bytes>,
     /// Groups beneath it that had `oom_kill_disable` set when we set it: those made later have it from us.
     theirs: BTreeSet<PathBuf>,
 }
 
+/// What is done for a container that runs out of memory, instead of killing one of its tasks.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum OomHold {
+    /// The killer is held off for so long at most, and the limit raised up to this, where that is given and the
+    /// host has room.
+    Raise(Duration, Option<Bytes>),
+    /// The killer is held off for so long at most, and everybody stopped meanwhile. Growth above high is not
+    /// throttled: that would thaw them.
+    Freeze(Duration),
+}
+
+impl OomHold {
+    fn hold(self) -> Hold {
+        match self {
+            OomHold::Raise(longest, _) => Hold::new(longest),
+            OomHold::Freeze(longest) => Hold::freezing(longest),
+        }
+    }
+
+    const fn most(self) -> Option<Bytes> {
+        match self {
+            OomHold::Raise(_, most) => most,
+            OomHold::Freeze(_) => None,
+        }
+    }
+}
+
 impl Engine {
-    /// Holds the kernel's OOM killer off a container for `longest` at most, each time it runs out of
-    /// memory, and then raises its limit up to `most`, where that is given and the host has room; or ends
-    /// that. Needs a place in the journal.
+    /// Holds the kernel's OOM killer off a container each time it runs out of memory, or ends that (`None`).
+    /// Needs a place in the journal.
     ///
     /// # Errors
     /// [`Error::Absent`] on v2, which has nothing of the kind.
-    pub fn hold(&mut self, key: Key, longest: Option<(Duration, Option<Bytes>)>) -> Result<()> {
+    pub fn hold(&mut self, key: Key, wanted: Option<OomHold>) -> Result<()> {
         let Some(enforced) = self.containers.get_mut(&key.0) else { return Ok(()) };
-        let Some((longest, most)) = longest else {
+        let Some(wanted) = wanted else {
             self.end_hold(key.0);
             return Ok(());
         };
+        let (hold, most) = (wanted.hold(), wanted.most());
         if let Some(held) = &mut enforced.held
-            && held.hold.longest() == longest
+            && (held.hold.longest(), held.hold.freezes()) == (hold.longest(), hold.freezes())
         {
             held.most = most;
             return Ok(());
@@ -66,10 +99,12 @@ impl Engine {
         let dir: Arc<dyn ControlDir> = enforced.group.clone();
         let file = Knob::open(&dir, "memory.oom_control", Access::ReadWrite)?;
         self.end_hold(key.0);
+        if hold.freezes() {
+            self.throttles.end(key.0);
+        }
         if let Some(enforced) = self.containers.get_mut(&key.0) {
-            let hold = Hold::new(longest);
             let theirs = BTreeSet::new();
-            enforced.held = Some(Held { hold, file, most, raised: None, theirs });
+            enforced.held = Some(Held { hold, file, most, look: None, raised: None, theirs });
         }
         self.look_at_hold(key.0);
         Ok(())
@@ -84,13 +119,20 @@ impl Engine {
     pub(super) fn end_hold(&mut self, key: u64) {
         let Some(enforced) = self.containers.get_mut(&key) else { return };
         let Some(held) = enforced.held.take() else { return };
-        let Held { hold, file, theirs, .. } = held;
+        let Held { hold, file, look, theirs, .. } = held;
+        self.throttles.ending(look.map(Look::end));
         if hold.end().is_some() {
             enable(&enforced.group, &file, &theirs);
             if let Some(journaled) = &enforced.journaled {
                 journaled.slot().end_hold();
             }
         }
+    }
+
+    /// Whether everybody in a container is to be stopped when memory runs out.
+    pub(super) fn freezes_at_oom(&self, key: u64) -> bool {
+        let held = self.containers.get(&key).and_then(|enforced| enforced.held.as_ref());
+        held.is_some_and(|held| held.hold.freezes())
     }
 
     /// When the next look at some container is due.
@@ -158,9 +200,24 @@ impl Engine {
                 }
             }
             HoldAction::Raise => self.raise(key),
+            HoldAction::Freeze(longest) => {
+                let looking = Freezer::find().and_then(|freezer| {
+                    let journal = freeze_journal(journaled.slot(), &freezer);
+                    Look::start(enforced.group.clone(), journal, longest)
+                });
+                match looking {
+                    Ok(look) => held.look = Some(look),
+                    Err(error) => log::warn!("held, but not stopped for a look: {error}"),
+                }
+            }
+            HoldAction::Thaw => {
+                let look = held.look.take();
+                self.throttles.ending(look.map(Look::end));
+            }
             HoldAction::Tell(event) => {
-                if let (HoldEvent::Held(_), Some(deeds)) = (event, &enforced.deeds) {
-                    deeds.note("oom_held", None, false);
+                let noted = matches!(event, HoldEvent::Held(_) | HoldEvent::Frozen(_));
+                if let (true, Some(deeds)) = (noted, &enforced.deeds) {
+                    deeds.note(event.as_str(), None, false);
                 }
                 self.happened.push(Happened::Hold(Key(key), now, event));
             }
@@ -176,6 +233,19 @@ impl Engine {
         if enforced.flight.is_some() || enforced.unrestored.is_some() {
             return;
         }
+        let deeds = enforced.deeds.clone();
+        if deeds.as_ref().is_some_and(|deeds| !deeds.begin_flight()) {
+            return;
+        }
+        self.raise_to(key, most);
+        if let Some(deeds) = &deeds {
+            deeds.ended(None);
+        }
+        self.look_at_limit(Key(key));
+    }
+
+    fn raise_to(&mut self, key: u64, most: Bytes) {
+        let Some(enforced) = self.containers.get_mut(&key) else { return };
         let (Ok(Limit::Bytes(limit)), Ok(bound)) =
             (enforced.memory.limit(), enforced.memory.limit_bound())
         else {
@@ -205,7 +275,6 @@ impl Engine {
                 log::warn!("{}: limit not raised: {errno}", enforced.group.path().display());
             }
         }
-        self.look_at_limit(Key(key));
     }
 }
 

@@ -1,10 +1,11 @@
 //! A container's part of the journal, kept up to date with the core: law 1's half of the event loop.
 
 use super::Policy;
+use super::opened::Standing;
 use crate::core::{Capabilities, Container, Totals};
 use crate::journal::{Counters, Found, Identity, Journal, Record, Slot, Terms};
-use cgroupfs::memory::Memory;
-use cgroupfs::{Bytes, Limit};
+use cgroupfs::Limit;
+use cgroupfs::memory::{Memory, Version};
 use std::sync::Arc;
 
 /// A container's slot, and what it holds.
@@ -107,12 +108,28 @@ fn sum(a: Totals, b: Totals) -> Totals {
 
 /// What the journal holds of a group that nobody says more about. `path` is relative to the mount point.
 pub(super) fn record_of(path: &str, inode: u64, memory: &dyn Memory, policy: Policy) -> Record {
+    let standing = Standing {
+        limit: memory.limit().unwrap_or(Limit::Max),
+        counters: memory.counters().unwrap_or_default(),
+        usage: memory.usage().unwrap_or_default(),
+    };
+    record_as(path, inode, memory.version(), &standing, policy)
+}
+
+/// The same of what was read.
+pub(super) fn record_as(
+    path: &str,
+    inode: u64,
+    version: Version,
+    standing: &Standing,
+    policy: Policy,
+) -> Record {
     let name = path.rsplit('/').next().unwrap_or_default();
     Record {
         identity: Identity {
             id: name.to_owned(),
             path: path.to_owned(),
-            version: memory.version(),
+            version,
             inode,
             pid: 0,
             start_time: 0,
@@ -120,11 +137,11 @@ pub(super) fn record_of(path: &str, inode: u64, memory: &dyn Memory, policy: Pol
         terms: Terms {
             high: policy.high,
             watermarks: policy.watermarks,
-            ..Terms::of(memory.limit().unwrap_or(Limit::Max))
+            ..Terms::of(standing.limit)
         },
         counters: Counters {
-            oom_kill_seen: memory.counters().ok().and_then(|found| found.oom_kill).unwrap_or(0),
-            usage: memory.usage().unwrap_or(Bytes(0)),
+            oom_kill_seen: standing.counters.oom_kill.unwrap_or(0),
+            usage: standing.usage,
             ..Counters::default()
         },
     }

@@ -18,6 +18,7 @@ mod journaled;
 mod native;
 mod once;
 pub mod oom;
+mod opened;
 mod reclaim;
 mod sys;
 pub mod throttle;
@@ -27,15 +28,18 @@ mod witness;
 mod worker;
 
 pub use engine::Engine;
+pub use hold::OomHold;
 pub use once::{Once, empty, enter, reclaim_once};
+pub use opened::Opened;
 pub use reclaim::Stop;
+pub use sys::is_process;
 
 use crate::core::oom::hold::HoldEvent;
 use crate::core::{Capabilities, Notice, Now, Report, Totals, WatermarkSpec};
 use cgroupfs::files::ControlDir;
 use cgroupfs::memory::{Memory, MemoryV1, MemoryV2, Version};
 use cgroupfs::{Bytes, Cgroup, Limit, Result};
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 use throttle::ThrottleEvent;
 
 /// What a container is to be held to.
@@ -95,8 +99,11 @@ pub fn capabilities(memory: &dyn Memory) -> Capabilities {
 /// 128 page events (`THRESHOLDS_EVENTS_TARGET`) and 64 pages of stock a CPU; few CPUs charge one group
 /// at once.
 fn threshold_slack() -> Bytes {
-    let cpus = std::thread::available_parallelism().map_or(1, |n| n.get() as u64).min(8);
-    Bytes((128 + 64) * cgroupfs::units::page_size() * cpus)
+    // Asked once: it reads a dozen files of our own group's.
+    static CPUS: OnceLock<u64> = OnceLock::new();
+    let cpus =
+        CPUS.get_or_init(|| std::thread::available_parallelism().map_or(1, |n| n.get() as u64));
+    Bytes((128 + 64) * cgroupfs::units::page_size() * (*cpus).min(8))
 }
 
 /// Opens the memory controller of `group`, whichever version it is.

@@ -258,6 +258,17 @@ pub(super) fn pidfd_open(pid: i32) -> Result<OwnedFd, Errno> {
     Ok(unsafe { OwnedFd::from_raw_fd(fd) })
 }
 
+/// Whether the number is a process's, and not that of another thread of one; `None` where the kernel has no pidfds
+/// (before 5.3), or the process is gone.
+pub fn is_process(pid: i32) -> Option<bool> {
+    match pidfd_open(pid) {
+        Ok(_) => Some(true),
+        // 6.15 and later say ENOENT.
+        Err(Errno::EINVAL | Errno::ENOENT) => Some(false),
+        Err(_) => None,
+    }
+}
+
 /// Kills the process of a descriptor (5.1+).
 ///
 /// # Errors

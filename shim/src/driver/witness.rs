@@ -25,6 +25,12 @@ impl Engine {
         let deeds = Arc::new(Deeds::default());
         deeds.declare(enforced.core.declared());
         deeds.set_slot(enforced.journaled.as_ref().map(super::journaled::Journaled::slot));
+        if let Some(flight) = &enforced.flight
+            && deeds.begin_flight()
+            && flight.job.is_some()
+        {
+            deeds.started(flight.ticket.clone());
+        }
         enforced.deeds = Some(deeds.clone());
         if identity.oom_kill.is_none() {
             // As it was when the container came, or was told of last: not when the watch gets to it.

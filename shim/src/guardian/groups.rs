@@ -9,6 +9,7 @@ use cgroupfs::{Error, MemoryHierarchy, Op, Result};
 use nix::errno::Errno;
 use nix::fcntl::{OFlag, open, openat};
 use nix::sys::stat::{Mode, fstat};
+use nix::unistd::{UnlinkatFlags, unlinkat};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::Path;
 
@@ -28,6 +29,8 @@ pub trait Groups {
         inode: Option<u64>,
         file: &str,
     ) -> std::result::Result<Self::File, Errno>;
+    /// Removes our group at `path` in the freezer hierarchy, if it is the one with this inode and nobody is in it.
+    fn remove_frozen_child(&self, _path: &str, _inode: u64) {}
 }
 
 /// This host's hierarchies, held open.
@@ -100,6 +103,18 @@ impl Groups for Kernel {
         match inode {
             Some(_) => control(&dir, file),
             None => control(&open_beneath(dir.as_fd(), Path::new(FREEZER_CHILD))?, file),
+        }
+    }
+
+    fn remove_frozen_child(&self, path: &str, inode: u64) {
+        let Some(mount) = &self.freezer else { return };
+        let (above, name) = path.rsplit_once('/').unwrap_or(("", path));
+        // The container's own group is not ours to remove, whatever the journal says.
+        if !name.starts_with(FREEZER_CHILD) || group(mount.as_fd(), path, Some(inode)).is_err() {
+            return;
+        }
+        if let Ok(above) = group(mount.as_fd(), above, None) {
+            let _ = unlinkat(&above, name, UnlinkatFlags::RemoveDir);
         }
     }
 }

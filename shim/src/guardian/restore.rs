@@ -162,6 +162,10 @@ pub(super) fn everything(
             restored.count(undone);
             on(path, undone);
         });
+        // Where its tasks are in it still, they stay: a throttle that comes after us moves them back.
+        if let Some((path, Some(inode))) = slot.freezer_place() {
+            groups.remove_frozen_child(path.as_str(), inode);
+        }
         // What failed is tried again, by us or by who comes after us.
         if restored.failed == failed {
             slot.forget_in_flight();

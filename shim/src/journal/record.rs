@@ -47,6 +47,8 @@ pub enum OomPolicy {
     Group,
     /// The killer is held off for so long.
     Hold(Duration),
+    /// The same, with all of it stopped.
+    Freeze(Duration),
 }
 
 /// What a container is held to, as numbers.
@@ -101,6 +103,7 @@ impl Terms {
             core::OomPolicy::Kill => OomPolicy::Kill,
             core::OomPolicy::Group => OomPolicy::Group,
             core::OomPolicy::Hold(time) => OomPolicy::Hold(time),
+            core::OomPolicy::Freeze(time) => OomPolicy::Freeze(time),
         };
         self.throttle = terms.throttle;
     }
@@ -295,6 +298,7 @@ impl Terms {
             OomPolicy::Kill => (0, 0),
             OomPolicy::Group => (1, 0),
             OomPolicy::Hold(time) => (2, time.as_millis() as u64),
+            OomPolicy::Freeze(time) => (3, time.as_millis() as u64),
         };
         words[7] = u64::from(self.throttle) | u64::from(self.strict) << 1;
         words
@@ -323,6 +327,7 @@ impl Terms {
             oom: match words[5] {
                 1 => OomPolicy::Group,
                 2 => OomPolicy::Hold(Duration::from_millis(words[6])),
+                3 => OomPolicy::Freeze(Duration::from_millis(words[6])),
                 _ => OomPolicy::Kill,
             },
             throttle: words[7] & 1 != 0,

@@ -33,12 +33,13 @@ pub(super) fn set(args: &SetArgs, run_dir: Option<&Path>) -> Result<ExitCode, Fa
     }
     let limit = |bytes: Option<u64>| bytes.map_or_else(|| "max".into(), fmt::bytes);
     super::print(&format!(
-        "{}: class {}, request {}, high {}, throttle {}, oom {}; reclaimed from {} to {}\n",
+        "{}: class {}, request {}, high {}, throttle {}, way_out {}, oom {}; reclaimed from {} to {}\n",
         container.id,
         container.class,
         container.request_bytes.map_or_else(|| "none".into(), fmt::bytes),
         limit(container.high_bytes),
         if container.throttle { "on" } else { "off" },
+        container.way_out,
         container.oom,
         container.wmark_high_bytes.map_or_else(|| "off".into(), fmt::bytes),
         container.wmark_low_bytes.map_or_else(|| "off".into(), fmt::bytes),

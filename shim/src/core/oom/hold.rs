@@ -5,6 +5,8 @@
 //! [`RENEW`], and whoever does not put it off in time is taken for dead by the guardian, which lets the
 //! killer loose. The price while it is set, whether memory runs out or not: at the limit, everything
 //! but a page fault fails with ENOMEM instead of waiting (law 3).
+//!
+//! A freeze, for a look before the kill, is a hold in which everybody is stopped and no limit is raised.
 
 use crate::core::Now;
 use cgroupfs::Bytes;
@@ -45,6 +47,10 @@ pub enum HoldAction {
     Enable,
     /// See whether the limit may be raised.
     Raise,
+    /// Stop everybody in it, so long at most.
+    Freeze(Duration),
+    /// They go on.
+    Thaw,
     /// Tell people.
     Tell(HoldEvent),
 }
@@ -54,6 +60,8 @@ pub enum HoldAction {
 pub enum HoldEvent {
     /// Memory ran out; the killer is held off until then.
     Held(Duration),
+    /// Memory ran out; everybody is stopped, and the killer held off, for so long at most.
+    Frozen(Duration),
     /// The limit is this now.
     Raised(Bytes),
     /// There is memory again, and nobody was killed.
@@ -69,6 +77,7 @@ impl HoldEvent {
     pub const fn as_str(self) -> &'static str {
         match self {
             HoldEvent::Held(_) => "oom_held",
+            HoldEvent::Frozen(_) => "oom_frozen",
             HoldEvent::Raised(_) => "limit_raised",
             HoldEvent::Recovered => "oom_recovered",
             HoldEvent::Released => "oom_released",
@@ -82,6 +91,13 @@ impl HoldEvent {
             HoldEvent::Held(longest) => {
                 format!(
                     "out of memory: the OOM killer is held off for {} s at most",
+                    longest.as_secs()
+                )
+            }
+            HoldEvent::Frozen(longest) => {
+                format!(
+                    "out of memory: stopped for a look, with the OOM killer held off, for {} s at most: see \
+                     /proc/PID of its processes; 'cgctl set ID oom=kill' ends it",
                     longest.as_secs()
                 )
             }
@@ -120,6 +136,7 @@ enum State {
 #[derive(Debug)]
 pub struct Hold {
     longest: Duration,
+    freezes: bool,
     state: State,
     lease: Now,
     next: Now,
@@ -128,7 +145,17 @@ pub struct Hold {
 impl Hold {
     /// For so long at most. The first look is due at once.
     pub const fn new(longest: Duration) -> Hold {
-        Hold { longest, state: State::Off, lease: Now::ZERO, next: Now::ZERO }
+        Hold { longest, freezes: false, state: State::Off, lease: Now::ZERO, next: Now::ZERO }
+    }
+
+    /// The same, with everybody stopped meanwhile.
+    pub const fn freezing(longest: Duration) -> Hold {
+        Hold { freezes: true, ..Hold::new(longest) }
+    }
+
+    /// Whether everybody is stopped meanwhile.
+    pub const fn freezes(&self) -> bool {
+        self.freezes
     }
 
     /// How long it holds.
@@ -148,6 +175,19 @@ impl Hold {
 
     /// The file was read: at a signal, or as it was due.
     pub fn looked(&mut self, now: Now, file: OomControl, out: &mut Vec<HoldAction>) {
+        let (held, before) = (self.is_holding(), out.len());
+        self.transition(now, file, out);
+        if self.freezes && held && !self.is_holding() {
+            // Whoever is chosen by the killer is to be able to die.
+            out.insert(before, HoldAction::Thaw);
+        }
+    }
+
+    const fn is_holding(&self) -> bool {
+        matches!(self.state, State::Holding { .. })
+    }
+
+    fn transition(&mut self, now: Now, file: OomControl, out: &mut Vec<HoldAction>) {
         if self.is_set() && !file.disabled {
             // By the guardian, if the lease had run out.
             if now < self.lease {
@@ -171,8 +211,13 @@ impl Hold {
             }
             State::Armed if file.under_oom => {
                 self.state = State::Holding { until: now + self.longest, raise: now + RAISED };
-                out.push(HoldAction::Tell(HoldEvent::Held(self.longest)));
-                out.push(HoldAction::Raise);
+                if self.freezes {
+                    out.push(HoldAction::Freeze(self.longest));
+                    out.push(HoldAction::Tell(HoldEvent::Frozen(self.longest)));
+                } else {
+                    out.push(HoldAction::Tell(HoldEvent::Held(self.longest)));
+                    out.push(HoldAction::Raise);
+                }
             }
             State::Holding { .. } if !file.under_oom => {
                 self.state = State::Armed;
@@ -184,7 +229,7 @@ impl Hold {
                 out.push(HoldAction::Tell(HoldEvent::Released));
             }
             // It may have gone on, and filled what it got, between two looks.
-            State::Holding { until, raise } if now >= raise => {
+            State::Holding { until, raise } if now >= raise && !self.freezes => {
                 self.state = State::Holding { until, raise: now + RAISED };
                 out.push(HoldAction::Raise);
             }
@@ -233,6 +278,7 @@ mod tests {
         file: OomControl,
         /// The lease that is written down.
         lease: Option<Now>,
+        frozen: bool,
         /// What is to be had by raises, and what it takes.
         raises: u32,
         wanted: u32,
@@ -244,7 +290,8 @@ mod tests {
             let file = OomControl { disabled: false, under_oom: false };
             let hold = Hold::new(30 * SECOND);
             let (raises, wanted) = (0, u32::MAX);
-            Bed { hold, now: SECOND, file, lease: None, told: Vec::new(), raises, wanted }
+            let (frozen, told) = (false, Vec::new());
+            Bed { hold, now: SECOND, file, lease: None, told, frozen, raises, wanted }
         }
 
         fn look(&mut self) {
@@ -260,7 +307,14 @@ mod tests {
                         assert!(self.lease.is_some_and(|old| lease > old));
                         self.lease = Some(lease);
                     }
+                    HoldAction::Freeze(longest) => {
+                        assert!(self.hold.freezes() && !self.frozen && longest == 30 * SECOND);
+                        self.frozen = true;
+                    }
+                    HoldAction::Thaw => assert!(std::mem::take(&mut self.frozen)),
                     HoldAction::Enable => {
+                        // Nobody is stopped who may be chosen.
+                        assert!(!self.frozen);
                         self.file.disabled = false;
                         self.lease = None;
                     }
@@ -319,6 +373,19 @@ mod tests {
     }
 
     #[test]
+    fn a_freeze_is_over_before_the_killer_works_and_raises_nothing() {
+        let mut bed = Bed { hold: Hold::freezing(30 * SECOND), ..Bed::new() };
+        bed.run(SECOND);
+        bed.file.under_oom = true;
+        bed.look();
+        bed.run(29 * SECOND);
+        assert!(bed.frozen && bed.file.disabled && bed.raises == 0);
+        bed.run(2 * SECOND);
+        assert!(!bed.frozen && !bed.file.disabled);
+        assert_eq!(bed.told, [HoldEvent::Frozen(30 * SECOND), HoldEvent::Released]);
+    }
+
+    #[test]
     fn what_is_filled_between_two_looks_is_raised_again() {
         let mut bed = Bed::new();
         bed.wanted = 4;
@@ -363,9 +430,12 @@ mod tests {
     proptest! {
         #[test]
         fn it_is_never_set_without_a_lease_and_never_longer_under_oom_than_asked(
-            steps in proptest::collection::vec((0u64..4000, 0u8..4), 1..80)
+            steps in proptest::collection::vec((0u64..4000, 0u8..4), 1..80), freezes: bool
         ) {
             let mut bed = Bed::new();
+            if freezes {
+                bed.hold = Hold::freezing(30 * SECOND);
+            }
             let mut since = None;
             for (ms, what) in steps {
                 match what {
@@ -376,6 +446,7 @@ mod tests {
                 }
                 bed.look();
                 bed.run(Duration::from_millis(ms));
+                prop_assert!(!bed.frozen || bed.hold.is_holding());
                 let held = bed.file.under_oom && bed.hold.is_set();
                 since = held.then(|| since.unwrap_or(bed.now));
                 if let Some(since) = since {

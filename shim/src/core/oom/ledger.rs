@@ -170,6 +170,8 @@ pub enum Event {
     Init(u64, i32),
     /// The OOM signal of a container's group (level 0), or of a group above it.
     Signal(u64, usize),
+    /// Its group is gone, and was signalled more often than for that: memory had run out before.
+    RanOut(u64),
     /// It was looked at.
     Looked(u64, Box<Look>),
     /// Its group is gone.
@@ -252,6 +254,8 @@ struct Episode {
     signals: u64,
     signalled: Vec<bool>,
     kills: u64,
+    /// Memory ran out, whether or not anybody looked in time.
+    sure: bool,
 }
 
 #[derive(Debug)]
@@ -289,6 +293,7 @@ impl Ledger {
                 }
             }
             Event::Signal(key, level) => self.signal(at, key, level, out),
+            Event::RanOut(key) => self.ran_out(at, key),
             Event::Looked(key, look) => self.looked(at, key, *look, out),
             Event::Vanished(key) => self.vanished(at, key),
             Event::Killed(kill) => self.killed(at, *kill, out),
@@ -340,10 +345,19 @@ impl Ledger {
     }
 
     fn signal(&mut self, at: Stamp, key: u64, level: usize, out: &mut Vec<Action>) {
-        let Some(watched) = self.watched.get_mut(&key).filter(|watched| watched.gone.is_none())
-        else {
+        let readable = self.log_readable;
+        let Some(watched) = self.watched.get_mut(&key) else { return };
+        if watched.gone.is_some() {
+            // Its own says nothing any more. A group above that was out of memory may be why it is gone.
+            if level > 0
+                && let Some(signalled) = watched.episode(at.now).signalled.get_mut(level)
+            {
+                *signalled = true;
+                self.active.insert(key);
+                watched.judge_again(at.now, readable);
+            }
             return;
-        };
+        }
         let fresh = watched.episode.is_none();
         let episode = watched.episode(at.now);
         if let Some(signalled) = episode.signalled.get_mut(level) {
@@ -359,6 +373,19 @@ impl Ledger {
             self.watched.entry(key).and_modify(|watched| watched.before = None);
             out.push(Action::Look(key, true));
         }
+    }
+
+    fn ran_out(&mut self, at: Stamp, key: u64) {
+        let readable = self.log_readable;
+        let Some(watched) = self.watched.get_mut(&key) else { return };
+        let episode = watched.episode(at.now);
+        episode.sure = true;
+        episode.signals += 1;
+        if let Some(signalled) = episode.signalled.first_mut() {
+            *signalled = true;
+        }
+        self.active.insert(key);
+        watched.judge_again(at.now, readable);
     }
 
     fn looked(&mut self, at: Stamp, key: u64, look: Look, out: &mut Vec<Action>) {
@@ -509,7 +536,7 @@ impl Ledger {
                 let (signals, kills) = (episode.signals, episode.kills);
                 // Signals of a group above reach us too: then it is not our memory that ran out.
                 let own = signals > 0 && !episode.signalled.iter().skip(1).any(|level| *level);
-                let seen = watched.before.is_some();
+                let seen = watched.before.is_some() || episode.sure;
                 if kills == 0 && own && seen && !watched.told_lately(at.now) {
                     watched.woke = Some(at.now);
                     self.next += 1;
@@ -616,6 +643,7 @@ impl Watched {
             signals: 0,
             signalled: vec![false; levels],
             kills: 0,
+            sure: false,
         })
     }
 
@@ -752,6 +780,19 @@ impl Watched {
                 }
             })
             .collect()
+    }
+
+    /// Signals were heard that had been made before the group was removed: what the log alone made a record of,
+    /// without the line that says whose limit was hit, is judged by them.
+    fn judge_again(&mut self, now: Now, log_readable: bool) {
+        let levels = self.evidence(now);
+        for open in &mut self.open {
+            let by_log = open.record.from.get("cause") == Some(&From::KernelLog);
+            if !by_log && open.record.cause != Cause::WokeWithoutKill {
+                open.levels.clone_from(&levels);
+                conclude(open, None, log_readable);
+            }
+        }
     }
 
     fn limit_of(&self, path: &str) -> Option<u64> {

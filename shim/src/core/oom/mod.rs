@@ -10,6 +10,7 @@
 //! Like the rest of the core this is deterministic: it reads nothing, and time is an argument.
 
 mod cause;
+pub mod emptying;
 pub mod hold;
 mod ledger;
 mod record;

@@ -15,15 +15,17 @@
 //! Everything here is a pure function of what was seen and when. [`WayOut`] ends throttling that
 //! achieves nothing.
 
+mod account;
 mod curve;
 mod debt;
 mod growth;
 pub mod native;
 mod way_out;
 
+pub use account::{Account, Chance};
 pub use curve::{Curve, HUGE, IGNORED, LONGEST};
 pub use growth::{Attribution, Change, Grown, Shares};
-pub use way_out::{APPROACH, BUDGET, Cause, Guard, Then, WayOut};
+pub use way_out::{APPROACH, BUDGET, BadWayOut, Cause, Guard, Then, WayOut};
 
 use crate::core::event::Now;
 use cgroupfs::units::page_size;
@@ -54,6 +56,8 @@ pub struct ThrottleTotals {
     pub pulses: u64,
     /// Time tasks were held frozen.
     pub frozen: Duration,
+    /// Time that they are still to be, for growth that was not paid for yet.
+    pub debt: Duration,
     /// Longest pulse.
     pub longest: Duration,
     /// Times the way out ended throttling.
@@ -71,7 +75,8 @@ pub struct Throttle {
     high: Bytes,
     debts: Debts,
     guard: Guard,
-    /// What a charge costs at the last overage seen.
+    /// The last overage seen, and what a charge costs there.
+    overage: f64,
     sleep: Duration,
     growers: u64,
     unit: u64,
@@ -88,6 +93,7 @@ impl Throttle {
             high,
             debts: Debts::default(),
             guard: Guard::new(way_out),
+            overage: 0.0,
             sleep: Duration::ZERO,
             growers: 1,
             unit: curve.batch(),
@@ -107,8 +113,8 @@ impl Throttle {
     }
 
     /// What was done so far.
-    pub const fn totals(&self) -> ThrottleTotals {
-        self.totals
+    pub fn totals(&self) -> ThrottleTotals {
+        ThrottleTotals { debt: self.debts.due(), ..self.totals }
     }
 
     /// The high to throttle above now ([`Guard::effective`]).
@@ -153,7 +159,7 @@ impl Throttle {
     ) -> Duration {
         if self.overage(now, levels, reclaimable) <= 0.0 {
             self.debts.clear();
-            self.sleep = Duration::ZERO;
+            (self.overage, self.sleep) = (0.0, Duration::ZERO);
             return Duration::ZERO;
         }
         // Each charge is slept for at the usage it led to, not at that which all of them led to: half way,
@@ -165,7 +171,7 @@ impl Throttle {
         if unit > 0 {
             self.unit = unit;
         }
-        self.sleep = self.curve.sleep(f, self.unit);
+        (self.overage, self.sleep) = (f, self.curve.sleep(f, self.unit));
         let owed = grown.iter().map(|grown| {
             let charges = grown.pages as f64 / grown.unit.max(1) as f64;
             (grown.task, charges, self.curve.penalty(f, grown.pages, grown.unit))
@@ -255,6 +261,11 @@ impl Throttle {
     /// What a charge costs now.
     pub const fn charge_costs(&self) -> Duration {
         self.sleep
+    }
+
+    /// What this growth of one task costs it, at the last overage seen.
+    pub fn costs(&self, pages: u64, unit: u64) -> Duration {
+        self.curve.penalty(self.overage, pages, unit)
     }
 
     /// Who grew last: how many, and by how many pages at once.

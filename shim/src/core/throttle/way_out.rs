@@ -11,6 +11,8 @@
 
 use crate::core::event::Now;
 use cgroupfs::{Bytes, Limit};
+use std::fmt;
+use std::str::FromStr;
 use std::time::Duration;
 
 /// The budget unless told otherwise.
@@ -49,6 +51,76 @@ pub struct WayOut {
 impl Default for WayOut {
     fn default() -> WayOut {
         WayOut { budget: Some(BUDGET), then: Then::Release }
+    }
+}
+
+impl WayOut {
+    /// Whether a container on these terms is throttled for as long as on `other`, at the least, and killed
+    /// where that would have it killed.
+    pub fn is_as_tight_as(self, other: WayOut) -> bool {
+        let lasts = |way_out: WayOut| match way_out.then {
+            // It only tells.
+            Then::Notify => Duration::MAX,
+            Then::Release | Then::Oom => way_out.budget.unwrap_or(Duration::MAX),
+        };
+        let kills = |way_out: WayOut| way_out.then == Then::Oom && way_out.budget.is_some();
+        lasts(self) >= lasts(other) && (kills(self) || !kills(other))
+    }
+}
+
+/// A way out that does not parse. Complete for a person.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("{0}")]
+pub struct BadWayOut(String);
+
+impl FromStr for WayOut {
+    type Err = BadWayOut;
+
+    /// `release`, `oom` or `notify`, with the budget as in `release=30s` ([`BUDGET`] without), or `never`.
+    fn from_str(text: &str) -> Result<WayOut, BadWayOut> {
+        if text == "never" {
+            return Ok(WayOut { budget: None, then: Then::Release });
+        }
+        let shown = |text: &str| text.escape_default().take(64).collect::<String>();
+        let (then, time) = text.split_once('=').unwrap_or((text, "30s"));
+        let then = match then {
+            "release" => Then::Release,
+            "oom" => Then::Oom,
+            "notify" => Then::Notify,
+            _ => {
+                let text = shown(text);
+                return Err(BadWayOut(format!("'{text}' is not release, oom, notify or never")));
+            }
+        };
+        let (number, unit) =
+            time.split_at(time.find(|c: char| !c.is_ascii_digit()).unwrap_or(time.len()));
+        let scale = match unit {
+            "ms" => 1,
+            "" | "s" => 1000,
+            "m" | "min" => 60_000,
+            _ => return Err(BadWayOut(format!("'{}' is not a time, as in 30s", shown(time)))),
+        };
+        match number.parse::<u32>() {
+            Ok(n) if n > 0 => {
+                Ok(WayOut { budget: Some(Duration::from_millis(u64::from(n) * scale)), then })
+            }
+            _ => Err(BadWayOut(format!("'{}' is not a time above zero, as in 30s", shown(time)))),
+        }
+    }
+}
+
+impl fmt::Display for WayOut {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Some(budget) = self.budget else { return f.write_str("never") };
+        let then = match self.then {
+            Then::Release => "release",
+            Then::Oom => "oom",
+            Then::Notify => "notify",
+        };
+        match budget.subsec_millis() {
+            0 => write!(f, "{then}={}s", budget.as_secs()),
+            _ => write!(f, "{then}={}ms", budget.as_millis()),
+        }
     }
 }
 
@@ -180,6 +252,55 @@ mod tests {
 
     fn second(n: u64) -> Now {
         Duration::from_secs(n)
+    }
+
+    #[test]
+    fn a_way_out_has_a_policy_and_a_time() {
+        let budget = |seconds| Some(Duration::from_secs(seconds));
+        for (text, budget, then, shown) in [
+            ("release", budget(30), Then::Release, "release=30s"),
+            ("oom=5s", budget(5), Then::Oom, "oom=5s"),
+            ("notify=2m", budget(120), Then::Notify, "notify=120s"),
+            ("release=1500ms", Some(Duration::from_millis(1500)), Then::Release, "release=1500ms"),
+            ("never", None, Then::Release, "never"),
+        ] {
+            let way_out: WayOut = text.parse().unwrap();
+            assert_eq!(way_out, WayOut { budget, then }, "{text}");
+            assert_eq!(way_out.to_string(), shown);
+            assert_eq!(shown.parse(), Ok(way_out));
+        }
+        for bad in
+            ["", "release=", "release=0", "kill=1s", "oom=1h2", "never=3", "oom=99999999999s"]
+        {
+            assert!(bad.parse::<WayOut>().is_err(), "{bad}");
+        }
+    }
+
+    #[test]
+    fn one_way_out_is_as_tight_as_another_if_it_throttles_as_long_and_kills_as_well() {
+        for (tight, loose) in [
+            ("release=60s", "release=30s"),
+            ("never", "release=30s"),
+            ("notify=5s", "release=30s"),
+            ("oom=30s", "release=30s"),
+            ("never", "notify=5s"),
+            ("notify=5s", "never"),
+        ] {
+            let [tight, loose]: [WayOut; 2] = [tight, loose].map(|text| text.parse().unwrap());
+            assert!(tight.is_as_tight_as(loose), "{tight} {loose}");
+            assert!(tight.is_as_tight_as(tight));
+        }
+        for (asked, ours) in [
+            ("release=5s", "release=30s"),
+            ("oom=5s", "release=30s"),
+            ("release", "never"),
+            ("never", "oom=5s"),
+            ("notify", "oom=5s"),
+            ("release", "oom"),
+        ] {
+            let [asked, ours]: [WayOut; 2] = [asked, ours].map(|text| text.parse().unwrap());
+            assert!(!asked.is_as_tight_as(ours), "{asked} {ours}");
+        }
     }
 
     #[test]

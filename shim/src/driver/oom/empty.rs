@@ -12,6 +12,7 @@
 
 use super::Deeds;
 use super::sweep::Exits;
+use crate::core::oom::emptying::{Emptying, InFlight, Leave, Next, Seen, decide, may_lower, next};
 use crate::driver::sys;
 use crate::journal::{Deadline, Slot, Step, StepFile, Swappiness};
 use cgroupfs::files::{Access, ControlDir, Knob};
@@ -40,12 +41,29 @@ const FLIGHT_PATIENCE: Duration = Duration::from_millis(2);
 /// The guardian undoes what has stood for so long.
 const LEASE: Duration = Duration::from_millis(100);
 
-/// With more than this to be written to disk, a group is left to the sweep: reclaim that meets nothing
-/// else waits for the disk, up to 100 ms where no signal ends it.
-const MOST_DIRTY: u64 = 64 << 10;
-
 /// On so many CPUs pages on their way to a list are looked for.
 const MOST_CPUS: usize = 64;
+
+/// Why a group was not emptied. All of it is fine.
+#[derive(Debug)]
+enum NotEmpty {
+    /// It was better left.
+    Left(#[expect(dead_code, reason = "for the log")] Leave),
+    /// EINTR: its time was up. EBUSY: pages stay. EAGAIN: v2 got less. ENODEV: the group is gone.
+    Refused(#[expect(dead_code, reason = "for the log")] Errno),
+}
+
+impl From<Leave> for NotEmpty {
+    fn from(leave: Leave) -> NotEmpty {
+        NotEmpty::Left(leave)
+    }
+}
+
+impl From<Errno> for NotEmpty {
+    fn from(errno: Errno) -> NotEmpty {
+        NotEmpty::Refused(errno)
+    }
+}
 
 /// What emptying takes.
 pub(super) struct Files {
@@ -87,60 +105,82 @@ impl Files {
         })
     }
 
-    /// Empties it, unless somebody lives on in it: its memory is in use then.
-    ///
-    /// EINTR: its time was up. EBUSY: pages stay. EAGAIN: it has dirty pages, or v2 got less. ENODEV: the
-    /// group is gone. All of them are fine.
-    fn write(&self, cpus: &Cpus) -> Result<(), Errno> {
-        let gone = |error: cgroupfs::Error| error.errno().unwrap_or(Errno::ENODEV);
-        if !self.procs.read().map_err(gone)?.is_empty() {
-            return Err(Errno::EBUSY);
+    /// Empties it, unless [`decide`] has something against it: what came of that, for the log.
+    fn write(&self, cpus: &Cpus) -> Result<(), NotEmpty> {
+        match decide(self.v1, &self.look()?)? {
+            Emptying::Nothing => Ok(()),
+            Emptying::Reclaim(usage) => {
+                Ok(self.file.raw().write(usage.0.to_string().as_bytes())?)
+            }
+            Emptying::Lower { without_swap } => {
+                self.take_the_turn()?;
+                let emptied = self.lower(without_swap, cpus);
+                self.deeds.end_emptying();
+                emptied
+            }
         }
+    }
+
+    fn look(&self) -> Result<Seen, Errno> {
+        let gone = |error: cgroupfs::Error| error.errno().unwrap_or(Errno::ENODEV);
+        let peopled = !self.procs.read().map_err(gone)?.is_empty();
         let stat = self.stat.read().unwrap_or_default();
         let sum =
-            |keys: [&str; 2]| -> u64 { keys.iter().filter_map(|key| flat::get(&stat, key)).sum() };
-        if !self.v1 {
-            if sum(["file_dirty", "file_writeback"]) > MOST_DIRTY {
-                return Err(Errno::EAGAIN);
-            }
-            return match self.memory.usage().unwrap_or_default().0 {
-                0 => Ok(()),
-                usage => self.file.raw().write(usage.to_string().as_bytes()),
-            };
-        }
-        if sum(["total_dirty", "total_writeback"]) > MOST_DIRTY {
-            return Err(Errno::EAGAIN);
-        }
-        // Without a place in the journal nothing is lowered.
-        let slot = self.deeds.slot().ok_or(Errno::EPERM)?;
+            |keys: [&str; 2]| Bytes(keys.iter().filter_map(|key| flat::get(&stat, key)).sum());
+        Ok(Seen {
+            peopled,
+            to_write: sum(match self.v1 {
+                true => ["total_dirty", "total_writeback"],
+                false => ["file_dirty", "file_writeback"],
+            }),
+            anon: sum(match self.v1 {
+                true => ["total_inactive_anon", "total_active_anon"],
+                false => ["inactive_anon", "active_anon"],
+            }),
+            usage: self.memory.usage().unwrap_or_default(),
+        })
+    }
+
+    /// A task of the engine's was told to end, and has a moment for it.
+    fn take_the_turn(&self) -> Result<(), Leave> {
         let since = Instant::now();
-        while self.deeds.is_in_flight() {
+        while !self.deeds.begin_emptying() {
             if since.elapsed() > FLIGHT_PATIENCE {
-                return Err(Errno::EBUSY);
+                return Err(Leave::NotOurTurn);
             }
             std::thread::sleep(Duration::from_micros(50));
         }
-        // What could not be undone yet: what stands is not the declared value, which the journal has.
-        let before = slot.in_flight();
-        if before.step.is_some() || before.swappiness.is_some() || before.damaged {
-            return Err(Errno::EBUSY);
-        }
-        let swappiness = match sum(["total_inactive_anon", "total_active_anon"]) {
-            0 => None,
-            _ => self.without_swap(&slot),
-        };
-        self.deeds.set_emptying(true);
+        Ok(())
+    }
+
+    /// A limit of 0, once or twice. No other task lowers it meanwhile.
+    fn lower(&self, without_swap: bool, cpus: &Cpus) -> Result<(), NotEmpty> {
+        let slot = self.deeds.slot();
+        may_lower(slot.as_ref().map(|slot| {
+            let found = slot.in_flight();
+            InFlight {
+                step: found.step.is_some(),
+                swappiness: found.swappiness.is_some(),
+                damaged: found.damaged,
+            }
+        }))?;
+        let slot = slot.ok_or(Leave::NoJournal)?;
+        let swappiness = if without_swap { self.without_swap(&slot) } else { None };
         // At once: from here on the runtime's rmdir waits, and before it would win.
-        let mut emptied = self.step(&slot);
-        if emptied == Err(Errno::EBUSY) && self.pages() > 0 {
-            cpus.drain();
-            emptied = self.step(&slot);
-        }
-        if emptied == Err(Errno::EBUSY) && self.pages() == 0 {
-            // What is left is the kernel's own: it goes by itself.
-            emptied = Ok(());
-        }
-        self.deeds.set_emptying(false);
+        let mut tries = 0;
+        let emptied = loop {
+            tries += 1;
+            let busy = match self.step(&slot) {
+                Ok(()) => false,
+                Err(Errno::EBUSY) => true,
+                Err(errno) => break Err(errno.into()),
+            };
+            match next(busy, self.pages(), tries) {
+                Next::Empty => break Ok(()),
+                Next::DrainAndAgain => cpus.drain(),
+                Next::Left => break Err(Errno::EBUSY.into()),
+            }
+        };
         // A group that is used again, as systemd does, is as it was.
         if let (Some(value), Some(knob)) = (swappiness, &self.swappiness) {
             let _ = knob.raw().write(value.to_string().as_bytes());
@@ -150,9 +190,9 @@ impl Files {
     }
 
     /// What is charged to it without the kernel's own.
-    fn pages(&self) -> u64 {
+    fn pages(&self) -> Bytes {
         let kmem = self.kmem.as_ref().and_then(|knob| knob.read_u64().ok()).unwrap_or(0);
-        self.memory.usage().map_or(0, |usage| usage.0.saturating_sub(kmem))
+        self.memory.usage().unwrap_or_default().saturating_sub(Bytes(kmem))
     }
 
     fn without_swap(&self, slot: &Slot) -> Option<u64> {

@@ -16,6 +16,7 @@ mod thread;
 pub use names::kernel_path;
 
 use super::worker::Ticket;
+use crate::core::oom::emptying::Turn;
 use crate::core::oom::{Deed, Record};
 use crate::core::{Now, Report};
 use crate::journal::Slot;
@@ -27,7 +28,6 @@ use nix::sys::eventfd::{EfdFlags, EventFd};
 use std::collections::VecDeque;
 use std::os::fd::{AsFd, BorrowedFd};
 use std::path::PathBuf;
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
@@ -232,8 +232,6 @@ impl Drop for OomWatch {
 #[derive(Debug, Default)]
 pub struct Deeds {
     inner: Mutex<Inner>,
-    /// Its limit is at 0 for an instant, with nobody in it.
-    emptying: AtomicBool,
 }
 
 #[derive(Debug, Default)]
@@ -241,6 +239,8 @@ struct Inner {
     declared: Option<Limit>,
     done: VecDeque<Done>,
     flight: Option<Arc<Ticket>>,
+    /// Who may lower its limit now.
+    turn: Turn,
     slot: Option<Arc<Slot>>,
 }
 
@@ -289,17 +289,24 @@ impl Deeds {
         self.locked().slot.clone()
     }
 
-    fn is_in_flight(&self) -> bool {
-        self.locked().flight.is_some()
+    /// The limit is to be emptied's to lower, if it is nobody's now.
+    fn begin_emptying(&self) -> bool {
+        self.locked().turn.take(Turn::Emptying)
     }
 
-    fn set_emptying(&self, emptying: bool) {
-        self.emptying.store(emptying, Ordering::SeqCst);
+    fn end_emptying(&self) {
+        self.locked().turn.give_back(Turn::Emptying);
     }
 
-    /// What stands as its limit is not to be taken for anybody's.
+    /// What stands as its limit is not to be taken for anybody's: it is at 0 for an instant, with nobody in it.
     pub(super) fn is_emptying(&self) -> bool {
-        self.emptying.load(Ordering::SeqCst)
+        self.locked().turn == Turn::Emptying
+    }
+
+    /// A task of the engine's is about to be started: false while the container is being emptied, and then it
+    /// is not to be.
+    pub(super) fn begin_flight(&self) -> bool {
+        self.locked().turn.take(Turn::Engine)
     }
 
     /// A job is under way.
@@ -307,9 +314,13 @@ impl Deeds {
         self.locked().flight = Some(ticket);
     }
 
-    /// It has ended.
+    /// The task has ended, or was not started.
     pub(super) fn ended(&self, report: Option<&Report>) {
-        self.locked().flight = None;
+        {
+            let mut inner = self.locked();
+            inner.flight = None;
+            inner.turn.give_back(Turn::Engine);
+        }
         if let Some(report) = report {
             let lowers = matches!(
                 report.strategy,

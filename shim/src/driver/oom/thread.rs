@@ -67,6 +67,8 @@ struct Watched {
     /// v2: `oom` of the group itself and of its subtree, as read last.
     ooms: (u64, u64),
     gone: bool,
+    /// How often it was signalled that nobody had heard when it was found gone; removal is one of those.
+    unheard: u64,
     /// Its init has exited; what it leaves is somebody's to sweep.
     ended: bool,
 }
@@ -364,7 +366,8 @@ impl Watcher {
         }
         let own = subject.levels.first().copied().unwrap_or_default();
         let ooms = (own.oom_local.unwrap_or(0), own.oom.unwrap_or(0));
-        let watched = Watched { group, above: ids, watch, ooms, gone: false, ended: false };
+        let watched =
+            Watched { group, above: ids, watch, ooms, gone: false, unheard: 0, ended: false };
         self.groups.insert(key, Box::new(watched));
         self.queue.push_back(Event::Watch(key, Box::new(subject)));
         if let Some(pid) = identity.init {
@@ -439,12 +442,17 @@ impl Watcher {
 
     fn own(&mut self, key: u64) {
         let Some(watched) = self.groups.get_mut(&key) else { return };
-        if let Some(oom) = &watched.group.oom {
-            oom.take();
-        }
-        // The signal comes at removal too; then there is nothing to read any more.
-        if watched.group.group.is_gone() {
-            return self.vanished(key);
+        let signals = watched.group.oom.as_ref().map_or(0, Notification::signals);
+        // The signal comes at removal too, once; then there is nothing to read any more.
+        if watched.gone || watched.group.group.is_gone() {
+            let before = watched.unheard;
+            watched.unheard += signals;
+            let ran_out = before < 2 && watched.unheard >= 2;
+            self.vanished(key);
+            if ran_out {
+                self.queue.push_back(Event::RanOut(key));
+            }
+            return;
         }
         // The kill follows the signal.
         watched.group.remember_members();
@@ -618,9 +626,7 @@ impl Watcher {
         if std::mem::replace(&mut watched.gone, true) {
             return;
         }
-        if let Some(oom) = watched.group.oom.take() {
-            let _ = self.epoll.delete(oom.as_fd());
-        }
+        // Its eventfd is heard until it is forgotten: what was signalled before it was removed may be yet to be read.
         self.queue.push_back(Event::Vanished(key));
         self.ended(key);
     }

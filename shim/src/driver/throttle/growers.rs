@@ -1,11 +1,11 @@
 //! Which tasks grow: all of a container's are looked at now and then, those that grow are moved into the
 //! group that is frozen, and looked at in every pulse.
 
-use crate::core::throttle::{Change, HUGE};
+use crate::core::throttle::{Account, Chance, Change, Grown, HUGE};
 use cgroupfs::files::ControlDir;
 use cgroupfs::freezer::{self, Freezer, FreezerGroup, Kind};
 use cgroupfs::memory::Memory;
-use cgroupfs::procfs::{Task, TaskStat};
+use cgroupfs::procfs::{Task, TaskStat, ran_and_slept};
 use cgroupfs::{Bytes, Cgroup, Result};
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;
@@ -14,6 +14,10 @@ use std::time::{Duration, Instant};
 
 /// A task that faulted in so many pages between two scans grows.
 const GROWS: u64 = 16;
+
+/// Unless it has not faulted in so many in its life, nor has so many times eight resident: a probe that somebody
+/// runs in the container, a `runc init`. In windows of less than a millisecond it would take seconds to start.
+const START: u64 = 2048;
 
 /// Where growth is not explained by faults, a task that was in the kernel for so many clock ticks
 /// between two scans is taken for who writes.
@@ -44,9 +48,12 @@ const DEEPEST: usize = 16;
 
 /// A task that was moved.
 struct Grower {
-    task: Task,
+    task: Arc<Task>,
     last: TaskStat,
     idle: u32,
+    account: Account,
+    /// CPU time and sleeps, when it was last looked at in a window without growth.
+    ran: Option<(Duration, u64)>,
     /// When it was last seen at work in the kernel.
     worked: TaskStat,
     /// It has not run since, or hardly, but would: others had the CPUs.
@@ -56,8 +63,22 @@ struct Grower {
 }
 
 impl Grower {
-    fn new(task: Task, stat: TaskStat, suspect: Option<(TaskStat, Bytes)>) -> Grower {
-        Grower { task, last: stat, idle: 0, worked: stat, waits: false, suspect }
+    fn new(
+        task: Task,
+        last: TaskStat,
+        suspect: Option<(TaskStat, Bytes)>,
+        debt: Duration,
+    ) -> Grower {
+        Grower {
+            task: Arc::new(task),
+            last,
+            idle: 0,
+            account: Account::owing(debt),
+            ran: None,
+            worked: last,
+            waits: false,
+            suspect,
+        }
     }
 
     /// Whether it had no turn since it was seen at work, by what was read now.
@@ -145,12 +166,13 @@ impl Growers {
 
     /// Looks at all tasks of the container, and moves those into `group` that grew since the last scan;
     /// with `unexplained`, those too that were in the kernel for long; all of them, if there are no more than
-    /// `few`. How many were moved.
+    /// `few`. They come owing what this growth `costs`. How many were moved.
     pub(super) fn scan(
         &mut self,
         group: &FreezerGroup,
         unexplained: bool,
         few: usize,
+        costs: impl Fn(u64) -> Duration,
     ) -> Result<usize> {
         let start = Instant::now();
         let mut tids = Vec::new();
@@ -167,15 +189,17 @@ impl Growers {
             if let Some(before) = self.seen.get(&tid)
                 && before.starttime == stat.starttime
             {
-                let faulted = grew(before, &stat);
+                let new = stat.faults() < START && stat.rss < START * 8;
+                let faulted = !new && grew(before, &stat);
                 let writes = unexplained && stat.stime.saturating_sub(before.stime) >= WRITES;
                 if (faulted || writes) && stat.state != b'Z' {
-                    growing.push((task, stat, false));
+                    let debt = costs(stat.faults().saturating_sub(before.faults()));
+                    growing.push((task, stat, false, debt));
                     continue;
                 }
             }
             if all {
-                growing.push((task, stat, true));
+                growing.push((task, stat, true, Duration::ZERO));
                 continue;
             }
             seen.insert(tid, stat);
@@ -184,7 +208,7 @@ impl Growers {
         let mut moved = 0;
         self.strangers = 0;
         let usage = self.usage();
-        for (task, stat, suspect) in growing {
+        for (task, stat, suspect, debt) in growing {
             let tid = task.tid();
             if !self.freezer.path_of(tid).is_ok_and(|path| path == self.home) {
                 self.strangers += 1;
@@ -193,7 +217,7 @@ impl Growers {
             if group.take(tid)? {
                 moved += 1;
                 let suspect = suspect.then_some((stat, usage));
-                self.moved.insert(tid, Grower::new(task, stat, suspect));
+                self.moved.insert(tid, Grower::new(task, stat, suspect, debt));
             }
         }
         // Children and threads of those that were moved are in the group from their birth.
@@ -214,7 +238,7 @@ impl Growers {
             {
                 self.seen.remove(&tid);
                 let suspect = suspects.map(|usage| (last, usage));
-                self.moved.insert(tid, Grower::new(task, last, suspect));
+                self.moved.insert(tid, Grower::new(task, last, suspect, Duration::ZERO));
             }
         }
         Ok(())
@@ -276,6 +300,10 @@ impl Growers {
 
     fn return_to_home(&mut self, group: &FreezerGroup, tids: &[u32]) -> Result<()> {
         for tid in tids {
+            // Each move waits for a grace period, and somebody may be waiting for us to let it die.
+            if self.killed() {
+                break;
+            }
             group.give_back(*tid)?;
             if let Some(grower) = self.moved.remove(tid) {
                 self.seen.insert(*tid, grower.last);
@@ -314,7 +342,32 @@ impl Growers {
         changes
     }
 
-    /// Gives those back that have not grown for a while, and may run again; how many.
+    /// A window is over in which they grew by this: what each of them owes for it by `costs`.
+    pub(super) fn account(&mut self, grown: &[Grown], costs: impl Fn(&Grown) -> Duration) {
+        for (tid, grower) in &mut self.moved {
+            let own = grown.iter().find(|grown| grown.task == *tid);
+            let pages = own.map_or(0, |grown| grown.pages);
+            let before = std::mem::take(&mut grower.ran);
+            // Of those that grow nobody asks why they do not.
+            grower.ran = if pages < GROWS { ran_and_slept(*tid) } else { None };
+            let chance = match (before, grower.ran) {
+                (Some(before), Some(now)) => Chance {
+                    ran: now.0.saturating_sub(before.0),
+                    slept: now.1.saturating_sub(before.1),
+                },
+                _ => Chance::default(),
+            };
+            grower.account.window(pages, own.map_or(Duration::ZERO, &costs), chance);
+        }
+    }
+
+    /// They were frozen for so long.
+    pub(super) fn paid(&mut self, time: Duration) {
+        self.moved.values_mut().for_each(|grower| grower.account.frozen(time));
+    }
+
+    /// Gives those back that grow no more and have paid for what they grew by, and those that have done nothing
+    /// for long; they may run again. How many.
     pub(super) fn give_back_idle(&mut self, group: &FreezerGroup) -> Result<usize> {
         // With the unified freezer a move takes the whole process: the others may still grow.
         if group.kind() == Kind::Unified {
@@ -323,11 +376,18 @@ impl Growers {
         let idle: Vec<u32> = self
             .moved
             .iter()
-            .filter(|(_, grower)| grower.idle >= IDLE_WINDOWS)
+            .filter(|(_, grower)| grower.idle >= IDLE_WINDOWS || grower.account.is_settled())
             .map(|(tid, _)| *tid)
             .collect();
         self.return_to_home(group, &idle)?;
         Ok(idle.len())
+    }
+
+    /// A task of each process.
+    pub(super) fn processes(&self) -> impl Iterator<Item = Arc<Task>> {
+        let mut pids = BTreeSet::new();
+        let tasks = self.moved.values().map(|grower| grower.task.clone());
+        tasks.filter(move |task| pids.insert(task.pid()))
     }
 
     /// Whether one of them has been killed, and cannot die because it is frozen.

@@ -3,7 +3,7 @@
 
 use super::near::{Ground, Near, near};
 use super::pulser::{Order, Report, Terms};
-use super::{Control, ThrottleConfig, ThrottleEvent};
+use super::{Control, EVENTS, ThrottleConfig, ThrottleEvent};
 use crate::core::floor::Floor;
 use crate::core::throttle::{Curve, Level, Throttle, ThrottleTotals};
 use crate::driver::worker::survey;
@@ -333,7 +333,9 @@ impl Manager {
     }
 
     pub(super) fn tell(&self, event: ThrottleEvent) {
-        let _ = self.events.try_send(event);
+        if self.events.len() < EVENTS {
+            let _ = self.events.try_send(event);
+        }
         let _ = self.wake.write(1);
     }
 

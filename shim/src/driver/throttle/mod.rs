@@ -10,12 +10,14 @@
 //! | `near.rs` | has the group ready by then, with the tasks in it that may grow | in the manager's thread |
 //! | `pulses.rs` | who grew, what is owed ([`crate::core::throttle`]), killed tasks, the way out | there, too |
 //! | `growers.rs` | which tasks those are | there, too |
+//! | `look.rs` | stops all of a container by the same means, for a look before an OOM kill | normal |
 //!
 //! The container's own freezer state is never written, and while its runtime has it paused nothing is
 //! done. On every way out, a panic included, the growers are thawed and moved back, and the group is
 //! removed.
 
 mod growers;
+mod look;
 mod manager;
 mod near;
 mod pulser;
@@ -28,8 +30,11 @@ use cgroupfs::freezer::Freezer;
 use cgroupfs::memory::Memory;
 use cgroupfs::procfs::Task;
 use cgroupfs::{Bytes, Cgroup, Error, Limit, Op, Result};
-use crossbeam_channel::{Receiver, bounded};
+use crossbeam_channel::{Receiver, unbounded};
+pub(super) use look::Look;
 use manager::Manager;
+pub(super) use near::near;
+pub use near::remove_left;
 use nix::errno::Errno;
 use nix::sys::eventfd::{EfdFlags, EventFd};
 use nix::time::{ClockId, clock_getres};
@@ -84,6 +89,8 @@ pub struct ThrottleConfig {
     pub journal: Arc<dyn FreezeJournal>,
     /// Nobody is in the group yet, and this process starts who comes: made ready at once ([`Throttler::door`]).
     pub ahead: bool,
+    /// The hierarchy with the freezer; looked for if `None`.
+    pub freezer: Option<Freezer>,
 }
 
 impl ThrottleConfig {
@@ -97,6 +104,7 @@ impl ThrottleConfig {
             reclaims: false,
             journal: Arc::new(Unrecorded),
             ahead: false,
+            freezer: None,
         }
     }
 }
@@ -202,8 +210,8 @@ impl Throttler {
     /// # Errors
     /// [`Error::NoController`] where there is no freezer; [`Error::Refused`] without threads or
     /// descriptors; what opening the memory group gives.
-    pub fn start(config: ThrottleConfig) -> Result<Throttler> {
-        let freezer = Freezer::find()?;
+    pub fn start(mut config: ThrottleConfig) -> Result<Throttler> {
+        let freezer = config.freezer.take().map_or_else(Freezer::find, Ok)?;
         let memory = super::open_memory(&config.group)?;
         let at = config.group.path().to_path_buf();
         let no = |errno| Error::refused(Op::Watch, &at, errno);
@@ -216,7 +224,8 @@ impl Throttler {
             totals: Mutex::default(),
         });
         let wake = Arc::new(event().map_err(no)?);
-        let (tell, events) = bounded(EVENTS);
+        // Bounded by who tells: a channel that is made with its bound has memory for all of it.
+        let (tell, events) = unbounded();
         let ahead = config.ahead;
         let manager =
             Manager::new(config, memory, freezer, curve(), control.clone(), tell, wake.clone());

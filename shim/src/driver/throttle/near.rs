@@ -41,7 +41,7 @@ pub(super) struct Near {
 }
 
 /// The usage from which on it is made ready.
-pub(super) fn near(high: Bytes) -> Bytes {
+pub(in super::super) fn near(high: Bytes) -> Bytes {
     high.saturating_sub(APPROACH.max(Bytes(high.0 / 8))).max(Bytes(high.0 / 8))
 }
 
@@ -67,12 +67,14 @@ impl Near {
         let Some(home) = home else { return Ok(None) };
         let mut near = Near::make(ground, outside(home, &config.group))?;
         let Near { growers, group, .. } = &mut near;
-        if growers.scan(group, false, FEW)? == 0 {
+        // Below high nothing is owed.
+        let free = |_| Duration::ZERO;
+        if growers.scan(group, false, FEW, free)? == 0 {
             // Too many: who grows has to be found out. Those that have no CPU right now show only after a
             // while.
             for pause in [1, 4, 10] {
                 std::thread::sleep(Duration::from_millis(pause));
-                growers.scan(group, false, 0)?;
+                growers.scan(group, false, 0, free)?;
                 if ground.memory.usage()? >= config.high {
                     break;
                 }
@@ -91,7 +93,8 @@ impl Near {
         let Ground { config, freezer, .. } = *ground;
         let parent = Arc::new(freezer.open(&home)?);
         sweep(freezer.kind, &parent, config.group.inode());
-        let group = FreezerGroup::create(freezer.kind, parent, &name(ground, &home))?;
+        let name = name(freezer, &config.group, &home);
+        let group = FreezerGroup::create(freezer.kind, parent, &name)?;
         config.journal.place(group.path(), group.inode())?;
         let parked = Parked::new(freezer).unwrap_or_else(|error| {
             log::debug!("{error}: freezes take a little longer");
@@ -136,18 +139,18 @@ impl Near {
 
 /// `cgshim` beneath a container's own group. Where others may be in the same freezer group (the root, or our
 /// own) our pid and the memory group's inode tell ours from theirs.
-fn name(ground: &Ground<'_>, home: &Path) -> String {
-    let shared = home == ground.freezer.mount_point
-        || ground.freezer.path_of(std::process::id()).is_ok_and(|own| own == home);
+pub(super) fn name(freezer: &Freezer, container: &Cgroup, home: &Path) -> String {
+    let shared = home == freezer.mount_point
+        || freezer.path_of(std::process::id()).is_ok_and(|own| own == home);
     match shared {
-        true => format!("cgshim-{}-{}", std::process::id(), ground.config.group.inode()),
+        true => format!("cgshim-{}-{}", std::process::id(), container.inode()),
         false => FREEZER_CHILD.into(),
     }
 }
 
 /// The group that a container was started in, from where its tasks are: an enforcer that was killed leaves
 /// them in its group, and one within the other, restart for restart, is no place for them.
-fn outside(home: PathBuf, container: &Cgroup) -> PathBuf {
+pub(super) fn outside(home: PathBuf, container: &Cgroup) -> PathBuf {
     let name = |path: &Path| path.file_name().and_then(OsStr::to_str).map(str::to_owned);
     let ours = match name(&home) {
         // Unless that is what the container itself is called.
@@ -170,9 +173,24 @@ fn left_by(name: &str) -> Option<(i32, Option<u64>)> {
     Some((pid.parse().ok()?, inode.and_then(|inode| inode.parse().ok())))
 }
 
+/// Removes the groups that throttles of processes that are no more left in the hierarchy's root and in our own
+/// group, where nobody is in them.
+pub fn remove_left() {
+    let Ok(freezer) = Freezer::find() else { return };
+    let own = freezer.path_of(std::process::id()).ok();
+    let mut homes = vec![freezer.mount_point.clone()];
+    homes.extend(own.filter(|own| *own != freezer.mount_point));
+    for home in homes {
+        if let Ok(parent) = freezer.open(&home) {
+            // 0 is no group's inode: nobody is moved.
+            sweep(freezer.kind, &Arc::new(parent), 0);
+        }
+    }
+}
+
 /// Removes what is left of throttles whose process was killed: those of this container, whose tasks go back
 /// where they were, and others' whose tasks have ended since.
-fn sweep(kind: Kind, parent: &Arc<Cgroup>, container: u64) {
+pub(super) fn sweep(kind: Kind, parent: &Arc<Cgroup>, container: u64) {
     for name in parent.children().unwrap_or_default() {
         let Some((pid, inode)) = left_by(&name) else { continue };
         if kill(Pid::from_raw(pid), None) != Err(Errno::ESRCH) {

@@ -17,13 +17,14 @@ use cgroupfs::Bytes;
 use cgroupfs::events::Notification;
 use cgroupfs::freezer::Switch;
 use cgroupfs::memory::Memory;
+use cgroupfs::procfs::Task;
 use crossbeam_channel::{Receiver, Sender, bounded};
 use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, ppoll};
 use nix::sys::eventfd::{EfdFlags, EventFd};
 use nix::sys::time::TimeSpec;
 use std::os::fd::{AsFd, BorrowedFd};
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
@@ -49,6 +50,17 @@ const CHANCE: Duration = Duration::from_millis(2);
 /// A group that has not grown by [`GROWS`] for so long is quiet: its windows are no longer timed.
 const QUIET: Duration = Duration::from_millis(300);
 const GROWS: Bytes = Bytes::kib(64);
+
+/// How often a task that has been killed is looked for in a pulse: it cannot die frozen.
+const KILLED: Duration = Duration::from_millis(10);
+
+/// How long it is given to die, and for how long nobody is waited for any more when that was not enough: it
+/// waits for a disk, say.
+const DYING: Duration = Duration::from_millis(20);
+const PATIENCE: Duration = Duration::from_secs(1);
+
+/// No more processes are looked at.
+const WATCHED: usize = 128;
 
 /// What a window is timed by.
 #[derive(Debug, Clone, Copy)]
@@ -90,8 +102,8 @@ pub(super) enum Report {
     /// Frozen, as pulse number so-and-so, with usage at this then; the group had grown by so much since
     /// it was thawed last.
     Frozen { pulse: u64, at: Instant, usage: Bytes, grown: Bytes },
-    /// Thawed again, after so long; how much later than was due.
-    Thawed { at: Instant, frozen: Duration, late: Duration },
+    /// Thawed again, after so long; how much later than was due. Or sooner, as somebody was killed.
+    Thawed { at: Instant, frozen: Duration, late: Duration, killed: bool },
     /// It does not grow any more, or is back at high: the thread waits for an order.
     Quiet,
     /// Nothing is frozen, as ordered.
@@ -106,6 +118,7 @@ pub(super) struct Pulser {
     reports: Receiver<Report>,
     kick: Arc<EventFd>,
     wake: Arc<EventFd>,
+    watched: Arc<Mutex<Vec<Arc<Task>>>>,
     thread: Option<JoinHandle<()>>,
     /// Whether it runs at real-time priority; the errno if that was refused.
     pub(super) real_time: Result<(), Errno>,
@@ -121,6 +134,10 @@ struct Pulse {
     reports: Sender<Report>,
     kick: Arc<EventFd>,
     wake: Arc<EventFd>,
+    /// A task of each process that is frozen.
+    watched: Arc<Mutex<Vec<Arc<Task>>>>,
+    /// Nobody who has been killed is waited for until then.
+    impatient: Option<Instant>,
     pulse: u64,
     /// The last pulse was shorter than any that is due.
     short: bool,
@@ -143,6 +160,7 @@ impl Pulser {
         let (report, reports) = bounded(64);
         let event = || EventFd::from_flags(EfdFlags::EFD_CLOEXEC | EfdFlags::EFD_NONBLOCK);
         let (kick, wake) = (Arc::new(event()?), Arc::new(event()?));
+        let watched = Arc::new(Mutex::new(Vec::new()));
         let pulse = Pulse {
             switch,
             memory,
@@ -152,6 +170,8 @@ impl Pulser {
             reports: report,
             kick: kick.clone(),
             wake: wake.clone(),
+            watched: watched.clone(),
+            impatient: None,
             pulse: 0,
             short: false,
             pace: FASTEST,
@@ -168,7 +188,18 @@ impl Pulser {
             })
             .map_err(|_| Errno::EAGAIN)?;
         let real_time = real_time.recv().unwrap_or(Err(Errno::ESRCH));
-        Ok(Pulser { orders: order, reports, kick, wake, thread: Some(thread), real_time })
+        let thread = Some(thread);
+        Ok(Pulser { orders: order, reports, kick, wake, watched, thread, real_time })
+    }
+
+    /// Has it look at these, a task of each process, whether they have been killed.
+    pub(super) fn watch(&self, tasks: impl Iterator<Item = Arc<Task>>) {
+        let tasks: Vec<_> = tasks.take(WATCHED).collect();
+        let mut watched = self.watched.lock().unwrap_or_else(PoisonError::into_inner);
+        let before = std::mem::replace(&mut *watched, tasks);
+        drop(watched);
+        // Files are closed while nobody waits for us.
+        drop(before);
     }
 
     /// Readable when there is a report.
@@ -374,12 +405,17 @@ impl Pulse {
         }
         self.say(Report::Frozen { pulse, at, usage: due.usage, grown: due.grown });
         let mut until = at + due.length;
+        let mut killed = false;
         let next = loop {
             let left = until.saturating_duration_since(Instant::now());
             if left == Duration::ZERO {
                 break None;
             }
-            match self.next_order(Some(left), None) {
+            match self.next_order(Some(left.min(KILLED)), None) {
+                None if self.somebody_is_killed() => {
+                    killed = true;
+                    break None;
+                }
                 Some(Order::ThawAt(number, when, new)) if number == pulse => {
                     let longer = when > until;
                     until = when.min(at + LONGEST);
@@ -395,10 +431,32 @@ impl Pulse {
         };
         drop(thawed);
         let now = Instant::now();
+        if killed {
+            self.let_die(now);
+        }
         self.short = now - at < IGNORED / 2;
         let late = now.saturating_duration_since(until);
-        self.say(Report::Thawed { at: now, frozen: now - at, late });
+        self.say(Report::Thawed { at: now, frozen: now - at, late, killed });
         next.map_or(Ok(()), Err)
+    }
+
+    fn somebody_is_killed(&self) -> bool {
+        if self.impatient.is_some_and(|until| Instant::now() < until) {
+            return false;
+        }
+        // Whoever holds the lock may not have a CPU.
+        let Ok(watched) = self.watched.try_lock() else { return false };
+        watched.iter().any(|task| task.stat().is_some_and(|stat| stat.killed()))
+    }
+
+    /// Lets those run who have been killed, as a window may be too short to die in.
+    fn let_die(&mut self, start: Instant) {
+        while start.elapsed() < DYING && self.somebody_is_killed() {
+            std::thread::sleep(Duration::from_millis(1));
+        }
+        if self.somebody_is_killed() {
+            self.impatient = Some(Instant::now() + PATIENCE);
+        }
     }
 
     /// Waits for an order, or that a threshold is crossed, `patience` at most.

@@ -2,7 +2,6 @@
 //! tells the real-time thread for how long to freeze.
 
 use super::ThrottleEvent;
-use super::growers::Growers;
 use super::manager::{Manager, Woken};
 use super::near::Near;
 use super::pulser::{Order, Report};
@@ -19,11 +18,11 @@ use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use std::time::{Duration, Instant};
 
-/// How often a task that has been killed is looked for in a pulse.
-const KILLED: Duration = Duration::from_millis(10);
+/// How often usage is looked at in a pulse.
+const LOOK: Duration = Duration::from_millis(10);
 
-/// How long a task that has been killed is given to die.
-const DYING: Duration = Duration::from_millis(20);
+/// A thaw that was late by more is worth a line in the log.
+const LATE: Duration = Duration::from_millis(20);
 
 /// A pulse that has not reached FROZEN by then is thawed: somebody waits for a disk, with others
 /// frozen who may be needed for that. (Measured on 6.18: 0.34 ms in the median, 62 ms once.)
@@ -73,14 +72,17 @@ impl Manager {
                         }
                         Pulse::Unfrozen => {
                             pulsing = None;
-                            if let Some(woken) = self.let_run(at, UNFROZEN_PAUSE, |_| true)? {
+                            if let Some(woken) = self.let_run(at, UNFROZEN_PAUSE)? {
                                 return Ok(woken);
                             }
                         }
                     }
                 }
-                Some(Report::Thawed { frozen, at: when, late }) => {
-                    if late > DYING {
+                Some(Report::Thawed { frozen, at: when, late, killed }) => {
+                    if killed {
+                        self.core.cut_short();
+                    }
+                    if late > LATE {
                         log::debug!("thawed {late:?} after it was due");
                     }
                     pulsing = None;
@@ -97,16 +99,10 @@ impl Manager {
                     if !at.pulser.is_alive() {
                         return Err(at.group.refused("THAWED", Errno::ESRCH));
                     }
-                    if let Some((pulse, when)) = pulsing
-                        && self.watch_pulse(at, pulse, when)?
-                    {
-                        pulsing = None;
-                        if let Some(woken) = self.let_run(at, DYING, Growers::killed)? {
-                            return Ok(woken);
-                        }
-                        continue;
+                    if let Some((pulse, when)) = pulsing {
+                        self.watch_pulse(at, pulse, when)?;
                     }
-                    let patience = pulsing.map(|_| KILLED);
+                    let patience = pulsing.map(|_| LOOK);
                     self.poll(&[at.pulser.wake_fd()], patience);
                 }
             }
@@ -120,7 +116,7 @@ impl Manager {
         while start.elapsed() < SETTLED && at.pulser.is_alive() {
             match at.pulser.report() {
                 Some(Report::Parked) => break,
-                Some(Report::Thawed { frozen, at: when, late }) => {
+                Some(Report::Thawed { frozen, at: when, late, .. }) => {
                     let _ = self.thawed(at, when, frozen, late);
                 }
                 Some(_) => {}
@@ -165,7 +161,8 @@ impl Manager {
         if (unexplained || at.growers.len() == 0) && at.growers.may_scan(SCAN / 10)
             || at.growers.may_scan(SCAN)
         {
-            at.growers.scan(&at.group, unexplained, 0)?;
+            let batch = self.core.curve().batch();
+            at.growers.scan(&at.group, unexplained, 0, |pages| self.core.costs(pages, batch))?;
             if at.growers.strangers() > 0 && !std::mem::replace(&mut self.told_strangers, true) {
                 self.tell(ThrottleEvent::Strangers(at.growers.strangers()));
             }
@@ -176,6 +173,7 @@ impl Manager {
         let levels = self.levels(usage);
         let reclaimable = self.reclaimable();
         let due = self.core.window(self.start.elapsed(), &levels, reclaimable, &shares.grown);
+        at.growers.account(&shares.grown, |grown| self.core.costs(grown.pages, grown.unit));
         if at.elsewhere || at.group.container_state()? != State::Thawed {
             return Ok(Pulse::Paused);
         }
@@ -194,44 +192,34 @@ impl Manager {
         }
         let terms = self.terms(due)?;
         at.pulser.order(Order::ThawAt(pulse, when + due, terms));
+        at.pulser.watch(at.growers.processes());
         at.growers.sift(&at.group)?;
+        at.growers.give_back_idle(&at.group)?;
         Ok(Pulse::Due)
     }
 
-    /// A pulse goes on: usage may be down again. True: somebody has been killed, and cannot die frozen.
-    fn watch_pulse(&mut self, at: &mut Near, pulse: u64, when: Instant) -> Result<bool> {
-        if at.growers.killed() {
-            self.core.cut_short();
-            return Ok(true);
-        }
+    /// A pulse goes on: usage may be down again.
+    fn watch_pulse(&mut self, at: &mut Near, pulse: u64, when: Instant) -> Result<()> {
         let usage = self.memory.usage()?;
         // All growers are frozen: somebody else is one too.
-        if usage.saturating_sub(at.frozen_at) >= STRANGE && at.growers.may_scan(KILLED) {
-            at.growers.scan(&at.group, true, 0)?;
+        if usage.saturating_sub(at.frozen_at) >= STRANGE && at.growers.may_scan(LOOK) {
+            let batch = self.core.curve().batch();
+            at.growers.scan(&at.group, true, 0, |pages| self.core.costs(pages, batch))?;
             at.frozen_at = usage;
         }
         if self.effective(usage).is_none_or(|high| usage <= high) || when.elapsed() > LONGEST {
             let terms = self.terms(LONGEST)?;
             at.pulser.order(Order::ThawAt(pulse, Instant::now(), terms));
         }
-        Ok(false)
+        Ok(())
     }
 
-    /// Thaws for as long as something holds of the growers, `patience` at most. For tasks that have been
-    /// killed, say: a window may be too short to die in.
-    fn let_run(
-        &mut self,
-        at: &mut Near,
-        patience: Duration,
-        holds: fn(&Growers) -> bool,
-    ) -> Result<Option<Woken>> {
+    /// Thaws for so long: a window may be too short for a task that waits for a disk.
+    fn let_run(&mut self, at: &mut Near, patience: Duration) -> Result<Option<Woken>> {
         if self.settle(at) == Woken::Stop {
             return Ok(Some(Woken::Stop));
         }
-        let start = Instant::now();
-        while start.elapsed() < patience && holds(&at.growers) {
-            std::thread::sleep(Duration::from_millis(1));
-        }
+        std::thread::sleep(patience);
         at.pulser.order(Order::Open(self.terms(Duration::ZERO)?));
         Ok(None)
     }
@@ -249,7 +237,7 @@ impl Manager {
         self.publish();
         let since = when.checked_sub(frozen).unwrap_or(when);
         self.tell(ThrottleEvent::Pulse { since, frozen, late });
-        at.growers.give_back_idle(&at.group)?;
+        at.growers.paid(frozen);
         let Some(then) = then else { return Ok(false) };
         let cause = cause(&*self.memory, self.config.high);
         self.tell(ThrottleEvent::WayOut(then, cause, self.core.stalled()));

@@ -14,7 +14,7 @@ use cgroupfs::{Bytes, Limit, MemoryHierarchy};
 use cgshim::core::throttle::WayOut;
 use cgshim::core::{Notice, OomPolicy, WatermarkSpec};
 use cgshim::driver::oom::{Identity, OomOptions, OomWatch};
-use cgshim::driver::{Engine, Happened, Key, Policy};
+use cgshim::driver::{Engine, Happened, Key, OomHold, Policy};
 use child::Child;
 pub(crate) use child::Ended;
 use group::RunGroup;
@@ -224,14 +224,20 @@ pub(crate) fn execute(mut spec: Spec) -> Result<Finished, Failure> {
     let mut door = None;
     if let Some(key) = key {
         recorder.marks(engine.watermarks(key));
-        if spec.throttle && !spec.off {
+        let freezes = matches!(spec.oom, OomPolicy::Freeze(_)) && group.version() == Version::V1;
+        if spec.throttle && !spec.off && !freezes {
             match engine.throttle_ahead(key, spec.way_out) {
                 Ok(opened) => door = opened,
                 Err(error) => log::warn!("growth above {} is not throttled: {error}", spec.high),
             }
         }
-        if let OomPolicy::Hold(longest) = spec.oom
-            && let Err(error) = engine.hold(key, Some((longest, None)))
+        let hold = match spec.oom {
+            OomPolicy::Hold(longest) => Some(OomHold::Raise(longest, None)),
+            OomPolicy::Freeze(longest) => Some(OomHold::Freeze(longest)),
+            OomPolicy::Kill | OomPolicy::Group => None,
+        };
+        if hold.is_some()
+            && let Err(error) = engine.hold(key, hold)
         {
             log::warn!("the OOM killer is not held off: {error}");
         }

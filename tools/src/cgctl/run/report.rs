@@ -67,6 +67,8 @@ pub(crate) struct Reclaim {
 pub(crate) struct Throttle {
     pub(crate) pulses: u64,
     pub(crate) frozen_ms: u64,
+    /// Time that its tasks were still to be frozen at the end, for growth that was not paid for.
+    pub(crate) debt_ms: u64,
     pub(crate) released: u64,
 }
 
@@ -129,6 +131,7 @@ pub(super) fn build(
         throttle: Throttle {
             pulses: recorder.throttled.pulses,
             frozen_ms: recorder.throttled.frozen.as_millis() as u64,
+            debt_ms: recorder.throttled.debt.as_millis() as u64,
             released: recorder.throttled.released,
         },
         direct_reclaim: match hierarchy.version {

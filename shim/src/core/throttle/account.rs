@@ -1,0 +1,129 @@
+//! One task's own account: what it owes by itself, and whether it grows when it gets to run.
+//!
+//! All tasks in a pulse are frozen for as long as the one that owes most. A task that has grown little
+//! pays for others there, which the kernel would not ask of it: as soon as it has been frozen for all that
+//! it owes, and was seen to run without growing, it has no business in the pulse any more.
+//!
+//! That it did not grow in a window says nothing alone: with more growers than CPUs one of them gets none
+//! in many a window, and let go it would grow at the speed of memory until it is found again. So it has to
+//! have run: for [`RAN`], or until it went to sleep by itself.
+
+use std::time::Duration;
+
+/// Who grows by less than so many pages in a stretch does not grow in it.
+const LITTLE: u64 = 16;
+
+/// CPU time that is a stretch. At memset speed a task grows by a thousand pages in it, in an emulated
+/// machine by a hundred.
+const RAN: Duration = Duration::from_millis(1);
+
+/// A task that is frozen is put to sleep once by that; more often in a window: it slept by itself.
+const SLEPT: u64 = 2;
+
+/// So many stretches in a row without growth: it has stopped. One may have waited for a lock.
+const CALM: u32 = 4;
+
+/// What a task did since it was last looked at.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Chance {
+    /// How long it had a CPU.
+    pub ran: Duration,
+    /// How often it slept, being frozen included (`voluntary_ctxt_switches`).
+    pub slept: u64,
+}
+
+/// The account.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct Account {
+    /// Nanoseconds owed; negative: frozen for longer than it owed.
+    owed: i64,
+    /// Since the last stretch ended.
+    ran: Duration,
+    pages: u64,
+    calm: u32,
+}
+
+impl Account {
+    /// Of one that comes with this debt.
+    pub fn owing(debt: Duration) -> Account {
+        Account { owed: nanos(debt), ..Account::default() }
+    }
+
+    /// A window is over, in which it grew by so many pages and owes this for them.
+    pub fn window(&mut self, pages: u64, penalty: Duration, chance: Chance) {
+        self.owed = self.owed.saturating_add(nanos(penalty));
+        self.ran += chance.ran;
+        self.pages += pages;
+        if self.pages >= LITTLE {
+            (self.ran, self.pages, self.calm) = (Duration::ZERO, 0, 0);
+        } else if self.ran >= RAN || chance.slept >= SLEPT {
+            (self.ran, self.pages) = (Duration::ZERO, 0);
+            self.calm += 1;
+        }
+    }
+
+    /// It was frozen for so long.
+    pub fn frozen(&mut self, time: Duration) {
+        self.owed = self.owed.saturating_sub(nanos(time));
+    }
+
+    /// Whether it has paid for what it grew by, and grows no more.
+    pub fn is_settled(&self) -> bool {
+        self.owed <= 0 && self.calm >= CALM
+    }
+}
+
+fn nanos(time: Duration) -> i64 {
+    i64::try_from(time.as_nanos()).unwrap_or(i64::MAX)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const MS: Duration = Duration::from_millis(1);
+    const SLEEPS: Chance = Chance { ran: Duration::from_micros(10), slept: 2 };
+    const SPINS: Chance = Chance { ran: Duration::from_micros(500), slept: 1 };
+    const STARVES: Chance = Chance { ran: Duration::from_micros(20), slept: 1 };
+
+    fn settled_after(account: &mut Account, chance: Chance, pulse: Duration) -> Option<u32> {
+        (1..200).find(|_| {
+            account.window(0, Duration::ZERO, chance);
+            account.frozen(pulse);
+            account.is_settled()
+        })
+    }
+
+    #[test]
+    fn one_that_runs_without_growing_is_let_go_after_a_few_windows() {
+        for (chance, windows) in [(SLEEPS, 4), (SPINS, 8)] {
+            let after = settled_after(&mut Account::default(), chance, 100 * MS);
+            assert_eq!(after, Some(windows), "{chance:?}");
+        }
+    }
+
+    #[test]
+    fn one_that_gets_no_cpu_is_not_taken_for_one_that_does_not_grow() {
+        // 4 ms of CPU in all, in 200 windows: it was not let.
+        assert_eq!(settled_after(&mut Account::default(), STARVES, 100 * MS), None);
+    }
+
+    #[test]
+    fn it_pays_for_what_it_grew_by_first() {
+        let mut account = Account::owing(1000 * MS);
+        assert_eq!(settled_after(&mut account, SLEEPS, 100 * MS), Some(10));
+    }
+
+    #[test]
+    fn one_that_grows_now_and_then_stays() {
+        let mut account = Account::default();
+        for _ in 0..100 {
+            for chance in [SLEEPS, SLEEPS, SPINS] {
+                account.window(0, Duration::ZERO, chance);
+                account.frozen(100 * MS);
+                assert!(!account.is_settled());
+            }
+            account.window(64, 100 * MS, SPINS);
+        }
+    }
+}
