@@ -331,6 +331,12 @@ impl Load {
         self.tell(&format!("grow-pages {} {}", rate.0, size.0)).unwrap();
     }
 
+    /// Allocates, fills and frees so much, over and over, for so long: how long each took, in microseconds.
+    pub(crate) fn allocate(&mut self, size: Bytes, time: Duration) -> Vec<u64> {
+        let took = self.tell(&format!("allocate {} {}", size.0, time.as_millis())).unwrap();
+        took.split(' ').map(|us| us.parse().unwrap()).collect()
+    }
+
     /// How much [`Load::stream_pages`] or [`Load::grow_pages`] has done, in bytes.
     pub(crate) fn done(&mut self) -> u64 {
         self.tell("done").unwrap().parse().unwrap()
@@ -386,6 +392,19 @@ fn load_child() {
                 let (rate, most) = (number(), words.next().unwrap().parse::<u64>().unwrap());
                 std::thread::spawn(move || grow(rate, most, chunk));
                 "ok".into()
+            }
+            "allocate" => {
+                let (size, time) = (number() as usize, words.next().unwrap().parse().unwrap());
+                let (start, mut took) = (Instant::now(), Vec::new());
+                while start.elapsed() < Duration::from_millis(time) {
+                    let before = Instant::now();
+                    // Beyond the largest mmap threshold: a mapping of its own, which is gone when it is dropped.
+                    let mut fresh = Vec::<u8>::with_capacity(33 << 20);
+                    (0..size / 4096).for_each(|_| fresh.extend_from_slice(&[7; 4096]));
+                    drop(fresh);
+                    took.push(before.elapsed().as_micros().to_string());
+                }
+                took.join(" ")
             }
             "free" => {
                 held.clear();
