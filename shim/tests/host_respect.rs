@@ -94,7 +94,7 @@ impl Host {
             "linux": {
                 "cgroupsPath": cgroup,
                 "namespaces": namespaces,
-                "resources": {"memory": {"limit": 1u64 << 30, "swappiness": 0}},
+                "resources": {"memory": {"limit": 2u64 << 30, "swappiness": 0}},
             },
         });
         fs::write(bundle.join("config.json"), spec.to_string()).unwrap();

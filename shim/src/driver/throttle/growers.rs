@@ -208,7 +208,9 @@ impl Growers {
             if let Some(before) = self.seen.get(&tid)
                 && before.starttime == stat.starttime
             {
-                let new = young.is_some_and(|young| stat.starttime >= young)
+                // Where nobody is known to grow, whoever does is looked for.
+                let new = !self.moved.is_empty()
+                    && young.is_some_and(|young| stat.starttime >= young)
                     && stat.faults() < START
                     && stat.rss < START * 8;
                 let faulted = !new && grew(before, &stat, GROWS);
