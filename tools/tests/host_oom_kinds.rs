@@ -208,7 +208,9 @@ fn a_storm_of_kills_is_counted_to_the_last() {
     let group = ground.group("c");
     let files = limit(&group, Bytes::mib(24));
     let key = watching.add(&group, None);
-    for _ in 0..3 {
+    // An emulated machine takes seconds for eight.
+    let rounds = if std::env::var_os("CGSHIM_LANE").is_some() { 1 } else { 3 };
+    for _ in 0..rounds {
         let mut storm: Vec<Child> = (0..8).map(|_| greedy(&group)).collect();
         storm.iter_mut().for_each(go);
         for mut child in storm {
@@ -221,7 +223,10 @@ fn a_storm_of_kills_is_counted_to_the_last() {
     let records = watching.records(1000, 2 * SECOND);
     let kills: u64 = records.iter().map(|record| record.kills).sum();
     assert_eq!(kills, counted);
-    assert!(kills >= 24 || records.iter().all(|record| record.cause == Cause::OwnLimit), "{kills}");
+    assert!(
+        kills >= rounds * 8 || records.iter().all(|record| record.cause == Cause::OwnLimit),
+        "{kills}"
+    );
     if watching.sees_the_log() {
         let mut victims: Vec<i32> = records.iter().filter_map(victim).collect();
         assert_eq!(victims.len(), records.len(), "a victim is not known");
