@@ -355,6 +355,10 @@ fn what_it_cannot_start_with_is_named_with_the_way_out() {
     }
     let (_, said) = refused(&run, Some(&dir.path().join("none.toml")));
     assert!(said.contains("none.toml") && said.contains("--config"), "{said}");
+    // One that is there, and cannot be read.
+    fs::create_dir(dir.path().join("dir.toml")).unwrap();
+    let (code, said) = refused(&run, Some(&dir.path().join("dir.toml")));
+    assert!(code == Some(1) && said.contains("dir.toml"), "{said}");
     fs::write(dir.path().join("file"), "").unwrap();
     let (code, said) = refused(&dir.path().join("file/run"), None);
     assert_eq!(code, Some(1));
@@ -843,6 +847,36 @@ fn a_restart_loses_no_container_no_term_and_no_count() {
     daemon = Daemon::start_in(daemon.dir.clone(), config);
     assert!(daemon.list().is_empty());
     assert_eq!(fs::read_dir(daemon.run_dir().join("containers")).unwrap().count(), 0);
+}
+
+/// As an update, or a downgrade, finds it: what the journal alone knew is said to be so, what else is known goes on.
+#[test]
+fn a_journal_of_another_version_is_moved_aside_and_no_container_is_lost() {
+    let test = "a_journal_of_another_version_is_moved_aside_and_no_container_is_lost";
+    let Some(ground) = Ground::new(test) else { return };
+    let mut daemon = Daemon::start();
+    let (group, load) = container(&ground, "g", LIMIT);
+    let mut asked = known(&ground, "a", load.pid());
+    asked.annotations = [("io.cgshim.high".to_owned(), "50%".to_owned())].into();
+    let generation = daemon.register(&asked).unwrap();
+    daemon.child.kill().unwrap();
+    daemon.child.wait().unwrap();
+    let run = daemon.run_dir();
+    until("its guardian is gone", 5 * SECOND, || {
+        cgshim::journal::RunDir::lock(&run, Duration::ZERO).is_ok()
+    });
+    let journal = fs::File::options().write(true).open(run.join("journal")).unwrap();
+    // The second word of the header is the layout.
+    std::os::unix::fs::FileExt::write_all_at(&journal, &99u64.to_le_bytes(), 8).unwrap();
+    drop(journal);
+    let daemon = Daemon::start_in(daemon.dir.clone(), "");
+    let log = daemon.log();
+    assert!(log.contains("layout 99") && log.contains("journal.layout-99"), "{log}");
+    assert!(run.join("journal.layout-99").exists());
+    let view = daemon.stat("a");
+    assert_eq!(view.high_bytes, Some(48 << 20));
+    assert!(view.generation > generation);
+    assert_eq!(memory(&group).limit().unwrap(), LIMIT);
 }
 
 #[test]

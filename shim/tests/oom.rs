@@ -462,6 +462,26 @@ fn a_kill_with_no_limit_in_the_way_is_the_nodes() {
 }
 
 #[test]
+fn a_group_of_which_nothing_could_be_read_is_not_said_to_have_met_no_limit() {
+    let mut host = Host::new(false);
+    host.watch(1);
+    let look = Look { oom_kill: Some(1), beneath: 0, detail: Some(Box::default()) };
+    host.event(Event::Looked(1, Box::new(look)));
+    host.event(Event::Vanished(1));
+    let record = host.only();
+    assert_eq!((record.cause, record.kills), (Cause::Unknown, 1));
+    // What v2 says in the same file as how many were killed.
+    let mut host = Host::new(false);
+    host.watch(1);
+    let own = LevelLook { oom: Some(1), ..LevelLook::default() };
+    let detail = Some(Box::new(Detail { levels: vec![own], ..Detail::default() }));
+    let look = Look { oom_kill: Some(1), beneath: 0, detail };
+    host.event(Event::Looked(1, Box::new(look)));
+    host.event(Event::Vanished(1));
+    assert_eq!(host.only().cause, Cause::OwnLimit);
+}
+
+#[test]
 fn a_hostile_name_comes_out_escaped() {
     let mut host = Host::new(true);
     host.watch(1);

@@ -170,6 +170,9 @@ impl Daemon {
         let policy = Policy { watermarks: terms.watermark, high: terms.high };
         let announced = found.as_ref().map(|found| found.record.counters.oom_kill_seen);
         let oom_kills = found.as_ref().map_or(0, |found| found.record.counters.oom_kills);
+        let together = found
+            .as_ref()
+            .is_some_and(|found| found.record.terms.oom == crate::journal::OomPolicy::Group);
         let key = match found {
             Some(found) => self.engine.resume(opened, policy, found),
             None => {
@@ -188,6 +191,9 @@ impl Daemon {
         }
         .map_err(|error| error.to_string())?;
         self.engine.note_terms(key, |noted| noted.take(&terms));
+        if together {
+            self.engine.has_been_killed_together(key);
+        }
         // What it counts from was read; the watch has files of its own to open, which whoever registers need not
         // wait for.
         let witnessed = Identity {
@@ -364,7 +370,8 @@ impl Daemon {
             OomPolicy::Freeze(longest) => Some(OomHold::Freeze(longest)),
             OomPolicy::Kill | OomPolicy::Group => None,
         };
-        if let Err(error) = self.engine.hold(key, hold) {
+        let together = self.engine.kill_together(key, oom == OomPolicy::Group);
+        for error in [self.engine.hold(key, hold), together].into_iter().filter_map(Result::err) {
             log::warn!("{error}");
         }
     }

@@ -59,6 +59,8 @@ pub(super) struct Enforced {
     pub(super) deeds: Option<Arc<Deeds>>,
     /// It is held at its OOMs.
     pub(super) held: Option<Held>,
+    /// `memory.oom.group` is ours.
+    pub(super) oom_group: bool,
 }
 
 /// Tasks that wait for a worker. A container that finds no room tries again after its backoff; room is
@@ -250,6 +252,7 @@ impl Engine {
                 journaled,
                 deeds: None,
                 held: None,
+                oom_group: false,
             }),
         );
         // Kills between the last look of whoever was before us and ours; the OOM watch tells of its own.
@@ -290,6 +293,10 @@ impl Engine {
     pub fn release(&mut self, key: Key) {
         self.end_throttle(key.0);
         self.end_hold(key.0);
+        // A successor goes on with it.
+        if !self.keep_records {
+            self.end_kill_together(key.0);
+        }
         let now = self.now();
         if let Some(enforced) = self.containers.get_mut(&key.0)
             && let Some(asked) = &mut enforced.asked

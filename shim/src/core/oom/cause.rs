@@ -6,7 +6,7 @@
 //! | v2: whose `oom` in `memory.events.local` rose | whose limit |
 //! | v1: the topmost group whose eventfd was signalled: the kernel signals the group whose limit was hit and all beneath it | whose limit |
 //! | the only group whose `failcnt` (v2: `max`) rose; of several the lowest that was full, as charges go from the group upwards | whose limit |
-//! | a kill, and none of these | the node |
+//! | a kill, and none of these, though they could be read | the node |
 
 use super::record::{Cause, From};
 use cgroupfs::kmsg::oom::{Constraint, Killed};
@@ -26,6 +26,8 @@ pub struct Evidence {
     pub failcnt: u64,
     /// It was full: usage was near its limit.
     pub full: bool,
+    /// Nothing of it could be read any more.
+    pub unread: bool,
 }
 
 /// What is concluded.
@@ -75,8 +77,10 @@ pub fn judge(
             };
         }
         (Some(true), false) | (None, true) => Cause::Unknown,
-        // With the log at hand its line would be there.
-        (None, false) if log_readable => Cause::Unknown,
+        // With the log at hand its line would be there; and what nobody could read says nothing.
+        (None, false) if log_readable || levels.first().is_none_or(|own| own.unread) => {
+            Cause::Unknown
+        }
         (None, false) => {
             return Verdict {
                 cause: Cause::Node,

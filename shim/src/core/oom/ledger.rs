@@ -763,6 +763,8 @@ impl Watched {
                 let last = self.last.as_ref().and_then(|detail| at(detail));
                 let look = self.before.as_ref().and_then(|(_, detail)| at(detail));
                 let full = [look, last].iter().flatten().any(LevelLook::full);
+                let read = |look: &LevelLook| look.failcnt.is_some() || look.oom.is_some();
+                let unread = ![look, last].iter().flatten().any(read);
                 let last = last.or(look).unwrap_or_default();
                 Evidence {
                     path: path.clone(),
@@ -777,6 +779,7 @@ impl Watched {
                         false => 0,
                     },
                     full,
+                    unread,
                 }
             })
             .collect()

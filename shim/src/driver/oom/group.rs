@@ -177,7 +177,17 @@ impl Group {
         let counted = (counters.oom_kill, self.count_beneath());
         let rose = counted != self.counted;
         self.counted = counted;
-        let detail = (all || rose).then(|| Box::new(self.detail()));
+        let mut detail = (all || rose).then(|| Box::new(self.detail()));
+        // It may be gone since.
+        if let Some(own) = detail.as_mut().and_then(|detail| detail.levels.first_mut()) {
+            own.oom = own.oom.or(counters.oom);
+            own.failcnt = own.failcnt.or(counters.failcnt).or(counters.max);
+        }
+        // What was read after a kill is not to be taken for what was there before it.
+        if let (true, Ok(now)) = (all && !rose, self.level.memory.counters()) {
+            self.counted.0 = now.oom_kill;
+        }
+        let counted = self.counted;
         if all {
             self.find_beneath(false);
             self.members_again = None;

@@ -155,6 +155,7 @@ impl Manager {
         let pages = grown.saturating_add(leaked).0 / page_size();
         let nobody = at.growers.len() == 0;
         let changes = at.growers.look();
+        at.growers.convict();
         let shares = at.attribution.share(&changes, pages, self.core.curve().batch());
         let unexplained = shares.unexplained >= UNEXPLAINED;
         if (unexplained || at.growers.len() == 0) && at.growers.may_scan(SCAN / 10)
@@ -168,6 +169,7 @@ impl Manager {
         }
         at.elsewhere = at.growers.len() == 0 && at.growers.strangers() > 0;
         self.core.growing(&at.growers.tids());
+        self.core.waiting(at.growers.waiting());
         let levels = self.levels(usage);
         let reclaimable = self.reclaimable();
         let due = self.core.window(self.start.elapsed(), &levels, reclaimable, &shares.grown);
