@@ -24,8 +24,9 @@ use std::time::{Duration, Instant};
 
 const HOOKS: usize = 200;
 
-/// Builds for tests, unoptimised and dynamic, are not what the bar is for: they get so much more.
-const SLACK: u32 = 4;
+/// Builds for tests, unoptimised and dynamic and on a machine that builds others beside, are not what the bar is for:
+/// they get so much more (quiet: 3.5 and 17 ms).
+const SLACK: u32 = 8;
 
 /// By itself: the daemon answers at once.
 #[test]

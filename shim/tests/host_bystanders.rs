@@ -196,8 +196,9 @@ fn a_thread_that_allocates_nothing_beside_growing_ones_is_not_slowed() {
         // In a process of its own, and in one that grows.
         let same = Napper::start(&at.group, growers, seconds());
         let other = Napper::start(&at.group, 0, seconds());
-        let (same, other) = (same.naps(), other.naps());
+        std::thread::sleep(SECOND * (seconds() - 1));
         let f = at.overage() * 100.0;
+        let (same, other) = (same.naps(), other.naps());
         let pulses = at.throttler.as_ref().map(|throttler| throttler.totals().pulses);
         println!("{growers} growers, {f:.1} % above high, pulses {pulses:?}");
         println!("  in the process that grows: {}", same.say());

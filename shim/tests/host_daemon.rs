@@ -355,6 +355,10 @@ fn what_it_cannot_start_with_is_named_with_the_way_out() {
     }
     let (_, said) = refused(&run, Some(&dir.path().join("none.toml")));
     assert!(said.contains("none.toml") && said.contains("--config"), "{said}");
+    // One that is there, and cannot be read.
+    fs::create_dir(dir.path().join("dir.toml")).unwrap();
+    let (code, said) = refused(&run, Some(&dir.path().join("dir.toml")));
+    assert!(code == Some(1) && said.contains("dir.toml"), "{said}");
     fs::write(dir.path().join("file"), "").unwrap();
     let (code, said) = refused(&dir.path().join("file/run"), None);
     assert_eq!(code, Some(1));
@@ -695,6 +699,31 @@ fn who_follows_events_hears_of_them_and_who_is_too_slow_is_told_what_it_missed()
 }
 
 #[test]
+fn a_high_that_makes_no_sense_is_refused_and_one_above_the_limit_is_never_met() {
+    let test = "a_high_that_makes_no_sense_is_refused_and_one_above_the_limit_is_never_met";
+    let Some(ground) = Ground::new(test) else { return };
+    let daemon = Daemon::with_config("[defaults]\nhigh = '50%'\nwatermark = 'off'\n");
+    let (_group, mut load) = container(&ground, "g", LIMIT);
+    daemon.register(&known(&ground, "a", load.pid())).unwrap();
+    for nonsense in ["0", "1K", "0%", "101%", "-1", "9e99"] {
+        let why = daemon.set("a", "high", nonsense).unwrap_err();
+        assert!(why.contains("high") && why.contains(nonsense), "{nonsense}: {why}");
+    }
+    assert_eq!(daemon.stat("a").high_bytes, Some(48 << 20));
+    assert_eq!(daemon.set("a", "high", "2G").unwrap().high_bytes, Some(2 << 30));
+    // Up to the limit as if there were none.
+    assert!(load.anon(Bytes::mib(80)));
+    assert!(daemon.stat("a").throttled.is_none_or(|throttled| throttled.pulses == 0));
+    // Under what is in use: only further growth is slowed.
+    assert_eq!(daemon.set("a", "high", "16M").unwrap().high_bytes, Some(16 << 20));
+    assert!(load.is_alive() && daemon.stat("a").usage_bytes.unwrap() >= 80 << 20);
+    // The root group holds everybody.
+    let root = Register { cgroup: "/".into(), ..known(&ground, "root", load.pid()) };
+    assert!(daemon.register(&root).unwrap_err().contains('/'));
+    assert!(daemon.list().iter().all(|view| view.id == "a"));
+}
+
+#[test]
 fn the_way_out_is_a_term_like_others_and_its_event_says_why() {
     let test = "the_way_out_is_a_term_like_others_and_its_event_says_why";
     let Some(ground) = Ground::new(test) else { return };
@@ -818,6 +847,36 @@ fn a_restart_loses_no_container_no_term_and_no_count() {
     daemon = Daemon::start_in(daemon.dir.clone(), config);
     assert!(daemon.list().is_empty());
     assert_eq!(fs::read_dir(daemon.run_dir().join("containers")).unwrap().count(), 0);
+}
+
+/// As an update, or a downgrade, finds it: what the journal alone knew is said to be so, what else is known goes on.
+#[test]
+fn a_journal_of_another_version_is_moved_aside_and_no_container_is_lost() {
+    let test = "a_journal_of_another_version_is_moved_aside_and_no_container_is_lost";
+    let Some(ground) = Ground::new(test) else { return };
+    let mut daemon = Daemon::start();
+    let (group, load) = container(&ground, "g", LIMIT);
+    let mut asked = known(&ground, "a", load.pid());
+    asked.annotations = [("io.cgshim.high".to_owned(), "50%".to_owned())].into();
+    let generation = daemon.register(&asked).unwrap();
+    daemon.child.kill().unwrap();
+    daemon.child.wait().unwrap();
+    let run = daemon.run_dir();
+    until("its guardian is gone", 5 * SECOND, || {
+        cgshim::journal::RunDir::lock(&run, Duration::ZERO).is_ok()
+    });
+    let journal = fs::File::options().write(true).open(run.join("journal")).unwrap();
+    // The second word of the header is the layout.
+    std::os::unix::fs::FileExt::write_all_at(&journal, &99u64.to_le_bytes(), 8).unwrap();
+    drop(journal);
+    let daemon = Daemon::start_in(daemon.dir.clone(), "");
+    let log = daemon.log();
+    assert!(log.contains("layout 99") && log.contains("journal.layout-99"), "{log}");
+    assert!(run.join("journal.layout-99").exists());
+    let view = daemon.stat("a");
+    assert_eq!(view.high_bytes, Some(48 << 20));
+    assert!(view.generation > generation);
+    assert_eq!(memory(&group).limit().unwrap(), LIMIT);
 }
 
 #[test]

@@ -6,12 +6,14 @@
 mod common;
 
 use cgroupfs::files::ControlDir;
+use cgroupfs::freezer::Freezer;
 use cgroupfs::memory::{Memory, Version};
 use cgroupfs::{Bytes, Cgroup, Limit};
+use cgshim::core::throttle::WayOut;
 use cgshim::core::{Notice, Outcome, Strategy, Totals};
 use cgshim::driver::{Engine, Happened, Key, Policy, reclaim_once};
 use cgshim::journal::Journal;
-use common::{DiskFile, Ground, Load, LowestLimit, alone, memory, without_swap};
+use common::{DiskFile, Ground, Load, LowestLimit, alone, memory, skip, without_swap};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -362,6 +364,53 @@ fn a_young_container_is_enforced_before_it_has_a_threshold() {
     assert!(at.happened.iter().filter(young).count() >= 2, "{:?}", at.happened);
     at.engine.release(key);
     assert_eq!(memory.limit().unwrap(), LIMIT);
+    at.release();
+}
+
+/// A throttle is a thread and a threshold, which most short containers never need.
+#[test]
+fn a_young_container_has_no_throttle_until_it_comes_near_its_high() {
+    let test = "a_young_container_has_no_throttle_until_it_comes_near_its_high";
+    let Some(ground) = Ground::new(test) else { return };
+    if !ground.v1() {
+        return;
+    }
+    if let Err(error) = Freezer::find() {
+        return skip(test, &error.to_string());
+    }
+    let _alone = alone();
+    let mut at = Enforced::new(&ground, "old");
+    at.engine.arm_after(60 * SECOND);
+    let group = ground.group("young");
+    without_swap(&group);
+    memory(&group).set_limit(Limit::Bytes(Bytes::mib(512))).unwrap();
+    // Near it is 128 MiB below it.
+    let policy = Policy { watermarks: "off".parse().unwrap(), high: Limit::Bytes(Bytes::mib(256)) };
+    let key = at.engine.register(group.clone(), policy).unwrap();
+    at.engine.throttle(key, Some(WayOut::default())).unwrap();
+    let throttles = || {
+        let tasks = std::fs::read_dir("/proc/self/task").unwrap().flatten();
+        let name = |task: std::fs::DirEntry| std::fs::read_to_string(task.path().join("comm"));
+        tasks
+            .filter_map(|task| name(task).ok())
+            .filter(|name| name.starts_with("cgshim-throttle"))
+            .count()
+    };
+    let mut load = Load::in_group(&group);
+    load.grow(Bytes::mib(500), Bytes::mib(64));
+    at.work(SECOND / 2);
+    assert_eq!((throttles(), at.engine.throttled_in_all(key).map(|all| all.pulses)), (0, Some(0)));
+    load.grow(Bytes::mib(500), Bytes::mib(200));
+    let start = Instant::now();
+    while throttles() == 0 {
+        assert!(
+            start.elapsed() < 5 * SECOND,
+            "no throttle with {}",
+            memory(&group).usage().unwrap()
+        );
+        at.work(SECOND / 100);
+    }
+    at.engine.release(key);
     at.release();
 }
 

@@ -5,6 +5,7 @@
 
 #[path = "../../tools/tests/common/mod.rs"]
 mod common;
+mod rounds;
 
 use cgroupfs::files::ControlDir;
 use cgroupfs::memory::Memory;
@@ -13,9 +14,10 @@ use cgshim::core::Notice;
 use cgshim::driver::{Engine, Happened, Opened, Policy};
 use cgshim::guardian::{Guardian, Kernel, Restored, restore, restore_all};
 use cgshim::journal::{Deadline, Journal, Reader, RunDir};
-use common::{DiskFile, Ground, Load, MIB, alone, memory, skip, until};
+use common::{DiskFile, Ground, Load, MIB, alone, guardian_of, memory, skip, until};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
+use rounds::{BAR, BAR_AFTER_THE_LAST, Faults, back_after, report, times};
 use std::fs::File;
 use std::io::Write;
 use std::path::{Path, PathBuf};
@@ -25,9 +27,6 @@ use std::time::{Duration, Instant};
 
 const LIMIT: Limit = Limit::Bytes(Bytes::mib(96));
 const SECOND: Duration = Duration::from_secs(1);
-
-/// In which every limit is to be back, from the kill or stop on.
-const BAR: Duration = Duration::from_millis(100);
 
 /// Not a test: what [`Enforcer`] starts. As a daemon does it: lock, journal, restore, guardian, engine.
 #[test]
@@ -92,49 +91,29 @@ fn notices(run_dir: &Path) -> PathBuf {
 /// A process that enforces on a group, with a fault in it.
 struct Enforcer {
     child: Child,
-    log: PathBuf,
+    faults: Faults,
 }
 
 impl Enforcer {
     fn start(bed: &Bed, fault: &str) -> Enforcer {
-        let log = bed.run_dir.path().join("faults");
-        let _ = std::fs::remove_file(&log);
+        let faults = Faults::in_dir(bed.run_dir.path());
         let child = Command::new(std::env::current_exe().unwrap())
             .args(["--exact", "enforcer_child", "--nocapture", "--test-threads", "1"])
             .env("CGSHIM_TEST_ENFORCE", bed.group.path())
             .env("CGSHIM_TEST_RUN_DIR", bed.run_dir.path())
             .env("CGSHIM_FAULT", fault)
-            .env("CGSHIM_FAULT_LOG", &log)
+            .env("CGSHIM_FAULT_LOG", faults.log())
             .stdin(Stdio::null())
             .stdout(Stdio::null())
             .stderr(Stdio::null())
             .spawn()
             .unwrap();
-        Enforcer { child, log }
-    }
-
-    /// When the faults happened so far.
-    fn faults(&self) -> Vec<Deadline> {
-        let log = std::fs::read_to_string(&self.log).unwrap_or_default();
-        log.lines().filter_map(|line| line.parse().ok()).map(Deadline).collect()
+        Enforcer { child, faults }
     }
 
     /// Waits for the nth fault.
     fn fault(&self, n: usize) -> Deadline {
-        self.fault_within(n, 20 * SECOND).unwrap_or_else(|| panic!("no fault number {n}"))
-    }
-
-    fn fault_within(&self, n: usize, patience: Duration) -> Option<Deadline> {
-        let start = Instant::now();
-        loop {
-            if let Some(at) = self.faults().get(n - 1) {
-                return Some(*at);
-            }
-            if start.elapsed() > patience {
-                return None;
-            }
-            std::thread::sleep(Duration::from_micros(200));
-        }
+        self.faults.nth(n)
     }
 
     fn signal(&self, signal: Signal) {
@@ -142,15 +121,8 @@ impl Enforcer {
     }
 
     /// The guardian that it forked.
-    fn guardian(&self) -> Option<i32> {
-        let ours = |pid: &i32| {
-            let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
-            let Some((name, rest)) = stat.rsplit_once(')') else { return false };
-            name.ends_with("(cgshim-guardian")
-                && rest.split_whitespace().nth(1) == Some(&self.child.id().to_string())
-        };
-        let names = std::fs::read_dir("/proc").unwrap().flatten().map(|entry| entry.file_name());
-        names.filter_map(|name| name.to_str()?.parse().ok()).find(ours)
+    fn guardian(&self) -> Option<Pid> {
+        guardian_of(self.child.id())
     }
 }
 
@@ -220,31 +192,10 @@ impl Bed {
         restore(self.run_dir.path(), &Kernel::find().unwrap(), &mut |_, _| {}).unwrap().0
     }
 
-    /// How long after `since` the declared limit is back, and that it stays.
+    /// How long after `since` the declared limit is back.
     fn back_after(&self, since: Deadline) -> Duration {
-        let start = Instant::now();
-        while self.limit() != LIMIT {
-            assert!(start.elapsed() < 5 * SECOND, "never restored: {}", self.limit());
-            std::thread::sleep(Duration::from_micros(100));
-        }
-        Duration::from_nanos(Deadline::now().0.saturating_sub(since.0))
+        back_after(since, || self.limit() == LIMIT, || self.limit().to_string())
     }
-}
-
-/// Says what was measured.
-fn report(what: &str, mut times: Vec<Duration>) -> Duration {
-    times.sort_unstable();
-    let (median, worst) = (times[times.len() / 2], times[times.len() - 1]);
-    println!(
-        "{what}: {} times, back after {median:?} in the median, {worst:?} at worst",
-        times.len()
-    );
-    worst
-}
-
-/// How often; by hand `CGSHIM_TEST_KILLS=200 CGSHIM_TEST_STOPS=200 CGSHIM_TEST_RANDOM=500`.
-fn times(name: &str, default: usize) -> usize {
-    std::env::var(name).ok().and_then(|n| n.parse().ok()).unwrap_or(default)
 }
 
 #[test]
@@ -274,7 +225,7 @@ fn stopped_between_lower_and_restore_the_limit_is_back_within_100_ms_and_it_goes
     let mut of_this = 0;
     for _ in 0..times("CGSHIM_TEST_STOPS", 60) {
         of_this += 1;
-        let at = match enforcer.fault_within(of_this, 3 * SECOND) {
+        let at = match enforcer.faults.nth_within(of_this, 3 * SECOND) {
             Some(at) => at,
             // It stands aside for longer: what was read again and again for so long looks in use, or an
             // OOM came in a window that was held open. Another knows nothing of that.
@@ -300,8 +251,7 @@ fn stopped_between_lower_and_restore_the_limit_is_back_within_100_ms_and_it_goes
 fn killed_with_its_guardian(bed: &Bed) {
     let mut enforcer = Enforcer::start(bed, "stop:lowered:2");
     enforcer.fault(1);
-    let guardian = Pid::from_raw(enforcer.guardian().unwrap());
-    kill(guardian, Signal::SIGKILL).unwrap();
+    kill(enforcer.guardian().unwrap(), Signal::SIGKILL).unwrap();
     enforcer.signal(Signal::SIGKILL);
     enforcer.child.wait().unwrap();
 }
@@ -487,5 +437,5 @@ fn random_kills_and_stops_under_clean_and_dirty_loads_leave_the_declared_limit()
         assert_eq!(bed.limit(), LIMIT, "run {run}");
     }
     assert!(report("at random", seen) < BAR);
-    assert!(report("after the last thread", gone_for) < BAR / 2);
+    assert!(report("after the last thread", gone_for) < BAR_AFTER_THE_LAST);
 }

@@ -10,7 +10,7 @@ use cgroupfs::files::ControlDir;
 use cgroupfs::{Bytes, Cgroup, Limit};
 use cgshim::api::client::Client;
 use cgshim::api::message::{EventLine, Listed, Register, Registered, Release, Request, View};
-use common::{DiskFile, Ground, Load, alone, memory, skip, until, without_swap};
+use common::{DiskFile, Ground, Load, alone, guardian_of, memory, skip, until, without_swap};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use serde_json::Value;
@@ -226,10 +226,13 @@ fn a_hold_does_not_raise_a_limit_that_a_step_has_lowered() {
     let _alone = alone();
     let config =
         "[defaults]\noom = 'hold=30s'\nwatermark = '50%:40%'\n[daemon]\nhold_limit = '512M'\n";
-    // Each step stands for 25 ms, in which more is filled than it leaves; the guardian undoes it after 30.
-    let fault = ("CGSHIM_FAULT", "sleep-25:lowered:*1");
+    // Each step stands for so long that more can be filled than it leaves.
+    let fault = ("CGSHIM_FAULT", "sleep-500:lowered:*1");
     let declared = Limit::Bytes(Bytes::mib(96));
     let Some(bed) = Bed::with(test, config, true, declared, &[fault]) else { return };
+    // Its guardian would undo it after 30 ms.
+    let guardian = guardian_of(bed.child.id()).unwrap();
+    kill(guardian, Signal::SIGSTOP).unwrap();
     let file = DiskFile::new(Bytes::mib(128));
     let mut reader = Load::in_group(&bed.group);
     bed.register(reader.pid());
@@ -243,6 +246,7 @@ fn a_hold_does_not_raise_a_limit_that_a_step_has_lowered() {
         std::thread::sleep(Duration::from_millis(10));
         assert!(memory(&bed.group).limit().unwrap() <= declared);
     }
+    kill(guardian, Signal::SIGCONT).unwrap();
     assert!(held(), "memory never ran out in a window");
     until("the declared limit is back", SECOND, || memory(&bed.group).limit().unwrap() == declared);
     let events = bed.events();

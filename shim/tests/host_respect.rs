@@ -1,6 +1,6 @@
 //! Exec, pause, resume and kill of a container that is throttled meanwhile behave as if it were not.
 //!
-//! `CGSHIM_RESPECT` says how often each is tried; unset, a few times. By hand, with `-- --ignored`.
+//! `CGSHIM_TEST_RESPECT` says how often each is tried; unset, a few times.
 
 #![allow(clippy::unwrap_used)] // helpers outside of #[test] functions
 
@@ -26,7 +26,7 @@ const SECOND: Duration = Duration::from_secs(1);
 const HIGH: Bytes = Bytes::mib(48);
 
 fn times() -> usize {
-    std::env::var("CGSHIM_RESPECT").map_or(4, |n| n.parse().unwrap())
+    std::env::var("CGSHIM_TEST_RESPECT").map_or(4, |n| n.parse().unwrap())
 }
 
 /// Where runc runs containers of busybox.
@@ -94,7 +94,7 @@ impl Host {
             "linux": {
                 "cgroupsPath": cgroup,
                 "namespaces": namespaces,
-                "resources": {"memory": {"limit": 1u64 << 30, "swappiness": 0}},
+                "resources": {"memory": {"limit": 2u64 << 30, "swappiness": 0}},
             },
         });
         fs::write(bundle.join("config.json"), spec.to_string()).unwrap();
@@ -184,7 +184,6 @@ fn is_dead(pid: Pid) -> bool {
 }
 
 #[test]
-#[ignore = "by hand, in numbers (CGSHIM_RESPECT=200)"]
 fn pause_and_resume_do_what_they_say() {
     let Some(host) = Host::new("pause_and_resume_do_what_they_say") else { return };
     let container = host.throttled("c");
@@ -198,7 +197,6 @@ fn pause_and_resume_do_what_they_say() {
 }
 
 #[test]
-#[ignore = "by hand, in numbers (CGSHIM_RESPECT=200)"]
 fn exec_works_in_the_middle_of_a_pulse() {
     let Some(host) = Host::new("exec_works_in_the_middle_of_a_pulse") else { return };
     let container = host.throttled("c");
@@ -216,7 +214,6 @@ fn exec_works_in_the_middle_of_a_pulse() {
 }
 
 #[test]
-#[ignore = "by hand, in numbers (CGSHIM_RESPECT=200)"]
 fn a_container_that_is_killed_in_a_pulse_is_dead_at_once() {
     let Some(host) = Host::new("a_container_that_is_killed_in_a_pulse_is_dead_at_once") else {
         return;

@@ -11,6 +11,8 @@ use cgroupfs::{Bytes, Cgroup};
 use cgshim::core::throttle::{Cause, HUGE, Then, WayOut};
 use cgshim::driver::throttle::{ThrottleConfig, ThrottleEvent, Throttler, curve};
 use common::{Ground, Load, alone, memory, skip, until, without_swap};
+use std::fs::File;
+use std::io::Write as _;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -48,6 +50,10 @@ impl Throttled {
     fn new(ground: &Ground, name: &str, high: Bytes, way_out: WayOut) -> Throttled {
         let group = ground.group(name);
         without_swap(&group);
+        Throttled::over(group, high, way_out)
+    }
+
+    fn over(group: Arc<Cgroup>, high: Bytes, way_out: WayOut) -> Throttled {
         let config = ThrottleConfig { way_out, ..ThrottleConfig::new(group.clone(), high) };
         let throttler = Throttler::start(config).unwrap();
         Throttled { throttler, memory: memory(&group), group, events: Vec::new() }
@@ -312,6 +318,64 @@ fn while_its_runtime_has_it_paused_nothing_is_done() {
     assert!(!ours.exists());
 }
 
+#[test]
+fn one_that_is_frozen_already_is_left_as_it_is_and_throttled_once_it_is_thawed() {
+    let test = "one_that_is_frozen_already_is_left_as_it_is_and_throttled_once_it_is_thawed";
+    let Some(ground) = ground(test) else { return };
+    let _alone = alone();
+    let mount = Freezer::find().unwrap().mount_point;
+    let container = FreezerDir::new(&mount, "frozen");
+    let group = ground.group("g");
+    without_swap(&group);
+    let mut load = Load::in_group(&group);
+    std::fs::write(container.0.join("cgroup.procs"), load.pid().to_string()).unwrap();
+    assert!(load.anon(Bytes::mib(64)));
+    load.grow(Bytes(0), Bytes::mib(4096));
+    std::fs::write(container.state(), "FROZEN").unwrap();
+    let _thaw = Thaw(&container);
+    until("frozen", SECOND, || container.says() == "FROZEN");
+    // Above high from the start.
+    let config = ThrottleConfig { way_out: ENDLESS, ..ThrottleConfig::new(group, Bytes::mib(48)) };
+    let throttler = Throttler::start(config).unwrap();
+    std::thread::sleep(SECOND / 2);
+    assert_eq!((container.says().as_str(), throttler.totals().pulses), ("FROZEN", 0));
+    std::fs::write(container.state(), "THAWED").unwrap();
+    until("pulses", 10 * SECOND, || throttler.totals().pulses > 2);
+    assert_eq!(container.says(), "THAWED");
+    drop(load);
+    throttler.stop();
+}
+
+#[test]
+fn beneath_a_group_that_throttles_tasks_belong_to_one_of_the_two_and_are_free_in_the_end() {
+    let test =
+        "beneath_a_group_that_throttles_tasks_belong_to_one_of_the_two_and_are_free_in_the_end";
+    let Some(ground) = ground(test) else { return };
+    let _alone = alone();
+    let mut above = Throttled::new(&ground, "above", Bytes::mib(96), ENDLESS);
+    let group = Arc::new(above.group.create_child("beneath").unwrap());
+    without_swap(&group);
+    let high = Bytes::mib(48);
+    let config = ThrottleConfig { way_out: ENDLESS, ..ThrottleConfig::new(group.clone(), high) };
+    let throttler = Throttler::start(config).unwrap();
+    let mut load = Load::in_group(&group);
+    load.grow(Bytes(0), Bytes::mib(2048));
+    let pulses = || throttler.totals().pulses + above.throttler.totals().pulses;
+    until("pulses", 20 * SECOND, || pulses() > 3);
+    std::thread::sleep(2 * SECOND);
+    // By one high or the other, and not by none.
+    let usage = memory(&group).usage().unwrap();
+    assert!(usage < Bytes::mib(144), "{usage}");
+    throttler.stop();
+    // The one that goes on may take it over.
+    std::thread::sleep(SECOND / 2);
+    above.take();
+    above.throttler.stop();
+    let home = Freezer::find().unwrap().path_of(load.pid()).unwrap();
+    assert!(!home.to_string_lossy().contains("cgshim-"), "{}", home.display());
+    assert!(load.is_alive());
+}
+
 struct Thaw<'a>(&'a FreezerDir);
 
 impl Drop for Thaw<'_> {
@@ -394,8 +458,9 @@ fn held_for_a_stop_nobody_is_frozen_until_it_goes_on() {
 }
 
 /// Not a claim but a table: `ci/bench-throttle` prints it. `CGSHIM_BENCH` says what is measured: high (MiB),
-/// growers and pace (MiB/s each, 0: as fast as they can), for how many seconds, and `thp` for huge pages; those
-/// joined by `+` at the same time.
+/// growers and pace (MiB/s each, 0: as fast as they can), for how many seconds, then `thp` for huge pages or
+/// `release=SECONDS` for a way out; those joined by `+` at the same time. What was seen each second, and each pulse,
+/// is appended to the file `CGSHIM_BENCH_CSV`.
 #[test]
 #[ignore = "a benchmark: ci/bench-throttle"]
 fn table() {
@@ -410,6 +475,8 @@ fn table() {
     for together in spec.split_whitespace() {
         let rows: Vec<Row> = together.split('+').map(Row::parse).collect();
         let alone = rows.len() == 1;
+        // While the first of them that wants it lives, for all: a row is to be with its like.
+        let _always = rows.iter().any(|row| row.thp).then(HugePages::always);
         std::thread::scope(|scope| {
             for row in &rows {
                 n += 1;
@@ -421,40 +488,52 @@ fn table() {
 
 /// What one row of the table is about.
 struct Row {
+    spec: String,
     high: Bytes,
     growers: u32,
     pace: Bytes,
     seconds: u32,
     thp: bool,
+    way_out: WayOut,
 }
 
 impl Row {
     fn parse(spec: &str) -> Row {
-        let (numbers, thp) = match spec.strip_suffix(",thp") {
-            Some(numbers) => (numbers, true),
-            None => (spec, false),
-        };
-        let numbers: Vec<u64> = numbers.split(',').map(|n| n.parse().unwrap()).collect();
+        let (numbers, options): (Vec<&str>, Vec<&str>) =
+            spec.split(',').partition(|word| word.starts_with(|c: char| c.is_ascii_digit()));
+        let numbers: Vec<u64> = numbers.iter().map(|n| n.parse().unwrap()).collect();
         let [high, growers, pace, seconds] = numbers[..] else { panic!("{spec}") };
         let (growers, seconds) = (growers as u32, seconds as u32);
-        Row { high: Bytes::mib(high), growers, pace: Bytes::mib(pace), seconds, thp }
+        let budget = options.iter().find_map(|option| option.strip_prefix("release="));
+        let way_out = match budget {
+            Some(time) => WayOut { budget: Some(time.parse::<u32>().unwrap() * SECOND), ..ENDLESS },
+            None => ENDLESS,
+        };
+        let thp = options.contains(&"thp");
+        let (high, pace) = (Bytes::mib(high), Bytes::mib(pace));
+        Row { spec: spec.replace(',', " "), high, growers, pace, seconds, thp, way_out }
     }
 
     fn measure(&self, ground: &Ground, n: usize, alone: bool) -> String {
         let high = self.high;
-        let _always = self.thp.then(HugePages::always);
-        let mut at = Throttled::new(ground, &format!("table{n}"), high, ENDLESS);
-        let mut loads: Vec<Load> = (0..self.growers).map(|_| Load::in_group(&at.group)).collect();
+        let group = ground.group(&format!("table{n}"));
+        without_swap(&group);
+        let mut loads: Vec<Load> = (0..self.growers).map(|_| Load::in_group(&group)).collect();
+        // A container whose tasks are there: who joins one later on has to be found first.
+        let mut at = Throttled::over(group, high, self.way_out);
         if self.pace.0 > 0 {
             // Most of the way at once.
             assert!(loads[0].anon(Bytes(high.0 / 16 * 15)));
         }
-        std::thread::sleep(SECOND / 5);
+        // Until all are in the group that is frozen: each move takes a grace period.
+        std::thread::sleep(SECOND * 2);
         let cpu = cpu_time();
+        // With a way out it ends somewhere.
+        let most = if self.way_out == ENDLESS { Bytes::mib(8192) } else { Bytes(high.0 * 2) };
         for load in &mut loads {
             match self.thp {
-                true => load.grow_huge(self.pace, Bytes::mib(8192)),
-                false => load.grow(self.pace, Bytes::mib(8192)),
+                true => load.grow_huge(self.pace, most),
+                false => load.grow(self.pace, most),
             }
         }
         let memory = at.memory.clone();
@@ -463,11 +542,13 @@ impl Row {
         let outside = at.freezer_group().map(Outside::watch);
         let unit = if self.thp { HUGE } else { curve().batch() };
         let pace = (self.pace.0 > 0).then_some(self.pace.0);
-        let (mut shown, mut worst, mut bar) = (Vec::new(), 0.0f64, f64::INFINITY);
+        let (mut shown, mut worst, mut bar) = (Vec::new(), 0.0f64, 1.0f64);
+        let mut data = String::new();
         for second in 1..=self.seconds {
             std::thread::sleep((second * SECOND).saturating_sub(start.elapsed()));
             let ours = at.overage(high);
             let native = curve().overage_after(high, self.growers, pace, unit, start.elapsed());
+            data += &format!("{},second,{second},{ours:.5},{native:.5}\n", self.spec);
             if [5, 10, 20, 30, 60].contains(&second) {
                 shown.push(format!("{:.1} ({:.1})", ours * 100.0, native * 100.0));
             }
@@ -480,23 +561,31 @@ impl Row {
         }
         let cpu = cpu_time() - cpu;
         let seen = outside.map(Outside::longest).unwrap_or_default();
-        let pulses = at.pulses();
-        let longest = pulses.iter().max().copied().unwrap_or_default();
-        let mut late: Vec<Duration> = at
+        at.take();
+        let pulses: Vec<(Duration, Duration)> = at
             .events
             .iter()
             .filter_map(|event| match event {
-                ThrottleEvent::Pulse { late, .. } => Some(*late),
+                ThrottleEvent::Pulse { frozen, late, .. } => Some((*frozen, *late)),
                 _ => None,
             })
             .collect();
+        for (frozen, late) in &pulses {
+            data += &format!("{},pulse,,{},{}\n", self.spec, frozen.as_micros(), late.as_micros());
+        }
+        if let Some(file) = std::env::var_os("CGSHIM_BENCH_CSV") {
+            let mut file = File::options().append(true).create(true).open(file).unwrap();
+            file.write_all(data.as_bytes()).unwrap();
+        }
+        let longest = pulses.iter().map(|(frozen, _)| *frozen).max().unwrap_or_default();
+        let mut late: Vec<Duration> = pulses.iter().map(|(_, late)| *late).collect();
         late.sort();
         let p99 = late.get((late.len() * 99).div_ceil(100).saturating_sub(1));
         drop(loads);
         at.throttler.stop();
         let pace = if self.pace.0 == 0 { "memset".into() } else { format!("{}/s", self.pace) };
         format!(
-            "| {high}, {} × {pace}{} | {} % | {:+.1} | {:.1} | {}, {}, {} ms | {:.1}, {:.1} ms | {:.1} % |",
+            "| {high}, {} × {pace}{} | {} % | {:+.1} | {:.1} | {}, {}, {} ms | {:.1}, {:.1} ms | {} |",
             self.growers,
             if self.thp { ", THP" } else { "" },
             shown.join(", "),
@@ -508,8 +597,58 @@ impl Row {
             p99.copied().unwrap_or_default().as_secs_f64() * 1e3,
             late.last().copied().unwrap_or_default().as_secs_f64() * 1e3,
             // The process's, which is more than this row's if there are others.
-            if alone { cpu.as_secs_f64() / f64::from(self.seconds) * 100.0 } else { f64::NAN },
+            match alone {
+                true => format!("{:.1} %", cpu.as_secs_f64() / f64::from(self.seconds) * 100.0),
+                false => "-".into(),
+            },
         )
+    }
+}
+
+/// Not a claim but a table: what allocating 256 KiB takes near high, over and over. v1: emulated; v2: native.
+#[test]
+#[ignore = "a benchmark: ci/bench-throttle latency"]
+fn latencies() {
+    let Some(ground) = Ground::new("latencies") else { return };
+    let high = Bytes::mib(256);
+    let size = Bytes::kib(256);
+    println!("| usage | median, p99, worst of so many (ms) |");
+    for (percent, throttled) in [(-1, false), (-1, true), (1, true), (2, true), (3, true)] {
+        let group = ground.group(&format!("latency{percent}{throttled}"));
+        without_swap(&group);
+        let memory = memory(&group);
+        let mut load = Load::in_group(&group);
+        std::thread::sleep(SECOND / 5);
+        let level = Bytes(high.0 / 100 * (100 + percent) as u64);
+        let before = memory.usage().unwrap();
+        assert!(load.anon(level.saturating_sub(before)));
+        let throttler = match (throttled, ground.v1()) {
+            (false, _) => None,
+            (true, true) => {
+                let config =
+                    ThrottleConfig { way_out: ENDLESS, ..ThrottleConfig::new(group.clone(), high) };
+                Some(Throttler::start(config).unwrap())
+            }
+            (true, false) => {
+                memory.set_high(cgroupfs::Limit::Bytes(high)).unwrap();
+                None
+            }
+        };
+        std::thread::sleep(SECOND);
+        let mut took = load.allocate(size, 8 * SECOND);
+        took.sort_unstable();
+        let at = |share: usize| took[(took.len() - 1) * share / 1000] as f64 / 1e3;
+        println!(
+            "| high {percent:+} %{} | {:.2}, {:.2}, {:.2} of {} (mean {:.2}) |",
+            if throttled { "" } else { ", no throttle" },
+            at(500),
+            at(990),
+            at(1000),
+            took.len(),
+            took.iter().sum::<u64>() as f64 / took.len() as f64 / 1e3,
+        );
+        drop(load);
+        drop(throttler);
     }
 }
 

@@ -114,6 +114,13 @@ impl Task {
         let n = nix::sys::uio::pread(&self.fd, &mut buf, 0).ok()?;
         TaskStat::parse(&buf[..n])
     }
+
+    /// Whether it was stopped amid its own code, and not in a system call: a frozen task that would go on at
+    /// once, had it a CPU (`/proc/TID/syscall` says -1). False where the kernel does not tell.
+    pub fn was_interrupted(&self) -> bool {
+        let path = format!("/proc/{}/task/{}/syscall", self.tid, self.tid);
+        std::fs::read(path).is_ok_and(|said| said.starts_with(b"-1 "))
+    }
 }
 
 /// CPU time of a task, and how often it slept: of its own accord, or being frozen

@@ -185,10 +185,17 @@ impl FromStr for High {
     type Err = BadTerm;
 
     fn from_str(text: &str) -> Result<High, BadTerm> {
-        let expected = "a size (512M), a share of the limit (80%), request+P%, or max";
+        let expected =
+            "a size of a page or more (512M), a share of the limit (80%), request+P%, or max";
         let fail = || bad_value("high", text, expected);
         let Some(percent) = text.trim().strip_suffix('%') else {
-            return text.parse().map(High::Size).map_err(|_| fail());
+            let size: Limit = text.parse().map_err(|_| fail())?;
+            // Of nothing nobody could run: 0 is not how to say that there is none.
+            return if size.page_floor() == Limit::Bytes(Bytes(0)) {
+                Err(fail())
+            } else {
+                Ok(High::Size(size))
+            };
         };
         let (percent, over) = match percent.strip_prefix("request+") {
             Some(percent) => (percent, true),
@@ -454,6 +461,8 @@ mod tests {
     fn bad_values_name_key_value_and_what_is_expected() {
         for (key, value, part) in [
             ("high", "101%", "share of the limit"),
+            ("high", "0", "size of a page"),
+            ("high", "1K", "size of a page"),
             ("oom", "hold=0s", "hold=600s"),
             ("oom", "hold=9999999s", "hold=600s"),
             ("class", "silver", "guaranteed"),

@@ -187,8 +187,14 @@ impl Engine {
         self.throttles.look_at = None;
         for (key, way_out) in young {
             // Those that are still young and far from it wait on.
-            if let Err(error) = self.start_throttle(Key(key), Some(way_out), false) {
-                self.happened.push(Happened::Throttle(Key(key), now, ThrottleEvent::Failed(error)));
+            match self.start_throttle(Key(key), Some(way_out), false) {
+                Ok(()) => {}
+                // That is seen where it is told.
+                Err(error) if error.is_vanished() => {}
+                Err(error) => {
+                    let failed = ThrottleEvent::Failed(error);
+                    self.happened.push(Happened::Throttle(Key(key), now, failed));
+                }
             }
         }
     }

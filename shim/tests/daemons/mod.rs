@@ -3,7 +3,7 @@
 // Each binary uses some of it, and what fails here fails the test that called.
 #![allow(dead_code, clippy::unwrap_used)]
 
-use crate::common::{Ground, until};
+use crate::common::{Ground, guardian_of, until};
 use cgroupfs::Membership;
 use cgshim::api::client::Client;
 use cgshim::api::message::{EventLine, Listed, One, Register, Registered, Release, Request, View};
@@ -121,15 +121,7 @@ impl Daemon {
 
     /// The guardian that it forked.
     pub(crate) fn guardian(&self) -> Option<Pid> {
-        let parent = self.child.id().to_string();
-        let ours = |pid: &i32| {
-            let stat = fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
-            let Some((name, rest)) = stat.rsplit_once(')') else { return false };
-            name.ends_with("(cgshim-guardian")
-                && rest.split_whitespace().nth(1) == Some(parent.as_str())
-        };
-        let names = fs::read_dir("/proc").unwrap().flatten().map(|entry| entry.file_name());
-        names.filter_map(|name| name.to_str()?.parse().ok()).find(ours).map(Pid::from_raw)
+        guardian_of(self.child.id())
     }
 
     /// Ends it as systemd does.

@@ -250,6 +250,18 @@ pub(crate) struct Load {
     answers: BufReader<ChildStderr>,
 }
 
+/// The guardian process that this one forked.
+pub(crate) fn guardian_of(parent: u32) -> Option<Pid> {
+    let ours = |pid: &i32| {
+        let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
+        let Some((name, rest)) = stat.rsplit_once(')') else { return false };
+        name.ends_with("(cgshim-guardian")
+            && rest.split_whitespace().nth(1) == Some(parent.to_string().as_str())
+    };
+    let names = std::fs::read_dir("/proc").unwrap().flatten().map(|entry| entry.file_name());
+    names.filter_map(|name| name.to_str()?.parse().ok()).find(ours).map(Pid::from_raw)
+}
+
 impl Load {
     pub(crate) fn in_group(group: &Cgroup) -> Load {
         let mut child = Command::new(std::env::current_exe().unwrap())
@@ -319,6 +331,12 @@ impl Load {
         self.tell(&format!("grow-pages {} {}", rate.0, size.0)).unwrap();
     }
 
+    /// Allocates, fills and frees so much, over and over, for so long: how long each took, in microseconds.
+    pub(crate) fn allocate(&mut self, size: Bytes, time: Duration) -> Vec<u64> {
+        let took = self.tell(&format!("allocate {} {}", size.0, time.as_millis())).unwrap();
+        took.split(' ').map(|us| us.parse().unwrap()).collect()
+    }
+
     /// How much [`Load::stream_pages`] or [`Load::grow_pages`] has done, in bytes.
     pub(crate) fn done(&mut self) -> u64 {
         self.tell("done").unwrap().parse().unwrap()
@@ -374,6 +392,19 @@ fn load_child() {
                 let (rate, most) = (number(), words.next().unwrap().parse::<u64>().unwrap());
                 std::thread::spawn(move || grow(rate, most, chunk));
                 "ok".into()
+            }
+            "allocate" => {
+                let (size, time) = (number() as usize, words.next().unwrap().parse().unwrap());
+                let (start, mut took) = (Instant::now(), Vec::new());
+                while start.elapsed() < Duration::from_millis(time) {
+                    let before = Instant::now();
+                    // Beyond the largest mmap threshold: a mapping of its own, which is gone when it is dropped.
+                    let mut fresh = Vec::<u8>::with_capacity(33 << 20);
+                    (0..size / 4096).for_each(|_| fresh.extend_from_slice(&[7; 4096]));
+                    drop(fresh);
+                    took.push(before.elapsed().as_micros().to_string());
+                }
+                took.join(" ")
             }
             "free" => {
                 held.clear();

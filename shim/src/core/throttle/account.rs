@@ -6,15 +6,16 @@
 //!
 //! That it did not grow in a window says nothing alone: with more growers than CPUs one of them gets none
 //! in many a window, and let go it would grow at the speed of memory until it is found again. So it has to
-//! have run: for [`RAN`], or until it went to sleep by itself.
+//! have run: for most of the window, or until it went to sleep by itself.
 
 use std::time::Duration;
 
-/// Who grows by less than so many pages in a stretch does not grow in it.
-const LITTLE: u64 = 16;
+/// Who grows by so many pages in a window grows, and who by fewer than [`LITTLE`] does not.
+const GROWS: u64 = 16;
+const LITTLE: u64 = 4;
 
-/// CPU time that is a stretch. At memset speed a task grows by a thousand pages in it, in an emulated
-/// machine by a hundred.
+/// CPU time, in windows that were mostly its own, that is a stretch. At memset speed a task grows by a thousand
+/// pages in it, in an emulated machine by a few dozen.
 const RAN: Duration = Duration::from_millis(1);
 
 /// A task that is frozen is put to sleep once by that; more often in a window: it slept by itself.
@@ -23,10 +24,12 @@ const SLEPT: u64 = 2;
 /// So many stretches in a row without growth: it has stopped. One may have waited for a lock.
 const CALM: u32 = 4;
 
-/// What a task did since it was last looked at.
+/// What a task did in a window.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Chance {
-    /// How long it had a CPU.
+    /// How long the window was.
+    pub window: Duration,
+    /// How long it had a CPU, being thawed and frozen included.
     pub ran: Duration,
     /// How often it slept, being frozen included (`voluntary_ctxt_switches`).
     pub slept: u64,
@@ -39,7 +42,6 @@ pub struct Account {
     owed: i64,
     /// Since the last stretch ended.
     ran: Duration,
-    pages: u64,
     calm: u32,
 }
 
@@ -52,13 +54,16 @@ impl Account {
     /// A window is over, in which it grew by so many pages and owes this for them.
     pub fn window(&mut self, pages: u64, penalty: Duration, chance: Chance) {
         self.owed = self.owed.saturating_add(nanos(penalty));
-        self.ran += chance.ran;
-        self.pages += pages;
-        if self.pages >= LITTLE {
-            (self.ran, self.pages, self.calm) = (Duration::ZERO, 0, 0);
-        } else if self.ran >= RAN || chance.slept >= SLEPT {
-            (self.ran, self.pages) = (Duration::ZERO, 0);
-            self.calm += 1;
+        if pages >= GROWS {
+            (self.ran, self.calm) = (Duration::ZERO, 0);
+        } else if pages < LITTLE {
+            if chance.ran >= chance.window / 2 {
+                self.ran += chance.ran;
+            }
+            if self.ran >= RAN || chance.slept >= SLEPT {
+                self.ran = Duration::ZERO;
+                self.calm += 1;
+            }
         }
     }
 
@@ -82,9 +87,10 @@ mod tests {
     use super::*;
 
     const MS: Duration = Duration::from_millis(1);
-    const SLEEPS: Chance = Chance { ran: Duration::from_micros(10), slept: 2 };
-    const SPINS: Chance = Chance { ran: Duration::from_micros(500), slept: 1 };
-    const STARVES: Chance = Chance { ran: Duration::from_micros(20), slept: 1 };
+    const WINDOW: Duration = Duration::from_micros(600);
+    const SLEEPS: Chance = Chance { window: WINDOW, ran: Duration::from_micros(10), slept: 2 };
+    const SPINS: Chance = Chance { window: WINDOW, ran: Duration::from_micros(500), slept: 1 };
+    const STARVES: Chance = Chance { window: WINDOW, ran: Duration::from_micros(200), slept: 1 };
 
     fn settled_after(account: &mut Account, chance: Chance, pulse: Duration) -> Option<u32> {
         (1..200).find(|_| {
@@ -104,7 +110,7 @@ mod tests {
 
     #[test]
     fn one_that_gets_no_cpu_is_not_taken_for_one_that_does_not_grow() {
-        // 4 ms of CPU in all, in 200 windows: it was not let.
+        // 40 ms of CPU in all, in 200 windows, and all of it for being thawed and frozen.
         assert_eq!(settled_after(&mut Account::default(), STARVES, 100 * MS), None);
     }
 

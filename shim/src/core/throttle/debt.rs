@@ -8,13 +8,13 @@
 //! Taken at each window's word, equal growers would pay for luck: measured with four growers on two CPUs,
 //! they stayed 1 to 2 % of high below the kernel's curve. So each task's share of the growth is averaged
 //! over windows, and of all that is owed the largest share is due: that of an equal part, unless
-//! somebody's is larger by more than [`LUCK`].
+//! somebody's is larger by more than [`LUCK`]. Of a task that had no turn in a window, nothing is learnt from it.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 /// Shares are averaged over about so many windows.
-const WINDOWS: f64 = 16.0;
+const WINDOWS: f64 = 32.0;
 
 /// What a share may be larger by and still be luck. With four growers on two CPUs the largest of the four
 /// averages is 0.05 above its 0.25 by chance, and more because a thaw wakes them in the same order each
@@ -31,6 +31,8 @@ pub(super) struct Debts {
     shares: BTreeMap<u32, f64>,
     /// Seconds owed.
     debt: f64,
+    /// Who had no turn in the window that is over.
+    waiting: BTreeSet<u32>,
 }
 
 impl Debts {
@@ -46,14 +48,25 @@ impl Debts {
         }
         // Little growth says little.
         let weight = charges.min(1.0) / WINDOWS;
-        for share in self.shares.values_mut() {
+        // Those who had a turn show among each other who grows.
+        let waits = |task: &u32| {
+            self.waiting.contains(task) && owed.iter().all(|(grown, ..)| grown != task)
+        };
+        let mut seen = 0.0;
+        for (_, share) in self.shares.iter_mut().filter(|(task, _)| !waits(task)) {
+            seen += *share;
             *share *= 1.0 - weight;
         }
         for (task, own, _) in &owed {
-            *self.shares.entry(*task).or_default() += weight * own / charges;
+            *self.shares.entry(*task).or_default() += weight * seen * own / charges;
         }
         let penalty: f64 = owed.iter().map(|(_, _, penalty)| penalty.as_secs_f64()).sum();
         self.debt += penalty * self.largest_share();
+    }
+
+    /// These would have run in the window that is over, but others had the CPUs.
+    pub(super) fn waiting(&mut self, tasks: BTreeSet<u32>) {
+        self.waiting = tasks;
     }
 
     /// A task is taken to grow like the others, until windows show better.
@@ -171,6 +184,25 @@ mod tests {
         let mut debts = Debts::default();
         (0..4).for_each(|task| debts.enroll(task));
         debts.window([(0, 4.0, 200 * MS)]);
+        assert!(close(debts.due(), 50 * MS), "{:?}", debts.due());
+    }
+
+    #[test]
+    fn who_had_no_turn_is_not_taken_for_one_that_does_not_grow() {
+        let mut debts = Debts::default();
+        (0..4).for_each(|task| debts.enroll(task));
+        for _ in 0..100 {
+            debts.waiting([1, 2, 3].into());
+            debts.window([(0, 4.0, 200 * MS)]);
+        }
+        assert!(close(debts.due(), 100 * 50 * MS), "{:?}", debts.due());
+        // Those who ran and did not grow leave it all to the one that does.
+        for _ in 0..200 {
+            debts.waiting(BTreeSet::new());
+            debts.window([(0, 1.0, 50 * MS)]);
+        }
+        debts.frozen(debts.due());
+        debts.window([(0, 1.0, 50 * MS)]);
         assert!(close(debts.due(), 50 * MS), "{:?}", debts.due());
     }
 

@@ -220,6 +220,11 @@ impl Throttle {
         self.debts.keep(|task| tasks.contains(&task));
     }
 
+    /// These tasks had no turn in the window that is over: nothing is learnt of them from it.
+    pub fn waiting(&mut self, tasks: BTreeSet<u32>) {
+        self.debts.waiting(tasks);
+    }
+
     /// The terms of the window after a pulse of this length: what the group's usage may grow by before it
     /// is frozen again, and the debt that is left. One charge for each task that grew in the last window,
     /// less what leaks until a freeze holds; nothing while debt is left: tasks are thawed then only because

@@ -1,12 +1,15 @@
 //! Which tasks grow: all of a container's are looked at now and then, those that grow are moved into the
 //! group that is frozen, and looked at in every pulse.
 
-use crate::core::throttle::{Account, Chance, Change, Grown};
+use crate::core::throttle::{Account, Chance, Change, Grown, HUGE};
 use cgroupfs::files::ControlDir;
 use cgroupfs::freezer::{self, Freezer, FreezerGroup, Kind};
 use cgroupfs::memory::Memory;
 use cgroupfs::procfs::{Task, TaskStat, ran_and_slept};
+use cgroupfs::units::page_size;
 use cgroupfs::{Bytes, Cgroup, Result};
+use nix::time::{ClockId, clock_gettime};
+use nix::unistd::{SysconfVar, sysconf};
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -15,9 +18,15 @@ use std::time::{Duration, Instant};
 /// A task that faulted in so many pages between two scans grows.
 const GROWS: u64 = 16;
 
-/// Unless it has not faulted in so many in its life, nor has so many times eight resident: a probe that somebody
-/// runs in the container, a `runc init`. In windows of less than a millisecond it would take seconds to start.
+/// Unless it has just started and not faulted in so many yet, nor has so many times eight resident: a probe
+/// that somebody runs in the container, a `runc init`. In windows of less than a millisecond it would take
+/// seconds to start.
 const START: u64 = 2048;
+const STARTING: Duration = Duration::from_secs(1);
+
+/// One that nobody has seen growing does not grow if it faulted in no more than this part of what the group has
+/// grown by since: programs fault now and then.
+const PART: u64 = 64;
 
 /// Where growth is not explained by faults, a task that was in the kernel for so many clock ticks
 /// between two scans is taken for who writes.
@@ -27,6 +36,15 @@ const WRITES: u64 = 1;
 /// gets none in many a window; given back it would run free until it is found again (measured with fewer
 /// windows: 30 MiB).
 const IDLE_WINDOWS: u32 = 50;
+
+/// After so many it rests: nobody shares a debt with it until it grows again. (Measured with huge pages, and so few
+/// windows: shared with a thread that had filled memory once, growth cost half.)
+const RESTS: u32 = 4;
+
+/// A task that has run for so many clock ticks without growing had its turn. A thaw wakes tasks in one order, and
+/// windows are short: the same may take all of each of them (measured on 6.18, four growers on two CPUs: 30 windows on
+/// end). Those who wait behind it are no idlers.
+const TURN: u64 = 2;
 
 /// One that nobody has seen growing is given back when the group has grown by so much since it came.
 const CHANCE: Bytes = Bytes::mib(16);
@@ -45,21 +63,58 @@ struct Grower {
     account: Account,
     /// CPU time and sleeps, when it was last looked at in a window without growth.
     ran: Option<(Duration, u64)>,
-    /// Nobody has seen it grow: its faults when it came, and what the group used then.
-    suspect: Option<(u64, Bytes)>,
+    /// When it was last seen at work in the kernel.
+    worked: TaskStat,
+    /// It has not run since, or hardly, but would: others had the CPUs.
+    waits: bool,
+    /// Nobody has seen it grow: how it was when it came, and what the group used then.
+    suspect: Option<(TaskStat, Bytes)>,
 }
 
 impl Grower {
-    fn new(task: Task, last: TaskStat, suspect: Option<(u64, Bytes)>, debt: Duration) -> Grower {
+    fn new(
+        task: Task,
+        last: TaskStat,
+        suspect: Option<(TaskStat, Bytes)>,
+        debt: Duration,
+    ) -> Grower {
         Grower {
             task: Arc::new(task),
             last,
             idle: 0,
             account: Account::owing(debt),
             ran: None,
+            worked: last,
+            waits: false,
             suspect,
         }
     }
+
+    /// Whether it had no turn since it was seen at work, by what was read now.
+    fn had_no_turn(&self) -> bool {
+        let ran = |stat: &TaskStat| stat.utime + stat.stime;
+        ran(&self.last).saturating_sub(ran(&self.worked)) < TURN && self.task.was_interrupted()
+    }
+
+    /// Whether it has grown since it came, or was last seen to.
+    fn grew(&self) -> bool {
+        self.suspect.is_none_or(|(then, _)| grew(&then, &self.last, GROWS))
+    }
+
+    /// The same, and it had its part in what the group has grown by to `usage`.
+    fn had_its_part(&self, usage: Bytes) -> bool {
+        self.suspect.is_none_or(|(then, used)| {
+            let part = usage.saturating_sub(used).0 / page_size() / PART;
+            grew(&then, &self.last, part.max(GROWS))
+        })
+    }
+}
+
+/// Whether a task grew by so many pages from one look to the next. A huge page is one fault: its process's resident
+/// set tells.
+fn grew(before: &TaskStat, after: &TaskStat, pages: u64) -> bool {
+    let faults = after.faults().saturating_sub(before.faults());
+    faults >= pages || faults > 0 && after.rss.saturating_sub(before.rss) >= HUGE
 }
 
 /// The growers of one container.
@@ -108,11 +163,18 @@ impl Growers {
         self.strangers
     }
 
-    /// Which of them grow: all, as long as none was seen to.
+    /// Which of them grow, those included that had no turn yet, and without those that rest: all, as long as
+    /// none was seen to.
     pub(super) fn tids(&self) -> BTreeSet<u32> {
-        let seen = self.moved.iter().filter(|(_, grower)| grower.suspect.is_none());
-        let seen: BTreeSet<u32> = seen.map(|(tid, _)| *tid).collect();
-        if seen.is_empty() { self.moved.keys().copied().collect() } else { seen }
+        let seen = |grower: &Grower| grower.suspect.is_none() && grower.idle < RESTS;
+        let any = self.moved.values().any(seen);
+        let grows = |grower: &Grower| !any || seen(grower) || grower.waits;
+        self.moved.iter().filter(|(_, grower)| grows(grower)).map(|(tid, _)| *tid).collect()
+    }
+
+    /// Who had no turn in the last window.
+    pub(super) fn waiting(&self) -> BTreeSet<u32> {
+        self.moved.iter().filter(|(_, grower)| grower.waits).map(|(tid, _)| *tid).collect()
     }
 
     /// Whether enough time has passed since the last scan: never more than 1/20 of it is spent on them.
@@ -134,6 +196,7 @@ impl Growers {
         let mut tids = Vec::new();
         list(&self.memory, 0, &mut tids)?;
         let all = tids.len() <= few;
+        let young = ticks_since_boot().map(|now| now.saturating_sub(ticks(STARTING)));
         let mut seen = BTreeMap::new();
         let mut growing = Vec::new();
         for tid in tids {
@@ -145,8 +208,12 @@ impl Growers {
             if let Some(before) = self.seen.get(&tid)
                 && before.starttime == stat.starttime
             {
-                let new = stat.faults() < START && stat.rss < START * 8;
-                let faulted = !new && stat.faults().saturating_sub(before.faults()) >= GROWS;
+                // Where nobody is known to grow, whoever does is looked for.
+                let new = !self.moved.is_empty()
+                    && young.is_some_and(|young| stat.starttime >= young)
+                    && stat.faults() < START
+                    && stat.rss < START * 8;
+                let faulted = !new && grew(before, &stat, GROWS);
                 let writes = unexplained && stat.stime.saturating_sub(before.stime) >= WRITES;
                 if (faulted || writes) && stat.state != b'Z' {
                     let debt = costs(stat.faults().saturating_sub(before.faults()));
@@ -172,7 +239,7 @@ impl Growers {
             }
             if group.take(tid)? {
                 moved += 1;
-                let suspect = suspect.then_some((stat.faults(), usage));
+                let suspect = suspect.then_some((stat, usage));
                 self.moved.insert(tid, Grower::new(task, stat, suspect, debt));
             }
         }
@@ -193,7 +260,7 @@ impl Growers {
                 && let Some(last) = task.stat()
             {
                 self.seen.remove(&tid);
-                let suspect = suspects.map(|usage| (last.faults(), usage));
+                let suspect = suspects.map(|usage| (last, usage));
                 self.moved.insert(tid, Grower::new(task, last, suspect, Duration::ZERO));
             }
         }
@@ -211,10 +278,8 @@ impl Growers {
         self.look();
         let usage = self.usage();
         for grower in self.moved.values_mut() {
-            let now = grower.last.faults();
-            let grew = |(then, _): (u64, Bytes)| now.saturating_sub(then) >= GROWS;
-            if grower.suspect.is_none_or(grew) {
-                grower.suspect = Some((now, usage));
+            if grower.grew() {
+                grower.suspect = Some((grower.last, usage));
                 grower.idle = 0;
             }
         }
@@ -224,19 +289,28 @@ impl Growers {
         self.counter.usage().unwrap_or_default()
     }
 
-    /// Clears of suspicion, or convicts, by what the last look saw: who does not grow is given back, and may
-    /// run again at once.
+    /// Convicts those whom the last look saw growing: what is owed is theirs alone from then on.
+    pub(super) fn convict(&mut self) {
+        let usage = self.usage();
+        for grower in self.moved.values_mut() {
+            if grower.had_its_part(usage) {
+                grower.suspect = None;
+            }
+        }
+    }
+
+    /// Clears of suspicion who does not grow: they are given back, and may run again at once.
     pub(super) fn sift(&mut self, group: &FreezerGroup) -> Result<()> {
         if self.moved.values().all(|grower| grower.suspect.is_none()) {
             return Ok(());
         }
         let usage = self.usage();
         let mut cleared = Vec::new();
-        for (tid, grower) in &mut self.moved {
-            let Some((faults, then)) = grower.suspect else { continue };
-            if grower.last.faults().saturating_sub(faults) >= GROWS {
-                grower.suspect = None;
-            } else if usage.saturating_sub(then) >= CHANCE {
+        for (tid, grower) in &self.moved {
+            if let Some((_, then)) = grower.suspect
+                && !grower.waits
+                && usage.saturating_sub(then) >= CHANCE
+            {
                 cleared.push(*tid);
             }
         }
@@ -272,7 +346,14 @@ impl Growers {
             let kernel_time = stat.stime.saturating_sub(before.stime);
             let resident = i64::try_from(stat.rss).unwrap_or(i64::MAX)
                 - i64::try_from(before.rss).unwrap_or(i64::MAX);
-            grower.idle = if faults > 0 || kernel_time > 0 { 0 } else { grower.idle + 1 };
+            let works = faults > 0 || kernel_time > 0;
+            if works {
+                (grower.worked, grower.idle) = (stat, 0);
+            }
+            grower.waits = !works && grower.had_no_turn();
+            if !works && !grower.waits {
+                grower.idle += 1;
+            }
             changes.push(Change {
                 task: *tid,
                 process: grower.task.pid(),
@@ -285,8 +366,14 @@ impl Growers {
         changes
     }
 
-    /// A window is over in which they grew by this: what each of them owes for it by `costs`.
-    pub(super) fn account(&mut self, grown: &[Grown], costs: impl Fn(&Grown) -> Duration) {
+    /// A window is over, that was so long and in which they grew by this: what each of them owes for it by
+    /// `costs`.
+    pub(super) fn account(
+        &mut self,
+        window: Duration,
+        grown: &[Grown],
+        costs: impl Fn(&Grown) -> Duration,
+    ) {
         for (tid, grower) in &mut self.moved {
             let own = grown.iter().find(|grown| grown.task == *tid);
             let pages = own.map_or(0, |grown| grown.pages);
@@ -295,6 +382,7 @@ impl Growers {
             grower.ran = if pages < GROWS { ran_and_slept(*tid) } else { None };
             let chance = match (before, grower.ran) {
                 (Some(before), Some(now)) => Chance {
+                    window,
                     ran: now.0.saturating_sub(before.0),
                     slept: now.1.saturating_sub(before.1),
                 },
@@ -343,6 +431,16 @@ impl Growers {
         let alive = self.moved.values().filter(|grower| grower.task.stat().is_some());
         alive.max_by_key(|grower| grower.last.rss).map(|grower| grower.task.pid())
     }
+}
+
+/// Clock ticks, in which starts of tasks are counted.
+fn ticks(time: Duration) -> u64 {
+    let a_second = sysconf(SysconfVar::CLK_TCK).ok().flatten().unwrap_or(100);
+    (time.as_secs_f64() * a_second as f64) as u64
+}
+
+fn ticks_since_boot() -> Option<u64> {
+    clock_gettime(ClockId::CLOCK_BOOTTIME).ok().map(|now| ticks(now.into()))
 }
 
 /// The tasks (v2: processes) of a group and of those beneath it.

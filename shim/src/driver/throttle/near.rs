@@ -19,7 +19,7 @@ use nix::unistd::Pid;
 use std::ffi::OsStr;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 /// How far below high it is made ready, and not below an eighth of it.
 const APPROACH: Bytes = Bytes::mib(128);
@@ -32,6 +32,8 @@ pub(super) struct Near {
     pub(super) pulser: Pulser,
     pub(super) growers: Growers,
     pub(super) attribution: Attribution,
+    /// When the last pulse ended.
+    pub(super) thawed_at: Instant,
     /// Usage when the last pulse held.
     pub(super) frozen_at: Bytes,
     /// The tasks were moved to another freezer group since: a runtime was not done with them.
@@ -116,6 +118,7 @@ impl Near {
                 freezer.clone(),
             ),
             attribution: Attribution::default(),
+            thawed_at: Instant::now(),
             frozen_at: Bytes(0),
             elsewhere: false,
             group,

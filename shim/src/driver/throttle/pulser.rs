@@ -38,9 +38,8 @@ const LONG_NAP: Duration = Duration::from_millis(2);
 const FASTEST: f64 = (2u64 << 30) as f64;
 const DOUBT: Duration = Duration::from_millis(50);
 
-/// Shorter naps are not slept but spun through, for so long in a window at most, where there is a CPU that the
-/// growers do not use: one that sleeps may take milliseconds to wake up (measured on a virtual machine: up to
-/// 20).
+/// Shorter naps are not slept but spun through, for so long in a window at most, where the growers have another
+/// CPU: one that sleeps may take milliseconds to wake up (measured on a virtual machine: up to 20).
 const SPIN: Duration = Duration::from_micros(100);
 const LONGEST_SPIN: Duration = Duration::from_millis(3);
 
@@ -326,7 +325,7 @@ impl Pulse {
         };
         terms.quota = terms.quota.max(least);
         let opened = start;
-        let may_spin = self.cpus > terms.growers;
+        let may_spin = self.cpus > 1;
         let mut nap = if may_spin { Duration::ZERO } else { NAP };
         loop {
             match self.next_order(Some(nap), None) {
@@ -418,9 +417,9 @@ impl Pulse {
                     break None;
                 }
                 Some(Order::ThawAt(number, when, new)) if number == pulse => {
-                    let longer = when > until;
-                    until = when.min(at + LONGEST);
-                    if longer {
+                    // In the journal too if it is shorter: whoever undoes it is not to wait for longer.
+                    let before = std::mem::replace(&mut until, when.min(at + LONGEST));
+                    if before != until {
                         self.journal.begin(until.saturating_duration_since(Instant::now()));
                     }
                     *terms = new;
@@ -470,6 +469,8 @@ impl Pulse {
             return Some(order);
         }
         if patience == Some(Duration::ZERO) {
+            // Other containers' threads like this one would wait for as long as this one spins.
+            std::thread::yield_now();
             return None;
         }
         let watched = |fd| PollFd::new(fd, PollFlags::POLLIN);

@@ -155,6 +155,7 @@ impl Manager {
         let pages = grown.saturating_add(leaked).0 / page_size();
         let nobody = at.growers.len() == 0;
         let changes = at.growers.look();
+        at.growers.convict();
         let shares = at.attribution.share(&changes, pages, self.core.curve().batch());
         let unexplained = shares.unexplained >= UNEXPLAINED;
         if (unexplained || at.growers.len() == 0) && at.growers.may_scan(SCAN / 10)
@@ -168,10 +169,12 @@ impl Manager {
         }
         at.elsewhere = at.growers.len() == 0 && at.growers.strangers() > 0;
         self.core.growing(&at.growers.tids());
+        self.core.waiting(at.growers.waiting());
         let levels = self.levels(usage);
         let reclaimable = self.reclaimable();
         let due = self.core.window(self.start.elapsed(), &levels, reclaimable, &shares.grown);
-        at.growers.account(&shares.grown, |grown| self.core.costs(grown.pages, grown.unit));
+        let window = when.saturating_duration_since(at.thawed_at);
+        at.growers.account(window, &shares.grown, |grown| self.core.costs(grown.pages, grown.unit));
         if at.elsewhere || at.group.container_state()? != State::Thawed {
             return Ok(Pulse::Paused);
         }
@@ -193,6 +196,8 @@ impl Manager {
         at.pulser.watch(at.growers.processes());
         at.growers.sift(&at.group)?;
         at.growers.give_back_idle(&at.group)?;
+        // Of a process another thread may be the one that is left.
+        at.pulser.watch(at.growers.processes());
         Ok(Pulse::Due)
     }
 
@@ -236,6 +241,7 @@ impl Manager {
         let since = when.checked_sub(frozen).unwrap_or(when);
         self.tell(ThrottleEvent::Pulse { since, frozen, late });
         at.growers.paid(frozen);
+        at.thawed_at = when;
         let Some(then) = then else { return Ok(false) };
         let cause = cause(&*self.memory, self.config.high);
         self.tell(ThrottleEvent::WayOut(then, cause, self.core.stalled()));
