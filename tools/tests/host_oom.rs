@@ -346,9 +346,10 @@ fn a_log_in_flood_hides_no_kill_and_what_was_lost_is_not_guessed() {
     if std::env::var_os("CGSHIM_LANE").is_none() {
         return skip(test, "a machine's log is for all that run on it: only in a virtual machine");
     }
-    // Fails where it was given to the kernel at boot: the machines of ci/vm have it on by then.
     let _ = std::fs::write(limits, "on");
-    assert_eq!(std::fs::read(limits).unwrap().trim_ascii(), b"on");
+    if !std::fs::read(limits).is_ok_and(|what| what.trim_ascii() == b"on") {
+        return skip(test, "printk_devkmsg is not on, and cannot be switched on");
+    }
     let _alone = alone();
     let watching = Watching::new();
     let end = std::sync::atomic::AtomicBool::new(false);

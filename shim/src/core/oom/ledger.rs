@@ -13,14 +13,14 @@ use std::time::Duration;
 /// threads to a CPU.
 pub const RECHECK_FOR: Duration = Duration::from_millis(500);
 
-/// How often: first while the kill may be under way and its group about to be removed, then later.
-const RECHECK: [(Duration, Duration); 4] = [
+/// How often: first while the kill may be under way and its group about to be removed, then later. The log's line
+/// is no quicker: the kernel wakes its readers at the next tick (`wake_up_klogd`), 4 ms later at worst.
+const RECHECK: [(Duration, Duration); 3] = [
     (Duration::from_millis(5), Duration::from_micros(200)),
-    (Duration::from_millis(20), Duration::from_millis(1)),
-    (Duration::from_millis(100), Duration::from_millis(5)),
+    (Duration::from_millis(100), Duration::from_millis(1)),
     (RECHECK_FOR, RECHECK_LAST),
 ];
-const RECHECK_LAST: Duration = Duration::from_millis(20);
+const RECHECK_LAST: Duration = Duration::from_millis(5);
 
 /// A record is settled this long after the kill: whether init outlived it is known by then.
 const SETTLE: Duration = Duration::from_millis(100);
