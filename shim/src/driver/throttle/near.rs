@@ -152,15 +152,14 @@ pub(super) fn name(freezer: &Freezer, container: &Cgroup, home: &Path) -> String
 }
 
 /// The group that a container was started in, from where its tasks are: an enforcer that was killed leaves
-/// them in its group, and one within the other, restart for restart, is no place for them.
+/// them in its group, and one within the other, restart for restart, is no place for them. Nor is one of another
+/// throttle, above or beneath, which takes its group with it when it ends.
 pub(super) fn outside(home: PathBuf, container: &Cgroup) -> PathBuf {
     let name = |path: &Path| path.file_name().and_then(OsStr::to_str).map(str::to_owned);
     let ours = match name(&home) {
         // Unless that is what the container itself is called.
         Some(name_of) if name_of == FREEZER_CHILD => name(container.path()) != Some(name_of),
-        Some(name_of) => {
-            left_by(&name_of).is_some_and(|(_, inode)| inode == Some(container.inode()))
-        }
+        Some(name_of) => left_by(&name_of).is_some(),
         None => false,
     };
     match home.parent() {
