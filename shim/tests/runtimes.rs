@@ -19,7 +19,7 @@ use nix::sys::signal::{Signal, kill};
 use nix::unistd::{Pid, mkfifo};
 use serde_json::{Value, json};
 use std::fs::{self, File, OpenOptions};
-use std::io::{Read, Write};
+use std::io::{BufRead, BufReader, Read, Write};
 use std::os::unix::fs::{OpenOptionsExt, symlink};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
@@ -434,6 +434,81 @@ fn containerd_with_the_wrapper_as_its_binary() {
         .arg(host.path("rootfs"))
         .args(["web", "/bin/sh", "-c", PROGRAM]);
     host.assert_listed_first(command, || "web".into());
+}
+
+/// When it holds, as closely as another process can see it.
+fn seen(what: &str, holds: impl Fn() -> bool) -> Instant {
+    let start = Instant::now();
+    while !holds() {
+        assert!(start.elapsed() < 10 * SECOND, "{what}: not in 10 s");
+        std::thread::sleep(Duration::from_micros(100));
+    }
+    Instant::now()
+}
+
+/// Has a child of its own killed for every word it is told.
+const VICTIMS: &str = "echo first > /ask/out; while read word < /ask/in && [ $word = go ]; do \
+                       busybox head -c 200000000 /dev/zero | busybox tail -n 1; done";
+
+#[test]
+fn an_oom_is_on_record_as_soon_as_containerd_tells_of_it() {
+    let name = "an_oom_is_on_record_as_soon_as_containerd_tells_of_it";
+    let Some(host) = Host::new(name, &["containerd", "ctr", "runc"]) else { return };
+    fs::write(host.path("config.toml"), "[defaults]\nhigh = 'max'\nthrottle = 'off'\n").unwrap();
+    let _daemon = host.daemon();
+    let containerd = Containerd::start(&host);
+    let bundle = host.bundle("web", json!({}));
+    let config = bundle.join("config.json");
+    let mut spec: Value = serde_json::from_slice(&fs::read(&config).unwrap()).unwrap();
+    spec["process"]["args"][2] = json!(VICTIMS);
+    // Where there is swap they would fill that first.
+    spec["linux"]["resources"]["memory"]["swappiness"] = json!(0);
+    fs::write(&config, spec.to_string()).unwrap();
+    assert!(inject::inject(&config, &host.hook()).unwrap());
+
+    let mut events = host.command("runc", &find_program("ctr").unwrap());
+    let mut events = events.arg("--address").arg(&containerd.1).arg("events").spawn().unwrap();
+    let lines = BufReader::new(events.stdout.take().unwrap()).lines();
+    let (send, theirs) = std::sync::mpsc::channel();
+    std::thread::spawn(move || {
+        for line in lines.map_while(Result::ok).filter(|line| line.contains("/tasks/oom")) {
+            let _ = send.send((Instant::now(), line));
+        }
+    });
+
+    let mut command = containerd.ctr(&host);
+    let child = command.arg("--config").arg(&config).arg("web").spawn().unwrap();
+    let mut container = Container { child: Some(child) };
+    host.first_word(&mut container);
+    let files = memory(&Arc::new(host.ground.dir.child("web").unwrap()));
+    let kills = || files.counters().unwrap().oom_kill.unwrap();
+    let records = || cgshim::oom::all(&host.run_dir()).unwrap().len();
+    let times = std::env::var("CGSHIM_TEST_KILLS").ok().and_then(|n| n.parse().ok()).unwrap_or(5);
+    let mut orders = fifo(&host.path("ask/in"));
+    let (mut ours, mut told) = (Vec::new(), Vec::new());
+    for n in 0..times {
+        assert_eq!((kills(), records()), (n, n as usize));
+        orders.write_all(b"go\n").unwrap();
+        let rose = seen("somebody is killed", || kills() > n);
+        ours.push(seen("it is on record", || records() > n as usize) - rose);
+        let (at, _) = theirs.recv_timeout(5 * SECOND).expect("containerd tells of it");
+        // From before the kill, most of the time: it tells that memory has run out.
+        told.push(at.saturating_duration_since(rose));
+        // And as often as that was signalled.
+        std::thread::sleep(SECOND / 2);
+        while theirs.try_recv().is_ok() {}
+    }
+    orders.write_all(b"end\n").unwrap();
+    container.wait();
+    let _ = events.kill();
+    let _ = events.wait();
+    for (who, times) in [("on record", &mut ours), ("told by containerd", &mut told)] {
+        times.sort_unstable();
+        let (middle, worst) = (times[times.len() / 2], times[times.len() - 1]);
+        println!("{who}: {middle:?} in the median, {worst:?} at worst, of {}", times.len());
+    }
+    // Others may be at work here; by hand it is a few milliseconds.
+    assert!(ours[ours.len() / 2] < Duration::from_millis(100), "{ours:?}");
 }
 
 // --- without a daemon that answers
