@@ -245,9 +245,9 @@ fn short_containers_leave_next_to_no_dying_groups_and_a_neighbour_keeps_its_cach
     let Some(bed) = Bed::new(test) else { return };
     let n = times(20);
     let half = i64::try_from(n / 2).unwrap();
-    // That there is something to be done.
-    let (without, _) = bed.leaves(n.div_ceil(4), false, false);
-    assert!(without > half / 4, "{without} dying without cgshim");
+    // That there is something to be done. The kernel counts the whole host's groups, and others come and go there.
+    let controls: Vec<i64> = (0..3).map(|_| bed.leaves(n.div_ceil(4), false, false).0).collect();
+    assert!(controls.iter().any(|without| *without > half / 4), "{controls:?} without cgshim");
     let daemon = bed.daemon();
     let had = memory(&bed.live).usage().unwrap().0;
     // The promise is 1 of 100 for reads and 10 of 100 for writes on an idle host; this one may be busy with other

@@ -48,7 +48,7 @@ fn what_does_not_parse_or_fit_together_is_a_usage_error_that_names_it() {
         ("--swap 10M", &["--swap", "--limit", "give both"]),
         ("--limit 64M --watermark 80%:90%", &["--watermark", "'80%:90%'", "LOW must be below"]),
         ("--limit 64M --watermark 90", &["--watermark", "'90'", "HIGH%:LOW%"]),
-        ("--limit 64M --oom never", &["--oom", "'never'", "kill, group, or hold="]),
+        ("--limit 64M --oom never", &["--oom", "'never'", "kill, group, freeze=SECONDSs or hold="]),
         ("--limit 64M --oom hold=0s", &["--oom", "hold=0s", "up to hold=600s"]),
         ("--limit 64M --class gold", &["--class", "gold", "guaranteed"]),
         ("--limit 64M --report r.txt", &["--report", "r.txt", ".json or .svg"]),
