@@ -130,7 +130,6 @@ impl Engine {
             return self.guard_native(key, high, way_out);
         }
         let way_out = way_out.filter(|_| !self.freezes_at_oom(key.0));
-        let Some(enforced) = self.containers.get(&key.0) else { return Ok(()) };
         // A vendor's v1.
         let native = enforced.group.has("memory.high");
         let (Some(way_out), Limit::Bytes(bytes), false) = (way_out, high, native) else {

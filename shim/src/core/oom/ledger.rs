@@ -13,8 +13,8 @@ use std::time::Duration;
 /// threads to a CPU.
 pub const RECHECK_FOR: Duration = Duration::from_millis(500);
 
-/// How often: first while the kill may be under way and its group about to be removed, then later. The log's line
-/// is no quicker: the kernel wakes its readers at the next tick (`wake_up_klogd`), 4 ms later at worst.
+/// How often: first while the kill may be under way and its group about to be removed, then later. The log is
+/// read as often: the kernel wakes its readers only at the next tick (`wake_up_klogd`), 4 ms later at worst.
 const RECHECK: [(Duration, Duration); 3] = [
     (Duration::from_millis(5), Duration::from_micros(200)),
     (Duration::from_millis(100), Duration::from_millis(1)),
