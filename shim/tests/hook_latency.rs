@@ -189,7 +189,14 @@ fn hold_to_the_bar(slack: u32, mut batch: impl FnMut(usize) -> Vec<Duration>) {
     const BATCHES: usize = 10;
     let bar = [2, 10].map(Duration::from_millis);
     for n in 1..=BATCHES {
-        let mut times = batch(n);
+        let times = batch(n);
+        if strict() {
+            // Where in the batch they are, and whether at intervals, tells what they waited for.
+            let mut slow: Vec<_> = times.iter().enumerate().map(|(n, took)| (took, n)).collect();
+            slow.sort();
+            let _ = writeln!(std::io::stderr(), "slowest, and which: {:.1?}", &slow[HOOKS - 8..]);
+        }
+        let mut times = times;
         times.sort();
         let [p50, p99, longest] = [100, 198, 199].map(|n| times[n]);
         let _ = writeln!(
