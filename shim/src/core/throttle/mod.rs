@@ -20,11 +20,13 @@ mod curve;
 mod debt;
 mod growth;
 pub mod native;
+mod pace;
 mod way_out;
 
 pub use account::{Account, Chance};
 pub use curve::{Curve, HUGE, IGNORED, LONGEST};
 pub use growth::{Attribution, Change, Grown, Shares};
+pub use pace::{NAP, Pace};
 pub use way_out::{APPROACH, BUDGET, BadWayOut, Cause, Guard, Then, WayOut};
 
 use crate::core::event::Now;

@@ -253,18 +253,27 @@ impl Growers {
     /// Takes note of tasks in the group that nobody moved there. The first of them are suspects; who comes
     /// later is a child or a thread of one that grows.
     pub(super) fn adopt(&mut self, group: &FreezerGroup) -> Result<()> {
+        self.born(group).map(drop)
+    }
+
+    /// The same; what each of them has done so far.
+    pub(super) fn born(&mut self, group: &FreezerGroup) -> Result<Vec<Change>> {
         let suspects = self.moved.is_empty().then(|| self.usage());
+        let mut born = Vec::new();
         for tid in group.tasks()? {
             if !self.moved.contains_key(&tid)
                 && let Ok(task) = Task::open(tid)
                 && let Some(last) = task.stat()
             {
                 self.seen.remove(&tid);
+                // Of its process' resident set, part was there before it.
+                let (process, faults, kernel_time) = (task.pid(), last.faults(), last.stime);
+                born.push(Change { task: tid, process, faults, resident: 0, kernel_time });
                 let suspect = suspects.map(|usage| (last, usage));
                 self.moved.insert(tid, Grower::new(task, last, suspect, Duration::ZERO));
             }
         }
-        Ok(())
+        Ok(born)
     }
 
     /// As if they had all just come: who grows from here on, grows.
