@@ -77,7 +77,8 @@ fn the_way_out_is_a_term_like_others_and_its_event_says_why() {
 
     daemon.register(&known(&ground, "a", load.pid())).unwrap();
     assert_eq!(daemon.stat("a").way_out, "notify=2s");
-    load.grow(Bytes(0), Bytes::mib(80));
+    // As fast as it can it might have it all before anybody gets a CPU to throttle it.
+    load.grow(Bytes::mib(20), Bytes::mib(80));
     let told = || -> Vec<String> {
         let events = daemon.events().into_iter();
         let ours = events.filter(|event| event.event == "throttle_way_out");
