@@ -11,37 +11,23 @@
 //! may be late.
 
 use super::FreezeJournal;
-use crate::core::throttle::{Curve, IGNORED, LONGEST, Level, Throttle, WINDOW};
+use crate::core::throttle::{Curve, IGNORED, LONGEST, Level, NAP, Pace, Throttle, WINDOW};
 use crate::driver::sys;
 use cgroupfs::Bytes;
 use cgroupfs::events::Notification;
 use cgroupfs::freezer::Switch;
 use cgroupfs::memory::Memory;
-use cgroupfs::procfs::Task;
+use cgroupfs::procfs::{Task, TaskStat};
 use crossbeam_channel::{Receiver, Sender, bounded};
 use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, ppoll};
 use nix::sys::eventfd::{EfdFlags, EventFd};
 use nix::sys::time::TimeSpec;
+use std::cell::Cell;
 use std::os::fd::{AsFd, BorrowedFd};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
-
-/// Between two looks at usage in a window, at the least and at the most.
-const NAP: Duration = Duration::from_micros(50);
-const LONG_NAP: Duration = Duration::from_millis(2);
-
-/// Growers are taken to be as fast as memory can be filled until they prove slower: a task that was just thawed
-/// may not have a CPU yet, and looks slow. (Measured on 6.18: taken at its word it grew by 2 MiB in a nap.) Bytes
-/// a second, and the window time after which half of it is believed.
-const FASTEST: f64 = (2u64 << 30) as f64;
-const DOUBT: Duration = Duration::from_millis(50);
-
-/// Shorter naps are not slept but spun through, for so long in a window at most, where the growers have another
-/// CPU: one that sleeps may take milliseconds to wake up (measured on a virtual machine: up to 20).
-const SPIN: Duration = Duration::from_micros(100);
-const LONGEST_SPIN: Duration = Duration::from_millis(3);
 
 /// A window in which nothing is granted, as there is debt left, is over after so long: the kernel, too, lets
 /// tasks run between two sleeps of 2 s.
@@ -51,13 +37,21 @@ const CHANCE: Duration = Duration::from_millis(2);
 const QUIET: Duration = Duration::from_millis(300);
 const GROWS: Bytes = Bytes::kib(64);
 
-/// How often a task that has been killed is looked for in a pulse: it cannot die frozen.
-const KILLED: Duration = Duration::from_millis(10);
+/// How often somebody who has been killed is looked for in a pulse: nobody can die frozen. One look is at so great
+/// a part of the processes, in turn: who ends a container kills all of them.
+const KILLED: Duration = Duration::from_millis(4);
+const PARTS: usize = 3;
 
-/// How long it is given to die, and for how long nobody is waited for any more when that was not enough: it
-/// waits for a disk, say.
+/// How long they are given to die, and where they have not had a CPU yet. The first process of a container, once it
+/// dies, kills the others: that is waited for as well.
 const DYING: Duration = Duration::from_millis(20);
-const PATIENCE: Duration = Duration::from_secs(1);
+const DYING_WITHOUT_CPU: Duration = Duration::from_millis(200);
+const OTHERS: Duration = Duration::from_millis(2);
+
+/// For how long nobody is waited for any more when that was not enough (they wait for a disk, say): at first, and
+/// at most.
+const PATIENCE: Duration = Duration::from_millis(50);
+const LEAST_PATIENCE: Duration = Duration::from_secs(1);
 
 /// No more processes are looked at.
 const WATCHED: usize = 128;
@@ -136,15 +130,16 @@ struct Pulse {
     wake: Arc<EventFd>,
     /// A task of each process that is frozen.
     watched: Arc<Mutex<Vec<Arc<Task>>>>,
-    /// Nobody who has been killed is waited for until then.
+    /// Nobody who has been killed is waited for until then, and for how long the next time.
     impatient: Option<Instant>,
+    patience: Duration,
+    /// Who of them is looked at next.
+    next_watched: Cell<usize>,
     pulse: u64,
     /// The last pulse was shorter than any that is due.
     short: bool,
-    /// How fast the group is taken to grow when it is let.
-    pace: f64,
-    /// How many CPUs there are.
-    cpus: u64,
+    /// The growers have another CPU while this thread has one.
+    may_spin: bool,
 }
 
 impl Pulser {
@@ -172,10 +167,11 @@ impl Pulser {
             wake: wake.clone(),
             watched: watched.clone(),
             impatient: None,
+            patience: PATIENCE,
+            next_watched: Cell::new(0),
             pulse: 0,
             short: false,
-            pace: FASTEST,
-            cpus: std::thread::available_parallelism().map_or(1, |cpus| cpus.get() as u64),
+            may_spin: std::thread::available_parallelism().is_ok_and(|cpus| cpus.get() > 1),
         };
         let (said, real_time) = bounded(1);
         let thread = std::thread::Builder::new()
@@ -300,7 +296,6 @@ impl Pulse {
 
     /// Windows and pulses by turns, until told otherwise or the group is quiet.
     fn work(&mut self, mut terms: Terms) -> Next {
-        self.pace = FASTEST;
         loop {
             let frozen = match self.window(&mut terms) {
                 Ok(frozen) => frozen,
@@ -325,8 +320,8 @@ impl Pulse {
         };
         terms.quota = terms.quota.max(least);
         let opened = start;
-        let may_spin = self.cpus > 1;
-        let mut nap = if may_spin { Duration::ZERO } else { NAP };
+        let mut pace = Pace::thawed(terms.unit, self.may_spin);
+        let mut nap = pace.nap(Bytes(0), Duration::ZERO);
         loop {
             match self.next_order(Some(nap), None) {
                 Some(Order::Open(new)) => *terms = new,
@@ -360,26 +355,14 @@ impl Pulse {
                 self.say(Report::Quiet);
                 return Err(Next::Park);
             }
-            // Half of what it takes to get there.
             let room = match costs {
                 Duration::ZERO => self.free_room(level, terms),
                 _ => terms.quota.saturating_sub(grown),
             };
-            self.pace = self.pace_after(now - last.0, usage.saturating_sub(last.1));
+            pace.napped(now - last.0, usage.saturating_sub(last.1));
             last = (now, usage);
-            let there = room.0 as f64 / self.pace / 2.0;
-            nap = Duration::from_secs_f64(there.min(1.0)).clamp(NAP, LONG_NAP);
-            if nap <= SPIN && may_spin && now - opened < LONGEST_SPIN {
-                nap = Duration::ZERO;
-            }
+            nap = pace.nap(room, now - opened);
         }
-    }
-
-    /// How fast it is taken to grow, after a nap in which it grew by so much.
-    fn pace_after(&self, nap: Duration, grown: Bytes) -> f64 {
-        let nap = nap.as_secs_f64().max(1e-6);
-        let doubted = self.pace * 0.5f64.powf(nap / DOUBT.as_secs_f64());
-        doubted.max(grown.0 as f64 / nap).max(1.0)
     }
 
     /// How far it is to where growth costs something.
@@ -440,22 +423,50 @@ impl Pulse {
         next.map_or(Ok(()), Err)
     }
 
+    /// Looks at some of those who are frozen.
     fn somebody_is_killed(&self) -> bool {
         if self.impatient.is_some_and(|until| Instant::now() < until) {
             return false;
         }
         // Whoever holds the lock may not have a CPU.
         let Ok(watched) = self.watched.try_lock() else { return false };
-        watched.iter().any(|task| task.stat().is_some_and(|stat| stat.killed()))
+        let part = watched.len().div_ceil(PARTS);
+        let next = self.next_watched.get();
+        let first = if next < watched.len() { next } else { 0 };
+        self.next_watched.set(first + part);
+        let mut some = watched.iter().skip(first).take(part);
+        some.any(|task| task.stat().is_some_and(|stat| stat.killed()))
+    }
+
+    /// Of those who have been killed, and are not dying yet: the state of one, of one that only waits for a CPU if
+    /// there is one.
+    fn about_to_die(&self) -> Option<u8> {
+        let watched = self.watched.try_lock().ok()?;
+        let stats = watched.iter().filter_map(|task| task.stat());
+        let states = stats.filter(TaskStat::killed).map(|stat| stat.state);
+        states.max_by_key(|state| *state == b'R')
     }
 
     /// Lets those run who have been killed, as a window may be too short to die in.
     fn let_die(&mut self, start: Instant) {
-        while start.elapsed() < DYING && self.somebody_is_killed() {
+        let mut seen = start;
+        loop {
             std::thread::sleep(Duration::from_millis(1));
-        }
-        if self.somebody_is_killed() {
-            self.impatient = Some(Instant::now() + PATIENCE);
+            let (now, state) = (Instant::now(), self.about_to_die());
+            let longest = if state == Some(b'R') { DYING_WITHOUT_CPU } else { DYING };
+            match state {
+                None if now - seen >= OTHERS || now - start >= longest => {
+                    self.patience = PATIENCE;
+                    return;
+                }
+                Some(_) if now - start >= longest => {
+                    self.impatient = Some(now + self.patience);
+                    self.patience = (self.patience * 2).min(LEAST_PATIENCE);
+                    return;
+                }
+                None => {}
+                Some(_) => seen = now,
+            }
         }
     }
 
