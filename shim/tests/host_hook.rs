@@ -306,10 +306,16 @@ fn the_wrapper_becomes_the_runtime_with_the_hook_in_the_bundle() {
     let dir = tempfile::tempdir().unwrap();
     let path = |name: &str| dir.path().join(name);
     let runtime = path("runc");
-    fs::write(&runtime, "#!/bin/sh\necho \"$0 $*\"\nexit 42\n").unwrap();
+    // Not by this process: what other tests start meanwhile would hold it open for writing (ETXTBSY).
+    let make = |script: &str, from: &Path| {
+        let mut sh = Command::new("sh");
+        let made = sh.args(["-c", script]).arg(&runtime).arg(from).status().unwrap();
+        assert!(made.success());
+    };
+    let text = path("text");
+    fs::write(&text, "#!/bin/sh\necho \"$0 $*\"\nexit 42\n").unwrap();
+    make("cat \"$1\" >\"$0\" && chmod 755 \"$0\"", &text);
     let run = |config: &str, hook: &Path, words: &[&str]| {
-        use std::os::unix::fs::PermissionsExt;
-        fs::set_permissions(&runtime, fs::Permissions::from_mode(0o755)).unwrap();
         fs::write(path("config.json"), config).unwrap();
         Command::new(program(env!("CARGO_BIN_EXE_cgshim-runtime")))
             .args(words)
@@ -358,7 +364,7 @@ fn the_wrapper_becomes_the_runtime_with_the_hook_in_the_bundle() {
         assert_eq!(last["level"], "error");
     }
     // A copy of the wrapper under the runtime's name ends, and does not become itself for ever.
-    fs::copy(program(env!("CARGO_BIN_EXE_cgshim-runtime")), &runtime).unwrap();
+    make("cp \"$1\" \"$0\"", &program(env!("CARGO_BIN_EXE_cgshim-runtime")));
     let output = run("{}", &hook, &["--version"]);
     assert_eq!(output.status.code(), Some(127), "{output:?}");
     assert!(stderr(&output).contains("runc stands in for the runtime"), "{output:?}");
