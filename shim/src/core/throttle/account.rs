@@ -8,10 +8,10 @@
 //! in many a window, and let go it would grow at the speed of memory until it is found again. So it has to
 //! have run: for most of the window, or until it went to sleep by itself.
 
+use super::who::GROWS;
 use std::time::Duration;
 
-/// Who grows by so many pages in a window grows, and who by fewer than [`LITTLE`] does not.
-const GROWS: u64 = 16;
+/// Who grows by fewer pages than this in a window does not grow; from [`GROWS`] on it does.
 const LITTLE: u64 = 4;
 
 /// CPU time, in windows that were mostly its own, that is a stretch. At memset speed a task grows by a thousand
@@ -26,18 +26,18 @@ const CALM: u32 = 4;
 
 /// What a task did in a window.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub struct Chance {
+pub(super) struct Chance {
     /// How long the window was.
-    pub window: Duration,
+    pub(super) window: Duration,
     /// How long it had a CPU, being thawed and frozen included.
-    pub ran: Duration,
+    pub(super) ran: Duration,
     /// How often it slept, being frozen included (`voluntary_ctxt_switches`).
-    pub slept: u64,
+    pub(super) slept: u64,
 }
 
 /// The account.
 #[derive(Debug, Clone, Copy, Default)]
-pub struct Account {
+pub(super) struct Account {
     /// Nanoseconds owed; negative: frozen for longer than it owed.
     owed: i64,
     /// Since the last stretch ended.
@@ -47,12 +47,12 @@ pub struct Account {
 
 impl Account {
     /// Of one that comes with this debt.
-    pub fn owing(debt: Duration) -> Account {
+    pub(super) fn owing(debt: Duration) -> Account {
         Account { owed: nanos(debt), ..Account::default() }
     }
 
     /// A window is over, in which it grew by so many pages and owes this for them.
-    pub fn window(&mut self, pages: u64, penalty: Duration, chance: Chance) {
+    pub(super) fn window(&mut self, pages: u64, penalty: Duration, chance: Chance) {
         self.owed = self.owed.saturating_add(nanos(penalty));
         if pages >= GROWS {
             (self.ran, self.calm) = (Duration::ZERO, 0);
@@ -68,12 +68,12 @@ impl Account {
     }
 
     /// It was frozen for so long.
-    pub fn frozen(&mut self, time: Duration) {
+    pub(super) fn frozen(&mut self, time: Duration) {
         self.owed = self.owed.saturating_sub(nanos(time));
     }
 
     /// Whether it has paid for what it grew by, and grows no more.
-    pub fn is_settled(&self) -> bool {
+    pub(super) fn is_settled(&self) -> bool {
         self.owed <= 0 && self.calm >= CALM
     }
 }

@@ -81,6 +81,32 @@ impl Attribution {
     }
 }
 
+impl Attribution {
+    /// The same; where these do not explain it all, `born` is asked who came to be since they were looked at last, with
+    /// all that those have done so far: a task that a known one has started grows in the first window as in any other.
+    /// (Measured on 6.18 with huge pages: the first of each of four threads, 2 MiB, cost nothing.)
+    pub fn share_with(
+        &mut self,
+        changes: &mut Vec<Change>,
+        usage: u64,
+        batch: u64,
+        born: impl FnOnce() -> Vec<Change>,
+    ) -> Shares {
+        let before = *self;
+        let shares = self.share(changes, usage, batch);
+        if shares.unexplained == 0 {
+            return shares;
+        }
+        let born = born();
+        if born.is_empty() {
+            return shares;
+        }
+        changes.extend(born);
+        *self = before;
+        self.share(changes, usage, batch)
+    }
+}
+
 fn by_faults(changes: &[Change], batch: u64) -> Vec<Grown> {
     // Faults and resident set of each process.
     let mut processes: BTreeMap<u32, (u64, i64)> = BTreeMap::new();
@@ -180,6 +206,30 @@ mod tests {
         let shares = Attribution::default().share(&[faults(1, 64)], 5000, 64);
         assert_eq!(shares.grown.len(), 1);
         assert_eq!(shares.unexplained, 5000 - 64 - FUZZ as u64);
+    }
+
+    #[test]
+    fn a_thread_that_is_new_in_a_window_pays_for_its_first_huge_page() {
+        // Its process was looked at, by another thread of it: there the resident set shows.
+        let parent = Change { resident: HUGE as i64, ..faults(1, 0) };
+        let born = Change { process: 1, ..faults(2, 6) };
+        let mut changes = vec![parent];
+        let mut attribution = Attribution::default();
+        let shares = attribution.share_with(&mut changes, HUGE, 64, || vec![born]);
+        assert_eq!(shares.grown, [Grown { task: 2, pages: HUGE, unit: HUGE }]);
+        assert_eq!((shares.unexplained, changes.len()), (0, 2));
+        // Where all is explained nobody is asked.
+        let again = vec![Change { resident: HUGE as i64, ..faults(2, 1) }];
+        let shares = attribution.share_with(&mut again.clone(), HUGE, 64, || panic!("asked"));
+        assert_eq!(shares.grown, [Grown { task: 2, pages: HUGE, unit: HUGE }]);
+    }
+
+    #[test]
+    fn a_new_task_pays_for_no_more_than_the_group_grew_by_in_the_window() {
+        // It had filled memory below high already.
+        let shares = Attribution::default()
+            .share_with(&mut Vec::new(), 1000, 64, || vec![faults(2, 50_000)]);
+        assert!(shares.grown[0].pages <= 1000 + FUZZ as u64, "{shares:?}");
     }
 
     proptest! {

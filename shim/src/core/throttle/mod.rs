@@ -20,12 +20,15 @@ mod curve;
 mod debt;
 mod growth;
 pub mod native;
+mod pace;
 mod way_out;
+mod who;
 
-pub use account::{Account, Chance};
 pub use curve::{Curve, HUGE, IGNORED, LONGEST};
 pub use growth::{Attribution, Change, Grown, Shares};
+pub use pace::{NAP, Pace};
 pub use way_out::{APPROACH, BUDGET, BadWayOut, Cause, Guard, Then, WayOut};
+pub use who::{Found, STARTING, Standing, Step, found, who_grows};
 
 use crate::core::event::Now;
 use cgroupfs::units::page_size;

@@ -1,12 +1,11 @@
-//! Which tasks grow: all of a container's are looked at now and then, those that grow are moved into the
-//! group that is frozen, and looked at in every pulse.
+//! All tasks of a container are looked at now and then, those that grow are moved into the group that is frozen, and
+//! looked at in every pulse. Who grows is decided in [`crate::core::throttle`].
 
-use crate::core::throttle::{Account, Chance, Change, Grown, HUGE};
+use crate::core::throttle::{Change, Found, Grown, STARTING, Standing, found, who_grows};
 use cgroupfs::files::ControlDir;
 use cgroupfs::freezer::{self, Freezer, FreezerGroup, Kind};
 use cgroupfs::memory::Memory;
 use cgroupfs::procfs::{Task, TaskStat, ran_and_slept};
-use cgroupfs::units::page_size;
 use cgroupfs::{Bytes, Cgroup, Result};
 use nix::time::{ClockId, clock_gettime};
 use nix::unistd::{SysconfVar, sysconf};
@@ -14,40 +13,6 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
-
-/// A task that faulted in so many pages between two scans grows.
-const GROWS: u64 = 16;
-
-/// Unless it has just started and not faulted in so many yet, nor has so many times eight resident: a probe
-/// that somebody runs in the container, a `runc init`. In windows of less than a millisecond it would take
-/// seconds to start.
-const START: u64 = 2048;
-const STARTING: Duration = Duration::from_secs(1);
-
-/// One that nobody has seen growing does not grow if it faulted in no more than this part of what the group has
-/// grown by since: programs fault now and then.
-const PART: u64 = 64;
-
-/// Where growth is not explained by faults, a task that was in the kernel for so many clock ticks
-/// between two scans is taken for who writes.
-const WRITES: u64 = 1;
-
-/// A task that was thawed so often without growing is given back. With more growers than CPUs one of them
-/// gets none in many a window; given back it would run free until it is found again (measured with fewer
-/// windows: 30 MiB).
-const IDLE_WINDOWS: u32 = 50;
-
-/// After so many it rests: nobody shares a debt with it until it grows again. (Measured with huge pages, and so few
-/// windows: shared with a thread that had filled memory once, growth cost half.)
-const RESTS: u32 = 4;
-
-/// A task that has run for so many clock ticks without growing had its turn. A thaw wakes tasks in one order, and
-/// windows are short: the same may take all of each of them (measured on 6.18, four growers on two CPUs: 30 windows on
-/// end). Those who wait behind it are no idlers.
-const TURN: u64 = 2;
-
-/// One that nobody has seen growing is given back when the group has grown by so much since it came.
-const CHANCE: Bytes = Bytes::mib(16);
 
 /// Tasks that are looked at in one scan, at most.
 const MOST: usize = 8192;
@@ -58,63 +23,7 @@ const DEEPEST: usize = 16;
 /// A task that was moved.
 struct Grower {
     task: Arc<Task>,
-    last: TaskStat,
-    idle: u32,
-    account: Account,
-    /// CPU time and sleeps, when it was last looked at in a window without growth.
-    ran: Option<(Duration, u64)>,
-    /// When it was last seen at work in the kernel.
-    worked: TaskStat,
-    /// It has not run since, or hardly, but would: others had the CPUs.
-    waits: bool,
-    /// Nobody has seen it grow: how it was when it came, and what the group used then.
-    suspect: Option<(TaskStat, Bytes)>,
-}
-
-impl Grower {
-    fn new(
-        task: Task,
-        last: TaskStat,
-        suspect: Option<(TaskStat, Bytes)>,
-        debt: Duration,
-    ) -> Grower {
-        Grower {
-            task: Arc::new(task),
-            last,
-            idle: 0,
-            account: Account::owing(debt),
-            ran: None,
-            worked: last,
-            waits: false,
-            suspect,
-        }
-    }
-
-    /// Whether it had no turn since it was seen at work, by what was read now.
-    fn had_no_turn(&self) -> bool {
-        let ran = |stat: &TaskStat| stat.utime + stat.stime;
-        ran(&self.last).saturating_sub(ran(&self.worked)) < TURN && self.task.was_interrupted()
-    }
-
-    /// Whether it has grown since it came, or was last seen to.
-    fn grew(&self) -> bool {
-        self.suspect.is_none_or(|(then, _)| grew(&then, &self.last, GROWS))
-    }
-
-    /// The same, and it had its part in what the group has grown by to `usage`.
-    fn had_its_part(&self, usage: Bytes) -> bool {
-        self.suspect.is_none_or(|(then, used)| {
-            let part = usage.saturating_sub(used).0 / page_size() / PART;
-            grew(&then, &self.last, part.max(GROWS))
-        })
-    }
-}
-
-/// Whether a task grew by so many pages from one look to the next. A huge page is one fault: its process's resident
-/// set tells.
-fn grew(before: &TaskStat, after: &TaskStat, pages: u64) -> bool {
-    let faults = after.faults().saturating_sub(before.faults());
-    faults >= pages || faults > 0 && after.rss.saturating_sub(before.rss) >= HUGE
+    standing: Standing,
 }
 
 /// The growers of one container.
@@ -163,18 +72,19 @@ impl Growers {
         self.strangers
     }
 
-    /// Which of them grow, those included that had no turn yet, and without those that rest: all, as long as
-    /// none was seen to.
+    /// Which of them grow ([`who_grows`]).
     pub(super) fn tids(&self) -> BTreeSet<u32> {
-        let seen = |grower: &Grower| grower.suspect.is_none() && grower.idle < RESTS;
-        let any = self.moved.values().any(seen);
-        let grows = |grower: &Grower| !any || seen(grower) || grower.waits;
-        self.moved.iter().filter(|(_, grower)| grows(grower)).map(|(tid, _)| *tid).collect()
+        who_grows(self.moved.iter().map(|(tid, grower)| (*tid, &grower.standing)))
     }
 
     /// Who had no turn in the last window.
     pub(super) fn waiting(&self) -> BTreeSet<u32> {
-        self.moved.iter().filter(|(_, grower)| grower.waits).map(|(tid, _)| *tid).collect()
+        self.that(Standing::waits)
+    }
+
+    fn that(&self, is: impl Fn(&Standing) -> bool) -> BTreeSet<u32> {
+        let those = self.moved.iter().filter(|(_, grower)| is(&grower.standing));
+        those.map(|(tid, _)| *tid).collect()
     }
 
     /// Whether enough time has passed since the last scan: never more than 1/20 of it is spent on them.
@@ -208,21 +118,16 @@ impl Growers {
             if let Some(before) = self.seen.get(&tid)
                 && before.starttime == stat.starttime
             {
-                // Where nobody is known to grow, whoever does is looked for.
-                let new = !self.moved.is_empty()
-                    && young.is_some_and(|young| stat.starttime >= young)
-                    && stat.faults() < START
-                    && stat.rss < START * 8;
-                let faulted = !new && grew(before, &stat, GROWS);
-                let writes = unexplained && stat.stime.saturating_sub(before.stime) >= WRITES;
-                if (faulted || writes) && stat.state != b'Z' {
+                let young = young.is_some_and(|young| stat.starttime >= young);
+                let others = !self.moved.is_empty();
+                if let Some(found) = found(before, &stat, others, young, unexplained) {
                     let debt = costs(stat.faults().saturating_sub(before.faults()));
-                    growing.push((task, stat, false, debt));
+                    growing.push((task, stat, found, debt));
                     continue;
                 }
             }
             if all {
-                growing.push((task, stat, true, Duration::ZERO));
+                growing.push((task, stat, Found::Process, Duration::ZERO));
                 continue;
             }
             seen.insert(tid, stat);
@@ -231,7 +136,7 @@ impl Growers {
         let mut moved = 0;
         self.strangers = 0;
         let usage = self.usage();
-        for (task, stat, suspect, debt) in growing {
+        for (task, stat, found, debt) in growing {
             let tid = task.tid();
             if !self.freezer.path_of(tid).is_ok_and(|path| path == self.home) {
                 self.strangers += 1;
@@ -239,8 +144,11 @@ impl Growers {
             }
             if group.take(tid)? {
                 moved += 1;
-                let suspect = suspect.then_some((stat, usage));
-                self.moved.insert(tid, Grower::new(task, stat, suspect, debt));
+                let standing = match found {
+                    Found::Grows => Standing::grower(stat, debt),
+                    Found::Process => Standing::suspect(stat, usage),
+                };
+                self.moved.insert(tid, Grower { task: Arc::new(task), standing });
             }
         }
         // Children and threads of those that were moved are in the group from their birth.
@@ -253,18 +161,30 @@ impl Growers {
     /// Takes note of tasks in the group that nobody moved there. The first of them are suspects; who comes
     /// later is a child or a thread of one that grows.
     pub(super) fn adopt(&mut self, group: &FreezerGroup) -> Result<()> {
+        self.born(group).map(drop)
+    }
+
+    /// The same; what each of them has done so far.
+    pub(super) fn born(&mut self, group: &FreezerGroup) -> Result<Vec<Change>> {
         let suspects = self.moved.is_empty().then(|| self.usage());
+        let mut born = Vec::new();
         for tid in group.tasks()? {
             if !self.moved.contains_key(&tid)
                 && let Ok(task) = Task::open(tid)
                 && let Some(last) = task.stat()
             {
                 self.seen.remove(&tid);
-                let suspect = suspects.map(|usage| (last, usage));
-                self.moved.insert(tid, Grower::new(task, last, suspect, Duration::ZERO));
+                // Of its process' resident set, part was there before it.
+                let (process, faults, kernel_time) = (task.pid(), last.faults(), last.stime);
+                born.push(Change { task: tid, process, faults, resident: 0, kernel_time });
+                let standing = match suspects {
+                    Some(usage) => Standing::suspect(last, usage),
+                    None => Standing::grower(last, Duration::ZERO),
+                };
+                self.moved.insert(tid, Grower { task: Arc::new(task), standing });
             }
         }
-        Ok(())
+        Ok(born)
     }
 
     /// As if they had all just come: who grows from here on, grows.
@@ -277,12 +197,7 @@ impl Growers {
     pub(super) fn suspect_again(&mut self) {
         self.look();
         let usage = self.usage();
-        for grower in self.moved.values_mut() {
-            if grower.grew() {
-                grower.suspect = Some((grower.last, usage));
-                grower.idle = 0;
-            }
-        }
+        self.moved.values_mut().for_each(|grower| grower.standing.suspect_again(usage));
     }
 
     fn usage(&self) -> Bytes {
@@ -292,45 +207,33 @@ impl Growers {
     /// Convicts those whom the last look saw growing: what is owed is theirs alone from then on.
     pub(super) fn convict(&mut self) {
         let usage = self.usage();
-        for grower in self.moved.values_mut() {
-            if grower.had_its_part(usage) {
-                grower.suspect = None;
-            }
-        }
+        self.moved.values_mut().for_each(|grower| grower.standing.convict(usage));
     }
 
     /// Clears of suspicion who does not grow: they are given back, and may run again at once.
     pub(super) fn sift(&mut self, group: &FreezerGroup) -> Result<()> {
-        if self.moved.values().all(|grower| grower.suspect.is_none()) {
+        if !self.moved.values().any(|grower| grower.standing.is_suspect()) {
             return Ok(());
         }
         let usage = self.usage();
-        let mut cleared = Vec::new();
-        for (tid, grower) in &self.moved {
-            if let Some((_, then)) = grower.suspect
-                && !grower.waits
-                && usage.saturating_sub(then) >= CHANCE
-            {
-                cleared.push(*tid);
-            }
-        }
+        let cleared = self.that(|standing| standing.is_cleared(usage));
         // Moving a task of the unified freezer takes the whole process: the others may grow.
-        let grows = self.moved.values().any(|grower| grower.suspect.is_none());
+        let grows = self.moved.values().any(|grower| !grower.standing.is_suspect());
         if grows && group.kind() == Kind::V1 {
-            self.return_to_home(group, &cleared)?;
+            self.return_to_home(group, cleared)?;
         }
         Ok(())
     }
 
-    fn return_to_home(&mut self, group: &FreezerGroup, tids: &[u32]) -> Result<()> {
+    fn return_to_home(&mut self, group: &FreezerGroup, tids: BTreeSet<u32>) -> Result<()> {
         for tid in tids {
             // Each move waits for a grace period, and somebody may be waiting for us to let it die.
             if self.killed() {
                 break;
             }
-            group.give_back(*tid)?;
-            if let Some(grower) = self.moved.remove(tid) {
-                self.seen.insert(*tid, grower.last);
+            group.give_back(tid)?;
+            if let Some(grower) = self.moved.remove(&tid) {
+                self.seen.insert(tid, *grower.standing.last());
             }
         }
         Ok(())
@@ -341,25 +244,13 @@ impl Growers {
         let mut changes = Vec::with_capacity(self.moved.len());
         self.moved.retain(|tid, grower| {
             let Some(stat) = grower.task.stat() else { return false };
-            let before = std::mem::replace(&mut grower.last, stat);
-            let faults = stat.faults().saturating_sub(before.faults());
-            let kernel_time = stat.stime.saturating_sub(before.stime);
-            let resident = i64::try_from(stat.rss).unwrap_or(i64::MAX)
-                - i64::try_from(before.rss).unwrap_or(i64::MAX);
-            let works = faults > 0 || kernel_time > 0;
-            if works {
-                (grower.worked, grower.idle) = (stat, 0);
-            }
-            grower.waits = !works && grower.had_no_turn();
-            if !works && !grower.waits {
-                grower.idle += 1;
-            }
+            let step = grower.standing.look(stat, || grower.task.was_interrupted());
             changes.push(Change {
                 task: *tid,
                 process: grower.task.pid(),
-                faults,
-                resident,
-                kernel_time,
+                faults: step.faults,
+                resident: step.resident,
+                kernel_time: step.kernel_time,
             });
             true
         });
@@ -377,24 +268,14 @@ impl Growers {
         for (tid, grower) in &mut self.moved {
             let own = grown.iter().find(|grown| grown.task == *tid);
             let pages = own.map_or(0, |grown| grown.pages);
-            let before = std::mem::take(&mut grower.ran);
-            // Of those that grow nobody asks why they do not.
-            grower.ran = if pages < GROWS { ran_and_slept(*tid) } else { None };
-            let chance = match (before, grower.ran) {
-                (Some(before), Some(now)) => Chance {
-                    window,
-                    ran: now.0.saturating_sub(before.0),
-                    slept: now.1.saturating_sub(before.1),
-                },
-                _ => Chance::default(),
-            };
-            grower.account.window(pages, own.map_or(Duration::ZERO, &costs), chance);
+            let owes = own.map_or(Duration::ZERO, &costs);
+            grower.standing.window(window, pages, owes, || ran_and_slept(*tid));
         }
     }
 
     /// They were frozen for so long.
     pub(super) fn paid(&mut self, time: Duration) {
-        self.moved.values_mut().for_each(|grower| grower.account.frozen(time));
+        self.moved.values_mut().for_each(|grower| grower.standing.frozen(time));
     }
 
     /// Gives those back that grow no more and have paid for what they grew by, and those that have done nothing
@@ -404,14 +285,10 @@ impl Growers {
         if group.kind() == Kind::Unified {
             return Ok(0);
         }
-        let idle: Vec<u32> = self
-            .moved
-            .iter()
-            .filter(|(_, grower)| grower.idle >= IDLE_WINDOWS || grower.account.is_settled())
-            .map(|(tid, _)| *tid)
-            .collect();
-        self.return_to_home(group, &idle)?;
-        Ok(idle.len())
+        let done = self.that(Standing::is_done);
+        let n = done.len();
+        self.return_to_home(group, done)?;
+        Ok(n)
     }
 
     /// A task of each process.
@@ -429,7 +306,7 @@ impl Growers {
     /// The process among them that has most memory, as the kernel would choose.
     pub(super) fn largest(&self) -> Option<u32> {
         let alive = self.moved.values().filter(|grower| grower.task.stat().is_some());
-        alive.max_by_key(|grower| grower.last.rss).map(|grower| grower.task.pid())
+        alive.max_by_key(|grower| grower.standing.last().rss).map(|grower| grower.task.pid())
     }
 }
 

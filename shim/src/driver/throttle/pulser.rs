@@ -11,7 +11,7 @@
 //! may be late.
 
 use super::FreezeJournal;
-use crate::core::throttle::{Curve, IGNORED, LONGEST, Level, Throttle, WINDOW};
+use crate::core::throttle::{Curve, IGNORED, LONGEST, Level, NAP, Pace, Throttle, WINDOW};
 use crate::driver::sys;
 use cgroupfs::Bytes;
 use cgroupfs::events::Notification;
@@ -28,21 +28,6 @@ use std::os::fd::{AsFd, BorrowedFd};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
-
-/// Between two looks at usage in a window, at the least and at the most.
-const NAP: Duration = Duration::from_micros(50);
-const LONG_NAP: Duration = Duration::from_millis(2);
-
-/// Growers are taken to be as fast as memory can be filled until they prove slower: a task that was just thawed
-/// may not have a CPU yet, and looks slow. (Measured on 6.18: taken at its word it grew by 2 MiB in a nap.) Bytes
-/// a second, and the window time after which half of it is believed.
-const FASTEST: f64 = (2u64 << 30) as f64;
-const DOUBT: Duration = Duration::from_millis(50);
-
-/// Shorter naps are not slept but spun through, for so long in a window at most, where the growers have another
-/// CPU: one that sleeps may take milliseconds to wake up (measured on a virtual machine: up to 20).
-const SPIN: Duration = Duration::from_micros(100);
-const LONGEST_SPIN: Duration = Duration::from_millis(3);
 
 /// A window in which nothing is granted, as there is debt left, is over after so long: the kernel, too, lets
 /// tasks run between two sleeps of 2 s.
@@ -153,10 +138,8 @@ struct Pulse {
     pulse: u64,
     /// The last pulse was shorter than any that is due.
     short: bool,
-    /// How fast the group is taken to grow when it is let.
-    pace: f64,
-    /// How many CPUs there are.
-    cpus: u64,
+    /// The growers have another CPU while this thread has one.
+    may_spin: bool,
 }
 
 impl Pulser {
@@ -188,8 +171,7 @@ impl Pulser {
             next_watched: Cell::new(0),
             pulse: 0,
             short: false,
-            pace: FASTEST,
-            cpus: std::thread::available_parallelism().map_or(1, |cpus| cpus.get() as u64),
+            may_spin: std::thread::available_parallelism().is_ok_and(|cpus| cpus.get() > 1),
         };
         let (said, real_time) = bounded(1);
         let thread = std::thread::Builder::new()
@@ -314,7 +296,6 @@ impl Pulse {
 
     /// Windows and pulses by turns, until told otherwise or the group is quiet.
     fn work(&mut self, mut terms: Terms) -> Next {
-        self.pace = FASTEST;
         loop {
             let frozen = match self.window(&mut terms) {
                 Ok(frozen) => frozen,
@@ -339,8 +320,8 @@ impl Pulse {
         };
         terms.quota = terms.quota.max(least);
         let opened = start;
-        let may_spin = self.cpus > 1;
-        let mut nap = if may_spin { Duration::ZERO } else { NAP };
+        let mut pace = Pace::thawed(terms.unit, self.may_spin);
+        let mut nap = pace.nap(Bytes(0), Duration::ZERO);
         loop {
             match self.next_order(Some(nap), None) {
                 Some(Order::Open(new)) => *terms = new,
@@ -374,26 +355,14 @@ impl Pulse {
                 self.say(Report::Quiet);
                 return Err(Next::Park);
             }
-            // Half of what it takes to get there.
             let room = match costs {
                 Duration::ZERO => self.free_room(level, terms),
                 _ => terms.quota.saturating_sub(grown),
             };
-            self.pace = self.pace_after(now - last.0, usage.saturating_sub(last.1));
+            pace.napped(now - last.0, usage.saturating_sub(last.1));
             last = (now, usage);
-            let there = room.0 as f64 / self.pace / 2.0;
-            nap = Duration::from_secs_f64(there.min(1.0)).clamp(NAP, LONG_NAP);
-            if nap <= SPIN && may_spin && now - opened < LONGEST_SPIN {
-                nap = Duration::ZERO;
-            }
+            nap = pace.nap(room, now - opened);
         }
-    }
-
-    /// How fast it is taken to grow, after a nap in which it grew by so much.
-    fn pace_after(&self, nap: Duration, grown: Bytes) -> f64 {
-        let nap = nap.as_secs_f64().max(1e-6);
-        let doubted = self.pace * 0.5f64.powf(nap / DOUBT.as_secs_f64());
-        doubted.max(grown.0 as f64 / nap).max(1.0)
     }
 
     /// How far it is to where growth costs something.

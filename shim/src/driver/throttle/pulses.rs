@@ -154,14 +154,19 @@ impl Manager {
         self.core.leaked(leaked);
         let pages = grown.saturating_add(leaked).0 / page_size();
         let nobody = at.growers.len() == 0;
-        let changes = at.growers.look();
+        let mut changes = at.growers.look();
         at.growers.convict();
-        let shares = at.attribution.share(&changes, pages, self.core.curve().batch());
+        let batch = self.core.curve().batch();
+        let born = || match nobody {
+            // Who is there from before high is no newcomer.
+            true => Vec::new(),
+            false => at.growers.born(&at.group).unwrap_or_default(),
+        };
+        let shares = at.attribution.share_with(&mut changes, pages, batch, born);
         let unexplained = shares.unexplained >= UNEXPLAINED;
         if (unexplained || at.growers.len() == 0) && at.growers.may_scan(SCAN / 10)
             || at.growers.may_scan(SCAN)
         {
-            let batch = self.core.curve().batch();
             at.growers.scan(&at.group, unexplained, 0, |pages| self.core.costs(pages, batch))?;
             if at.growers.strangers() > 0 && !std::mem::replace(&mut self.told_strangers, true) {
                 self.tell(ThrottleEvent::Strangers(at.growers.strangers()));
@@ -184,7 +189,7 @@ impl Manager {
             return Ok(Pulse::Unfrozen);
         }
         log::trace!(
-            "pulse {pulse}: usage {usage}, grown {grown} leaked {leaked}, {} growers, due {due:?}, {shares:?}",
+            "pulse {pulse} after {window:?}: usage {usage}, grown {grown} leaked {leaked}, {} growers, due {due:?}, {shares:?}",
             at.growers.len(),
         );
         if nobody && due == Duration::ZERO {

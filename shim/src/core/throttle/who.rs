@@ -1,0 +1,387 @@
+//! Who grows, by what each task has shown: its page faults, its process' resident set, its CPU time.
+//!
+//! Near high whoever is there may grow, and is suspected of it. Who is seen to grow is convicted: what is owed is
+//! shared among the convicted alone. Who is not, by the time that others have grown by [`CHANCE`], is let go.
+
+use super::account::{Account, Chance};
+use super::curve::HUGE;
+use cgroupfs::Bytes;
+use cgroupfs::procfs::TaskStat;
+use cgroupfs::units::page_size;
+use std::collections::BTreeSet;
+use std::time::Duration;
+
+/// A task that faulted in so many pages between two looks grows.
+pub(super) const GROWS: u64 = 16;
+
+/// Unless it has just started ([`STARTING`]) and not faulted in so many yet, nor has so many times eight resident: a
+/// probe that somebody runs in the container, a `runc init`. In windows of less than a millisecond it would take
+/// seconds to start.
+const START: u64 = 2048;
+
+/// For so long a task has just started.
+pub const STARTING: Duration = Duration::from_secs(1);
+
+/// One that nobody has seen growing does not grow if it faulted in no more than this part of what the group has
+/// grown by since: programs fault now and then.
+const PART: u64 = 64;
+
+/// In so many windows it must have faulted while its process grew by a huge page, as any of its threads may have: one
+/// that starts another faults now and then, too. (Measured on 6.18: the main threads of four growers taken for
+/// growers halved what was owed, for six windows.)
+const HUGE_WINDOWS: u32 = 2;
+
+/// Where growth is not explained by faults, a task that was in the kernel for so many clock ticks between two looks is
+/// taken for who writes.
+const WRITES: u64 = 1;
+
+/// A task that was thawed so often without growing is given back. With more growers than CPUs one of them
+/// gets none in many a window; given back it would run free until it is found again (measured with fewer
+/// windows: 30 MiB).
+const IDLE_WINDOWS: u32 = 50;
+
+/// After so many it rests: nobody shares a debt with it until it grows again. (Measured with huge pages, and so few
+/// windows: shared with a thread that had filled memory once, growth cost half.)
+const RESTS: u32 = 4;
+
+/// A task that has run for so many clock ticks without growing had its turn. A thaw wakes tasks in one order, and
+/// windows are short: the same may take all of each of them (measured on 6.18, four growers on two CPUs: 30 windows on
+/// end). Those who wait behind it are no idlers.
+const TURN: u64 = 2;
+
+/// One that nobody has seen growing is let go when the group has grown by so much since it came.
+const CHANCE: Bytes = Bytes::mib(16);
+
+/// Why a task that was not looked after so far is to be.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Found {
+    /// It grows.
+    Grows,
+    /// It, or another thread of its process: it is suspected.
+    Process,
+}
+
+/// What became of a task that nobody looks after from one look to the next; `others`: somebody is known to grow;
+/// `young`: it started less than [`STARTING`] ago; `unexplained`: faults do not explain what the group grew by.
+pub fn found(
+    before: &TaskStat,
+    now: &TaskStat,
+    others: bool,
+    young: bool,
+    unexplained: bool,
+) -> Option<Found> {
+    if now.state == b'Z' {
+        return None;
+    }
+    if unexplained && now.stime.saturating_sub(before.stime) >= WRITES {
+        return Some(Found::Grows);
+    }
+    // Where nobody is known to grow, whoever does is looked for.
+    if others && young && now.faults() < START && now.rss < START * 8 {
+        return None;
+    }
+    if faults(before, now) >= GROWS {
+        return Some(Found::Grows);
+    }
+    grew_huge(before, now).then_some(Found::Process)
+}
+
+fn faults(before: &TaskStat, now: &TaskStat) -> u64 {
+    now.faults().saturating_sub(before.faults())
+}
+
+/// A huge page is one fault: the process's resident set tells.
+fn grew_huge(before: &TaskStat, now: &TaskStat) -> bool {
+    faults(before, now) > 0 && now.rss.saturating_sub(before.rss) >= HUGE
+}
+
+/// What a task did between two looks.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Step {
+    /// Its page faults.
+    pub faults: u64,
+    /// Pages by which its process's resident set grew.
+    pub resident: i64,
+    /// Clock ticks in the kernel.
+    pub kernel_time: u64,
+}
+
+/// What one task has shown so far.
+#[derive(Debug, Clone, Copy)]
+pub struct Standing {
+    last: TaskStat,
+    idle: u32,
+    account: Account,
+    /// CPU time and sleeps, when it was last looked at in a window without growth.
+    ran: Option<(Duration, u64)>,
+    /// When it was last seen at work in the kernel.
+    worked: TaskStat,
+    waits: bool,
+    suspect: Option<Suspect>,
+}
+
+/// Nobody has seen it grow.
+#[derive(Debug, Clone, Copy)]
+struct Suspect {
+    /// How it was when it came, and what the group used then.
+    then: TaskStat,
+    usage: Bytes,
+    /// Windows in which it faulted while its process grew by a huge page.
+    huge: u32,
+}
+
+impl Suspect {
+    const fn new(then: TaskStat, usage: Bytes) -> Suspect {
+        Suspect { then, usage, huge: 0 }
+    }
+}
+
+impl Standing {
+    /// Of one that grows, and comes with this debt.
+    pub fn grower(now: TaskStat, debt: Duration) -> Standing {
+        Standing {
+            last: now,
+            idle: 0,
+            account: Account::owing(debt),
+            ran: None,
+            worked: now,
+            waits: false,
+            suspect: None,
+        }
+    }
+
+    /// Of one that may grow, in a group that uses so much.
+    pub fn suspect(now: TaskStat, usage: Bytes) -> Standing {
+        let suspect = Some(Suspect::new(now, usage));
+        Standing { suspect, ..Standing::grower(now, Duration::ZERO) }
+    }
+
+    /// As of the last look.
+    pub const fn last(&self) -> &TaskStat {
+        &self.last
+    }
+
+    /// Whether nobody has seen it grow.
+    pub const fn is_suspect(&self) -> bool {
+        self.suspect.is_some()
+    }
+
+    /// Whether it has not run since it was last seen at work, or hardly, but would: others had the CPUs.
+    pub const fn waits(&self) -> bool {
+        self.waits
+    }
+
+    /// It is looked at; `interrupted` tells whether it was stopped amid its own code.
+    pub fn look(&mut self, now: TaskStat, interrupted: impl FnOnce() -> bool) -> Step {
+        let before = std::mem::replace(&mut self.last, now);
+        let step = Step {
+            faults: faults(&before, &now),
+            resident: i64::try_from(now.rss).unwrap_or(i64::MAX)
+                - i64::try_from(before.rss).unwrap_or(i64::MAX),
+            kernel_time: now.stime.saturating_sub(before.stime),
+        };
+        if let Some(suspect) = &mut self.suspect
+            && grew_huge(&before, &now)
+        {
+            suspect.huge += 1;
+        }
+        let works = step.faults > 0 || step.kernel_time > 0;
+        if works {
+            (self.worked, self.idle) = (now, 0);
+        }
+        let ran = |stat: &TaskStat| stat.utime + stat.stime;
+        let had_a_turn = ran(&now).saturating_sub(ran(&self.worked)) >= TURN;
+        self.waits = !works && !had_a_turn && interrupted();
+        if !works && !self.waits {
+            self.idle += 1;
+        }
+        step
+    }
+
+    /// Convicts it if it grew since it came, and had its part in what the group has grown by to `usage`.
+    pub fn convict(&mut self, usage: Bytes) {
+        let Some(suspect) = &self.suspect else { return };
+        let part = usage.saturating_sub(suspect.usage).0 / page_size() / PART;
+        if faults(&suspect.then, &self.last) >= part.max(GROWS) || suspect.huge >= HUGE_WINDOWS {
+            self.suspect = None;
+        }
+    }
+
+    /// As if it had just come, if it has grown since it did: one that has not is as suspect as it was.
+    pub fn suspect_again(&mut self, usage: Bytes) {
+        let grew = |suspect: &Suspect| {
+            faults(&suspect.then, &self.last) >= GROWS || grew_huge(&suspect.then, &self.last)
+        };
+        if self.suspect.as_ref().is_none_or(grew) {
+            self.suspect = Some(Suspect::new(self.last, usage));
+            self.idle = 0;
+        }
+    }
+
+    /// Whether it had its chance to grow, by the time that the group uses so much, and did not.
+    pub fn is_cleared(&self, usage: Bytes) -> bool {
+        let chance = |suspect: &Suspect| usage.saturating_sub(suspect.usage) >= CHANCE;
+        !self.waits && self.suspect.as_ref().is_some_and(chance)
+    }
+
+    /// A window is over, that was so long, in which it grew by so many pages and owes this for them; by then it had
+    /// run for so long and slept so often in all, if that is known.
+    pub fn window(
+        &mut self,
+        window: Duration,
+        pages: u64,
+        penalty: Duration,
+        ran_and_slept: impl FnOnce() -> Option<(Duration, u64)>,
+    ) {
+        let before = std::mem::take(&mut self.ran);
+        // Of those that grow nobody asks why they do not.
+        self.ran = if pages < GROWS { ran_and_slept() } else { None };
+        let chance = match (before, self.ran) {
+            (Some(before), Some(now)) => Chance {
+                window,
+                ran: now.0.saturating_sub(before.0),
+                slept: now.1.saturating_sub(before.1),
+            },
+            _ => Chance::default(),
+        };
+        self.account.window(pages, penalty, chance);
+    }
+
+    /// It was frozen for so long.
+    pub fn frozen(&mut self, time: Duration) {
+        self.account.frozen(time);
+    }
+
+    /// Whether it grows no more and has paid for what it grew by, or has done nothing for long.
+    pub fn is_done(&self) -> bool {
+        self.idle >= IDLE_WINDOWS || self.account.is_settled()
+    }
+}
+
+/// Which of these tasks grow, those included that had no turn yet, and without those that rest: all, as long as none
+/// was seen to.
+pub fn who_grows<'a, I>(tasks: I) -> BTreeSet<u32>
+where
+    I: Iterator<Item = (u32, &'a Standing)> + Clone,
+{
+    let seen = |standing: &Standing| !standing.is_suspect() && standing.idle < RESTS;
+    let any = tasks.clone().any(|(_, standing)| seen(standing));
+    let grows = |standing: &Standing| !any || seen(standing) || standing.waits;
+    tasks.filter(|(_, standing)| grows(standing)).map(|(task, _)| task).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn stat(minflt: u64, rss: u64) -> TaskStat {
+        TaskStat { state: b'S', minflt, rss, ..TaskStat::default() }
+    }
+
+    fn grows(standings: &[Standing]) -> Vec<u32> {
+        who_grows((1..).zip(standings)).into_iter().collect()
+    }
+
+    #[test]
+    fn as_long_as_nobody_was_seen_growing_all_may() {
+        let mut all = [Standing::suspect(stat(0, 0), Bytes(0)); 3];
+        assert_eq!(grows(&all), [1, 2, 3]);
+        all[1].look(stat(64, 64), || false);
+        all[1].convict(Bytes(64 * page_size()));
+        assert_eq!(grows(&all), [2]);
+    }
+
+    #[test]
+    fn a_thread_that_faults_once_while_another_fills_huge_pages_is_not_taken_for_a_grower() {
+        let mut main = Standing::suspect(stat(1000, 0), Bytes(0));
+        let mut thread = Standing::suspect(stat(0, 0), Bytes(0));
+        for n in 1..=3 {
+            // To start the other it faulted; from then on it waits.
+            main.look(stat(1006, n * HUGE), || false);
+            thread.look(stat(n, n * HUGE), || false);
+            for standing in [&mut main, &mut thread] {
+                standing.convict(Bytes(n * HUGE * page_size()));
+            }
+        }
+        assert_eq!(grows(&[main, thread]), [2]);
+    }
+
+    #[test]
+    fn a_few_faults_in_much_growth_are_nobodys_conviction() {
+        let mut standing = Standing::suspect(stat(0, 0), Bytes(0));
+        standing.look(stat(20, 20), || false);
+        standing.convict(Bytes::mib(64));
+        assert!(standing.is_suspect());
+        assert!(standing.is_cleared(Bytes::mib(64)) && !standing.is_cleared(Bytes::mib(15)));
+        standing.look(stat(300, 300), || false);
+        standing.convict(Bytes::mib(64));
+        assert!(!standing.is_suspect());
+    }
+
+    #[test]
+    fn who_grows_no_more_rests_and_grows_again_when_it_does() {
+        let mut all = [Standing::grower(stat(0, 0), Duration::ZERO); 2];
+        for n in 1..=u64::from(RESTS) {
+            assert_eq!(grows(&all), [1, 2]);
+            all[0].look(stat(n * 64, n * 64), || false);
+            all[1].look(stat(0, 0), || false);
+        }
+        assert_eq!(grows(&all), [1]);
+        all[1].look(stat(1, 1), || false);
+        assert_eq!(grows(&all), [1, 2]);
+    }
+
+    #[test]
+    fn who_waits_for_a_cpu_does_not_rest() {
+        let mut all = [Standing::grower(stat(0, 0), Duration::ZERO); 2];
+        for n in 1..100 {
+            all[0].look(stat(n * 64, n * 64), || false);
+            all[1].look(stat(0, 0), || true);
+        }
+        assert!(all[1].waits() && !all[1].is_done());
+        assert_eq!(grows(&all), [1, 2]);
+        // Unless it has run.
+        all[1].look(TaskStat { utime: TURN, ..stat(0, 0) }, || true);
+        assert!(!all[1].waits());
+    }
+
+    #[test]
+    fn one_that_does_nothing_for_long_is_done_with() {
+        let mut standing = Standing::grower(stat(0, 0), Duration::from_secs(1000));
+        let windows = (1..).find(|_| {
+            standing.look(stat(0, 0), || false);
+            standing.is_done()
+        });
+        assert_eq!(windows, Some(IDLE_WINDOWS));
+    }
+
+    #[test]
+    fn a_probe_is_let_start_unless_somebody_is_looked_for() {
+        let (before, now) = (stat(0, 0), stat(500, 400));
+        assert_eq!(found(&before, &now, true, true, false), None);
+        assert_eq!(found(&before, &now, true, false, false), Some(Found::Grows));
+        assert_eq!(found(&before, &now, false, true, false), Some(Found::Grows));
+        assert_eq!(found(&before, &stat(2, HUGE), false, false, false), Some(Found::Process));
+        assert_eq!(found(&before, &stat(2, 2), false, false, false), None);
+    }
+
+    #[test]
+    fn who_writes_without_faulting_is_found_where_growth_is_not_explained() {
+        let (before, now) = (stat(9, 9), TaskStat { stime: 1, ..stat(9, 9) });
+        assert_eq!(found(&before, &now, true, true, true), Some(Found::Grows));
+        assert_eq!(found(&before, &now, true, true, false), None);
+        let gone = TaskStat { state: b'Z', ..now };
+        assert_eq!(found(&before, &gone, true, true, true), None);
+    }
+
+    #[test]
+    fn a_grower_is_as_suspect_as_the_others_after_a_rest_and_one_that_is_suspect_stays() {
+        let mut grower = Standing::grower(stat(0, 0), Duration::ZERO);
+        grower.suspect_again(Bytes::mib(10));
+        assert!(grower.is_suspect());
+        let mut suspect = Standing::suspect(stat(0, 0), Bytes(0));
+        suspect.suspect_again(Bytes::mib(10));
+        // It is measured from when it came.
+        assert!(suspect.is_cleared(Bytes::mib(16)) && !grower.is_cleared(Bytes::mib(16)));
+    }
+}
