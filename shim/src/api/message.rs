@@ -199,7 +199,7 @@ pub struct View {
     pub reclaim: Reclaim,
     /// Tasks killed since it was registered.
     pub oom_kills: u64,
-    /// What throttling above high did to it, where cgshim throttles.
+    /// What throttling above high did to it, cgshim's or the kernel's.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub throttled: Option<Throttled>,
 }
@@ -209,7 +209,7 @@ pub struct View {
 pub struct Throttled {
     /// Pulses that froze.
     pub pulses: u64,
-    /// Time its growing tasks were frozen.
+    /// Time its growing tasks were frozen; on v2, that somebody waited above `memory.high`.
     pub frozen_ms: f64,
     /// Time that they are still to be, for growth that was not paid for yet.
     #[serde(default)]

@@ -9,6 +9,7 @@
 use super::engine::Engine;
 use super::flight::{INTERRUPT_AGAIN, stepped_file};
 use super::throttle::{self, ThrottleEvent};
+use super::throttling::{before, write_down};
 use super::{Happened, Key, sys};
 use crate::core::throttle::native::{Deed, Native, Seen};
 use crate::core::throttle::{Then, ThrottleTotals, WayOut};
@@ -53,6 +54,8 @@ pub(super) struct Guarded {
     at: Option<Now>,
     looked: Option<Now>,
     writing: Option<Writing>,
+    /// What was done before this guard was there, by the journal.
+    earlier: ThrottleTotals,
 }
 
 impl Guarded {
@@ -148,6 +151,8 @@ impl Engine {
                         .into(),
                 });
             }
+            let earlier = self.slot(key).and_then(|slot| slot.record());
+            let earlier = earlier.map(|record| before(&record.counters)).unwrap_or_default();
             let dir: Arc<dyn ControlDir> = enforced.group.clone();
             let standing = enforced.memory.high()?;
             let guarded = Guarded {
@@ -158,6 +163,7 @@ impl Engine {
                 at: None,
                 looked: None,
                 writing: None,
+                earlier,
             };
             self.natives.insert(key.0, guarded);
         }
@@ -210,6 +216,10 @@ impl Engine {
 
     pub(super) fn native_totals(&self, key: u64) -> Option<ThrottleTotals> {
         self.natives.get(&key).map(|guarded| guarded.core.totals())
+    }
+
+    pub(super) fn native_totals_in_all(&self, key: u64) -> Option<ThrottleTotals> {
+        self.natives.get(&key).map(|guarded| guarded.core.totals().after(guarded.earlier))
     }
 
     /// `memory.events` or `memory.high` of a container has changed.
@@ -301,7 +311,15 @@ impl Engine {
         guarded.looked = Some(now);
         let mut deeds = Vec::new();
         match see(&*enforced.memory, guarded.pressure.as_ref()) {
-            Ok(seen) => guarded.at = guarded.core.look(now, seen, &mut deeds),
+            Ok(seen) => {
+                let known = guarded.core.totals();
+                guarded.at = guarded.core.look(now, seen, &mut deeds);
+                if guarded.core.totals() != known
+                    && let Some(journaled) = &enforced.journaled
+                {
+                    write_down(&journaled.slot(), guarded.core.totals().after(guarded.earlier));
+                }
+            }
             Err(error) => {
                 guarded.at = None;
                 return self.failed(key, &error);

@@ -40,13 +40,7 @@ struct Throttling {
 
 impl Throttling {
     fn in_all(&self) -> ThrottleTotals {
-        let own = self.throttler.totals();
-        ThrottleTotals {
-            pulses: self.before.pulses + own.pulses,
-            frozen: self.before.frozen + own.frozen,
-            released: self.before.released + own.released,
-            ..own
-        }
+        self.throttler.totals().after(self.before)
     }
 }
 
@@ -210,6 +204,9 @@ impl Engine {
         if let Some(throttling) = self.throttles.of.get(&key.0) {
             return Some(throttling.in_all());
         }
+        if let Some(native) = self.native_totals_in_all(key.0) {
+            return Some(native);
+        }
         // It has no throttle yet.
         self.throttles.young.get(&key.0)?;
         let record = self.slot(key)?.record()?;
@@ -222,12 +219,7 @@ impl Engine {
         let Some(throttling) = self.throttles.of.get(&key) else { return };
         let events = throttling.throttler.events();
         if !events.is_empty() {
-            let all = throttling.in_all();
-            throttling.journal.change_counters(|counters| {
-                counters.throttle_pulses = all.pulses;
-                counters.throttle_frozen = all.frozen;
-                counters.throttle_released = all.released;
-            });
+            write_down(&throttling.journal, throttling.in_all());
         }
         for event in events {
             // Its clock is not ours.
@@ -266,8 +258,17 @@ impl Engine {
     }
 }
 
+/// Has the journal know what throttling did.
+pub(super) fn write_down(slot: &Slot, all: ThrottleTotals) {
+    slot.change_counters(|counters| {
+        counters.throttle_pulses = all.pulses;
+        counters.throttle_frozen = all.frozen;
+        counters.throttle_released = all.released;
+    });
+}
+
 /// What throttling did by the journal.
-fn before(counters: &Counters) -> ThrottleTotals {
+pub(super) fn before(counters: &Counters) -> ThrottleTotals {
     ThrottleTotals {
         pulses: counters.throttle_pulses,
         frozen: counters.throttle_frozen,

@@ -209,7 +209,7 @@ fn row(stat: &Stat) -> Vec<String> {
     ]
 }
 
-/// The share of the time that its growing tasks were frozen in.
+/// The share of the time that its growing tasks were frozen in, or waited above `memory.high`.
 fn throttled(stat: &Stat) -> String {
     let throttled = stat.container.as_ref().and_then(|view| view.throttled);
     throttled.map_or_else(|| "-".into(), |throttled| format!("{:.1} %", throttled.share * 100.0))

@@ -57,7 +57,7 @@ pub struct Level {
 pub struct ThrottleTotals {
     /// Pulses that froze.
     pub pulses: u64,
-    /// Time tasks were held frozen.
+    /// Time tasks were held frozen; by the kernel's own throttling, waited ([`native::Native::totals`]).
     pub frozen: Duration,
     /// Time that they are still to be, for growth that was not paid for yet.
     pub debt: Duration,
@@ -69,6 +69,19 @@ pub struct ThrottleTotals {
     pub unfrozen: u64,
     /// Pulses cut short because a task had been killed.
     pub killed: u64,
+}
+
+impl ThrottleTotals {
+    /// Together with what others did before, as far as it adds up.
+    #[must_use]
+    pub fn after(self, before: ThrottleTotals) -> ThrottleTotals {
+        ThrottleTotals {
+            pulses: before.pulses + self.pulses,
+            frozen: before.frozen + self.frozen,
+            released: before.released + self.released,
+            ..self
+        }
+    }
 }
 
 /// The throttle of one container.

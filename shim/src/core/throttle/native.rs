@@ -130,7 +130,7 @@ impl Native {
         self.guard.is_released()
     }
 
-    /// Times it was released.
+    /// Times it was released, and throttled time: in place of frozen time, what the kernel had somebody wait for.
     pub const fn totals(&self) -> ThrottleTotals {
         self.totals
     }
@@ -153,6 +153,7 @@ impl Native {
         let declared = self.declared();
         let released = self.guard.is_released();
         let stalled = self.stalled(now, &seen, last);
+        self.totals.frozen += stalled;
         if let Limit::Bytes(high) = declared
             && (!stalled.is_zero() || seen.usage <= high)
             && let Some(then) = self.guard.throttled(now, stalled, seen.usage, high)
@@ -209,10 +210,13 @@ impl Native {
     /// they waited at.
     fn stalled(&mut self, now: Now, seen: &Seen, last: Option<(Now, Seen)>) -> Duration {
         let Some((then, before)) = last else { return Duration::ZERO };
+        let looked_after = self.rose.is_some_and(|rose| then.saturating_sub(rose) < QUIET);
         if seen.events > before.events {
             self.rose = Some(now);
         }
-        let throttled = self.rose.is_some_and(|rose| now.saturating_sub(rose) < QUIET);
+        // The first rise after a quiet time woke us. What somebody waited for in all that time was not high.
+        let throttled =
+            looked_after && self.rose.is_some_and(|rose| now.saturating_sub(rose) < QUIET);
         let Limit::Bytes(high) = seen.standing else { return Duration::ZERO };
         let free = self.curve.free_until(self.curve.batch());
         if !throttled || Curve::overage(seen.usage, high) < free {
@@ -350,7 +354,7 @@ mod tests {
         let mut group = Group::new(Limit::Bytes(HIGH), demand);
         let told = group.run(&mut native, 45);
         assert!(group.usage >= demand.0 as f64, "{}", group.usage);
-        assert!(matches!(told[..], [(30..=32, Deed::Spent(Then::Release, _))]), "{told:?}");
+        assert!(matches!(told[..], [(30..=33, Deed::Spent(Then::Release, _))]), "{told:?}");
         assert_eq!(native.totals().released, 1);
     }
 
@@ -459,6 +463,32 @@ mod tests {
             let next = native.look(Duration::from_secs(n), Seen { stalled, ..seen }, &mut deeds);
             assert_eq!((next, deeds), (None, vec![]));
         }
+    }
+
+    #[test]
+    fn throttled_time_is_what_was_waited_for_while_events_rise_and_none_of_what_was_before() {
+        let mut native = Native::new(CURVE, Limit::Max, Limit::Bytes(HIGH), WAY_OUT);
+        let seen = |events, stalled| Seen {
+            usage: Bytes::mib(130),
+            standing: Limit::Bytes(HIGH),
+            limit: Limit::Max,
+            events,
+            stalled: Some(Duration::from_millis(stalled)),
+        };
+        let mut look = |second, seen| {
+            let mut deeds = Vec::new();
+            native.look(Duration::from_secs(second), seen, &mut deeds);
+            assert_eq!(deeds, []);
+            native.totals().frozen
+        };
+        look(0, seen(7, 0));
+        // For an hour it waited for a disk now and then, more than the budget of the way out; then it grows.
+        assert_eq!(look(3600, seen(8, 90_000)), Duration::ZERO);
+        assert_eq!(look(3601, seen(9, 90_800)), Duration::from_millis(800));
+        assert_eq!(look(3602, seen(10, 91_500)), Duration::from_millis(1500));
+        // Calm again, and again a disk.
+        look(3610, seen(10, 91_500));
+        assert_eq!(look(7200, seen(11, 95_000)), Duration::from_millis(1500));
     }
 
     #[test]
