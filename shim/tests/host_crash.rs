@@ -17,7 +17,7 @@ use cgshim::journal::{Deadline, Reader};
 use common::{DiskFile, Ground, Load, alone, memory, skip, until};
 use daemons::{Daemon, RunDir, known};
 use nix::sys::signal::Signal;
-use rounds::{BAR, BAR_AFTER_THE_LAST, Faults, back_after, passed, report, times};
+use rounds::{BAR, BAR_AFTER_THE_LAST, Faults, back_after, bar, passed, report, times};
 use std::fs;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -111,14 +111,17 @@ impl Bed {
     /// one was seen lowered last; looks for as long as they may be.
     fn back_for_good_after(&self, since: Deadline) -> Duration {
         let mut last = Duration::ZERO;
-        while passed(since) < BAR {
-            if self.limits() != [LIMIT; 3] {
-                last = passed(since);
+        loop {
+            let at = passed(since);
+            let standing = self.limits();
+            if standing != [LIMIT; 3] {
+                last = at;
+            } else if at >= BAR {
+                return last;
             }
+            assert!(at < 20 * SECOND, "never restored: {standing:?}");
             std::thread::sleep(Duration::from_micros(100));
         }
-        assert_eq!(self.limits(), [LIMIT; 3], "after {BAR:?}");
-        last
     }
 
     /// The journal has not taken a stepped value for a declared one.
@@ -153,8 +156,10 @@ fn a_daemon_killed_between_lower_and_restore_leaves_every_declared_limit() {
         std::thread::sleep(Duration::from_millis(2));
         assert_eq!(bed.limits(), [LIMIT; 3], "run {run}");
     }
-    assert!(report("the daemon killed", seen) < BAR);
-    assert!(report("after the last thread", gone_for) < BAR_AFTER_THE_LAST);
+    assert!(report("the daemon killed", seen) < bar("CGSHIM_TEST_KILLS", BAR));
+    assert!(
+        report("after the last thread", gone_for) < bar("CGSHIM_TEST_KILLS", BAR_AFTER_THE_LAST)
+    );
     bed.assert_declared();
 }
 
@@ -178,7 +183,7 @@ fn a_daemon_stopped_between_lower_and_restore_leaves_every_declared_limit() {
         seen.push(bed.back_for_good_after(at));
         faulty.daemon.signal(Signal::SIGCONT);
     }
-    assert!(report("the daemon stopped", seen) < BAR);
+    assert!(report("the daemon stopped", seen) < bar("CGSHIM_TEST_STOPS", BAR));
     bed.assert_declared();
 }
 
@@ -218,8 +223,10 @@ fn a_daemon_killed_and_stopped_at_random_leaves_every_declared_limit() {
         assert_eq!(bed.limits(), [LIMIT; 3], "run {run}");
     }
     println!("{late} of {kills} later than {BAR:?}, as a thread waited for the disk");
-    assert!(report("at random", seen) < BAR);
-    assert!(report("after the last thread", gone_for) < BAR_AFTER_THE_LAST);
+    assert!(report("at random", seen) < bar("CGSHIM_TEST_RANDOM", BAR));
+    assert!(
+        report("after the last thread", gone_for) < bar("CGSHIM_TEST_RANDOM", BAR_AFTER_THE_LAST)
+    );
     bed.assert_declared();
 }
 
@@ -249,7 +256,7 @@ fn an_exit_in_the_window_of_a_step_does_not_make_its_value_the_declared_one() {
         assert_eq!(memory.limit().unwrap(), LIMIT);
     }
     assert!(bed.run_dir.log().contains("NotOurTurn"), "it was never about to be emptied");
-    assert!(report("killed after an exit in the window", seen) < BAR);
+    assert!(report("killed after an exit in the window", seen) < bar("CGSHIM_TEST_KILLS", BAR));
 }
 
 /// Nobody is left but who comes after: `--restore`, and the next start.
@@ -259,7 +266,10 @@ fn with_the_guardian_killed_too_restore_and_the_next_start_bring_every_limit_bac
     let Some(bed) = Bed::new(test) else { return };
     let _alone = alone();
     let (mut by_restore, mut by_start) = (0, 0);
-    for run in 0..12 {
+    for run in 0..100 {
+        if run >= 12 && by_restore > 0 && by_start > 0 {
+            break;
+        }
         let faulty = bed.faulty("stop:lowered:2");
         faulty.faults.nth(1);
         nix::sys::signal::kill(faulty.daemon.guardian().unwrap(), Signal::SIGKILL).unwrap();
@@ -278,7 +288,7 @@ fn with_the_guardian_killed_too_restore_and_the_next_start_bring_every_limit_bac
             assert_eq!(bed.limits(), [LIMIT; 3], "after a start");
         }
     }
-    println!("left lowered: {by_restore} and {by_start} of 6");
+    println!("left lowered: {by_restore} by restore, {by_start} by a start");
     assert!(by_restore > 0 && by_start > 0, "nothing was tested");
     bed.assert_declared();
 }
@@ -302,11 +312,18 @@ fn a_daemon_killed_or_stopped_in_a_pulse_leaves_nobody_frozen() {
     let group = ground.group("g");
     common::without_swap(&group);
     memory(&group).set_limit(Limit::Bytes(Bytes::mib(2048))).unwrap();
-    let mut load = Load::in_group(&group);
-    run_dir.serve().register(&known(&ground, "a", load.pid())).unwrap();
-    const MOST: Bytes = Bytes::mib(1800);
-    // Fast enough to be frozen at once, and so slow that all runs together do not come to the end of it.
-    load.grow_pages(Bytes::mib(20), MOST);
+    // The container's first process; others grow in it.
+    let init = Load::in_group(&group);
+    run_dir.serve().register(&known(&ground, "a", init.pid())).unwrap();
+    // Fast enough to be frozen at once. Before it comes to its end another takes its place.
+    const MOST: Bytes = Bytes::mib(1400);
+    let another = || {
+        let mut load = Load::in_group(&group);
+        assert!(load.anon(Bytes::mib(72)));
+        load.grow_pages(Bytes::mib(20), MOST);
+        load
+    };
+    let mut load = another();
     // By the journal, which allows for what a thaw of the daemon's own may be late by.
     let due = || {
         let records = Reader::open(&run_dir.path()).unwrap().records();
@@ -319,24 +336,25 @@ fn a_daemon_killed_or_stopped_in_a_pulse_leaves_nobody_frozen() {
         state.is_ok_and(|state| state.trim() == "FROZEN")
     };
     let (mut seen, mut stopped, mut daemons) = (Vec::new(), Vec::new(), Vec::new());
-    'runs: for run in 0..times("CGSHIM_TEST_PULSES", 20) {
+    const TIMES: &str = "CGSHIM_TEST_PULSES";
+    let bar = bar(TIMES, BAR);
+    for run in 0..times(TIMES, 20) {
+        if load.done() + 600 * common::MIB > MOST.0 {
+            load = another();
+        }
         let daemon = run_dir.start();
         let start = Instant::now();
         while !frozen(&daemon) {
-            // It has grown to its end, and is left in peace: what was seen until then has to do.
-            if start.elapsed() > 8 * SECOND && !seen.is_empty() && !stopped.is_empty() {
-                break 'runs;
-            }
-            assert!(start.elapsed() < 20 * SECOND, "run {run}: never frozen: {}", run_dir.log());
+            assert!(start.elapsed() < 30 * SECOND, "run {run}: never frozen: {}", run_dir.log());
             std::thread::sleep(Duration::from_micros(50));
         }
         let at = Instant::now();
         let signal = if run % 2 == 0 { Signal::SIGKILL } else { Signal::SIGSTOP };
         daemon.signal(signal);
         let due = due();
-        // Frozen tasks touch no memory: what it has done goes on only once it is thawed (unless it has it all).
+        // Frozen tasks touch no memory: what it has done goes on only once it is thawed.
         while frozen(&daemon) {
-            assert!(at.elapsed() < 5 * SECOND, "run {run}: still frozen: {}", run_dir.log());
+            assert!(at.elapsed() < 30 * SECOND, "run {run}: still frozen: {}", run_dir.log());
             std::thread::sleep(Duration::from_micros(50));
         }
         match signal {
@@ -348,17 +366,17 @@ fn a_daemon_killed_or_stopped_in_a_pulse_leaves_nobody_frozen() {
                     stopped.push(Duration::from_nanos(thawed.saturating_sub(due.0)));
                 }
                 // And no pulse is longer than 2 s.
-                assert!(at.elapsed() < 2 * SECOND + BAR, "run {run}: {:?}", at.elapsed());
+                assert!(at.elapsed() < 2 * (SECOND + bar), "run {run}: {:?}", at.elapsed());
             }
         }
         let before = load.done();
-        until("it goes on", 5 * SECOND, || load.done() > before || before + 4096 >= MOST.0);
+        until("it goes on", 30 * SECOND, || load.done() > before);
         daemons.push(daemon.child.id());
     }
-    assert!(report("killed in a pulse", seen) < BAR);
-    assert!(report("stopped in a pulse, from when it was due to end", stopped) < BAR);
+    assert!(report("killed in a pulse", seen) < bar);
+    assert!(report("stopped in a pulse, from when it was due to end", stopped) < bar);
     // Its tasks gone, the groups that they were frozen in go too.
-    drop(load);
+    drop((load, init));
     let left = || daemons.iter().filter(|pid| mount.join(name(**pid)).exists()).count();
     // The guardian, or the next daemon, may have been there first.
     println!("{} of {} groups are left", left(), daemons.len());

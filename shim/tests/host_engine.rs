@@ -13,12 +13,14 @@ use cgshim::core::throttle::WayOut;
 use cgshim::core::{Notice, Outcome, Strategy, Totals};
 use cgshim::driver::{Engine, Happened, Key, Policy, reclaim_once};
 use cgshim::journal::Journal;
-use common::{DiskFile, Ground, Load, LowestLimit, alone, memory, skip, without_swap};
+use common::{DiskFile, Ground, Load, LowestLimit, alone, bar, memory, skip, strict, without_swap};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 const LIMIT: Limit = Limit::Bytes(Bytes::mib(96));
 const SECOND: Duration = Duration::from_secs(1);
+/// What a busy machine needs now and then; not what is promised.
+const PATIENCE: Duration = Duration::from_secs(60);
 
 /// A group under [`LIMIT`] with an engine on it, whose marks are low enough to be reached all the time.
 struct Enforced {
@@ -52,11 +54,23 @@ impl Enforced {
 
     /// Turns it until so many more rounds have ended.
     fn work_rounds(&mut self, rounds: usize) {
-        let (start, goal) = (Instant::now(), self.rounds() + rounds);
-        while self.rounds() < goal {
-            assert!(start.elapsed() < 20 * SECOND, "{} of {goal} rounds", self.rounds());
-            self.engine.turn(Some(SECOND), &mut self.happened).unwrap();
+        let goal = self.rounds() + rounds;
+        self.work_until(&format!("{goal} rounds"), |at| at.rounds() >= goal);
+    }
+
+    /// Turns it until something holds.
+    fn work_until(&mut self, what: &str, holds: impl Fn(&Enforced) -> bool) {
+        let start = Instant::now();
+        while !holds(self) {
+            assert!(start.elapsed() < PATIENCE, "never: {what}: {:?}", self.happened);
+            self.engine.turn(Some(SECOND / 100), &mut self.happened).unwrap();
         }
+    }
+
+    /// Waits for what is in flight, and hears of it.
+    fn settle(&mut self) {
+        self.engine.quiesce(self.key, PATIENCE);
+        self.work(SECOND / 100);
     }
 
     fn rounds(&self) -> usize {
@@ -74,20 +88,19 @@ impl Enforced {
     /// Ends enforcement, and waits for that.
     fn release(&mut self) -> Totals {
         self.engine.release(self.key);
-        self.forgotten(5 * SECOND)
+        self.forgotten()
     }
 
-    fn forgotten(&mut self, patience: Duration) -> Totals {
-        let start = Instant::now();
-        loop {
-            for event in &self.happened {
-                if let Happened::Forgotten(_, totals) = event {
-                    return *totals;
-                }
-            }
-            assert!(start.elapsed() < patience, "not forgotten within {patience:?}");
-            self.engine.turn(Some(SECOND / 100), &mut self.happened).unwrap();
-        }
+    /// Waits until one is.
+    fn forgotten(&mut self) -> Totals {
+        let forgotten = |event: &Happened| match event {
+            Happened::Forgotten(_, totals) => Some(*totals),
+            _ => None,
+        };
+        self.work_until("forgotten", |at| {
+            at.happened.iter().any(|event| forgotten(event).is_some())
+        });
+        self.happened.iter().find_map(forgotten).unwrap()
     }
 }
 
@@ -132,22 +145,29 @@ fn usage_is_kept_about_the_marks_and_the_loads_own_threads_hardly_reclaim() {
     let mut load = Load::in_group(&at.group);
     load.stream(&file, Bytes::mib(100));
     at.work_rounds(2);
-    at.work(SECOND);
-    let counters = at.memory.counters().unwrap();
-    // Half of the limit is free: the limit itself is met in our own windows at most.
-    assert!(counters.direct_reclaim() < 50, "{counters:?}");
-    let peak = at.happened.iter().filter_map(|event| match event {
-        Happened::Usage(_, _, usage) => Some(*usage),
-        _ => None,
-    });
-    let peak = peak.max().unwrap();
     // v2 has no usage event: a group that was quiet is looked at once a second, and what the stream fills
     // in that second, on however slow a machine, is not late.
     let most = match at.memory.version() {
         Version::V1 => Bytes::mib(90),
         Version::V2 => Bytes::mib(120),
     };
-    assert!(peak < most, "{peak}");
+    // In one of some seconds: where others take every CPU for a while the engine comes too late in that while.
+    let direct = |at: &Enforced| at.memory.counters().unwrap().direct_reclaim();
+    let mut seconds = Vec::new();
+    let kept = (0..if strict() { 1 } else { 30 }).any(|_| {
+        let before = direct(&at);
+        at.happened.clear();
+        at.work(SECOND);
+        let usage = |event: &Happened| match event {
+            Happened::Usage(_, _, usage) => Some(*usage),
+            _ => None,
+        };
+        let peak = at.happened.iter().filter_map(usage).max();
+        seconds.push((direct(&at) - before, peak));
+        // Half of the limit is free: the limit itself is met in our own windows at most.
+        direct(&at) - before < 50 && peak.is_some_and(|peak| peak < most)
+    });
+    assert!(kept, "(direct reclaim, peak) in each second: {seconds:?}");
     at.release();
 }
 
@@ -186,7 +206,7 @@ fn a_foreign_limit_is_adopted_stands_at_the_end_and_stops_stepping() {
         write.join().unwrap();
         at.work(seen_after);
         // As `cgctl run` ends: what is in flight may have its look at the limit still to come.
-        at.engine.quiesce(at.key, 2 * SECOND);
+        at.engine.quiesce(at.key, PATIENCE);
         at.engine.look_at_limit(at.key);
         let adopted = at.engine.declared(at.key);
         at.release();
@@ -208,13 +228,15 @@ fn a_foreign_limit_is_adopted_stands_at_the_end_and_stops_stepping() {
 
     // For half a minute no limit is stepped; what opens no window goes on.
     at.work_rounds(1);
-    at.memory.set_limit(Limit::Bytes(Bytes::mib(120))).unwrap();
-    at.work(SECOND / 5);
+    let theirs = Limit::Bytes(Bytes::mib(120));
+    at.memory.set_limit(theirs).unwrap();
+    at.work_until("adopted", |at| at.engine.declared(at.key) == Some(theirs));
+    at.settle();
     let lowest = LowestLimit::watch(at.memory.clone());
     at.work(SECOND);
-    assert_eq!(lowest.seen(), Limit::Bytes(Bytes::mib(120)));
+    assert_eq!(lowest.seen(), theirs);
     at.release();
-    assert_eq!(at.memory.limit().unwrap(), Limit::Bytes(Bytes::mib(120)));
+    assert_eq!(at.memory.limit().unwrap(), theirs);
 }
 
 #[test]
@@ -242,9 +264,8 @@ fn against_a_writer_that_never_rests_no_limit_is_stepped_and_one_alert_is_given(
     });
     let adopted = |event: &Happened| matches!(event, Happened::Notice(_, _, Notice::Adopted(..)));
     // Until it is found: at once on v1, with the next look on v2.
-    while !at.happened.iter().any(adopted) {
-        at.engine.turn(Some(SECOND / 10), &mut at.happened).unwrap();
-    }
+    at.work_until("adopted", |at| at.happened.iter().any(adopted));
+    at.settle();
     // What opens no window goes on.
     let steps = |at: &Enforced| {
         let steps = |event: &Happened| match event {
@@ -256,13 +277,12 @@ fn against_a_writer_that_never_rests_no_limit_is_stepped_and_one_alert_is_given(
     let before = steps(&at);
     at.work(time.saturating_sub(start.elapsed()));
     let last = write.join().unwrap();
-    at.work(3 * SECOND / 2);
+    at.work_until("the last is adopted", |at| at.engine.declared(at.key) == Some(last));
     let (made, alerts) = (steps(&at) - before, at.happened.iter().filter(|e| adopted(e)).count());
     println!("{time:?}: {made} steps of ours, {alerts} alerts");
     assert!(!ground.v1() || u64::from(made) <= time.as_secs() / 30, "{made} steps");
     assert_eq!(alerts, 1);
     assert_eq!(at.memory.limit().unwrap(), last);
-    assert_eq!(at.engine.declared(at.key), Some(last));
     at.release();
 }
 
@@ -290,7 +310,8 @@ fn more_containers_than_the_journal_has_room_for_are_watched_and_not_stepped() {
     // Once another has made room, it is enforced like any other.
     at.engine.release(others[0]);
     at.engine.release(key);
-    at.work(SECOND / 5);
+    let forgotten = |event: &&Happened| matches!(event, Happened::Forgotten(..));
+    at.work_until("both are gone", |at| at.happened.iter().filter(forgotten).count() == 2);
     at.happened.clear();
     at.key = register(&mut at.engine, &group);
     at.work_rounds(1);
@@ -307,8 +328,7 @@ fn every_foreign_limit_is_adopted_also_the_second_within_the_pause() {
         let foreign = Limit::Bytes(Bytes::mib(mib));
         at.memory.set_limit(foreign).unwrap();
         // v2 tells of no new limit: it is looked at with the next look at usage, 1 s at most.
-        at.work(if ground.v1() { SECOND / 10 } else { SECOND * 3 / 2 });
-        assert_eq!(at.engine.declared(at.key), Some(foreign));
+        at.work_until("adopted", |at| at.engine.declared(at.key) == Some(foreign));
     }
     at.release();
 }
@@ -331,13 +351,13 @@ fn a_group_that_is_removed_midway_is_released_in_one_pass() {
         let parent = ground.dir.clone();
         let remove = std::thread::spawn(move || {
             let start = Instant::now();
-            parent.remove_child("g", 5 * SECOND).unwrap();
+            parent.remove_child("g", PATIENCE).unwrap();
             start.elapsed()
         });
         // v2 has no event for it; the timer finds out, within its second.
-        at.forgotten(3 * SECOND);
+        at.forgotten();
         let took = remove.join().unwrap();
-        assert!(took < SECOND, "run {run}: our writes held rmdir up for {took:?}");
+        assert!(took < bar(SECOND), "run {run}: our writes held rmdir up for {took:?}");
         at.happened.clear();
         at.work(SECOND / 20);
         assert!(at.happened.is_empty(), "run {run}: {:?}", at.happened);
@@ -359,9 +379,9 @@ fn a_young_container_is_enforced_before_it_has_a_threshold() {
     let key = register(&mut at.engine, &group);
     let mut load = Load::in_group(&group);
     load.stream(&file, Bytes::mib(100));
-    at.work(2 * SECOND);
     let young = |event: &&Happened| matches!(event, Happened::Round(of, ..) if *of == key);
-    assert!(at.happened.iter().filter(young).count() >= 2, "{:?}", at.happened);
+    let rounds = |at: &Enforced| at.happened.iter().filter(young).count();
+    at.work_until("the young one is taken from", |at| rounds(at) >= 2);
     at.engine.release(key);
     assert_eq!(memory.limit().unwrap(), LIMIT);
     at.release();
@@ -401,15 +421,7 @@ fn a_young_container_has_no_throttle_until_it_comes_near_its_high() {
     at.work(SECOND / 2);
     assert_eq!((throttles(), at.engine.throttled_in_all(key).map(|all| all.pulses)), (0, Some(0)));
     load.grow(Bytes::mib(500), Bytes::mib(200));
-    let start = Instant::now();
-    while throttles() == 0 {
-        assert!(
-            start.elapsed() < 5 * SECOND,
-            "no throttle with {}",
-            memory(&group).usage().unwrap()
-        );
-        at.work(SECOND / 100);
-    }
+    at.work_until("a throttle", |_| throttles() > 0);
     at.engine.release(key);
     at.release();
 }
@@ -425,7 +437,7 @@ fn nothing_is_lowered_once_quiesce_returns() {
     for run in 0..40 {
         at.work_rounds(1);
         at.work(Duration::from_micros(run * 731 % 9000));
-        at.engine.quiesce(at.key, 2 * SECOND);
+        at.engine.quiesce(at.key, PATIENCE);
         let lowest = LowestLimit::watch(at.memory.clone());
         std::thread::sleep(Duration::from_millis(15));
         assert_eq!(lowest.seen(), LIMIT, "run {run}");
@@ -499,16 +511,22 @@ fn a_resting_group_wakes_nobody() {
     assert!(load.anon(Bytes::mib(16)));
     // v2: what it grew by is forgotten by halves.
     at.work(if ground.v1() { SECOND } else { 9 * SECOND });
-    at.happened.clear();
-    let (start, mut turns) = (Instant::now(), 0);
-    while start.elapsed() < 3 * SECOND {
-        let left = (3 * SECOND).saturating_sub(start.elapsed());
-        at.engine.turn(Some(left), &mut at.happened).unwrap();
-        turns += 1;
-    }
     // v1 has an event for growth; v2 is looked at once a second.
     let most = if ground.v1() { 1 } else { 5 };
-    assert!(turns <= most, "{turns} turns: {:?}", at.happened);
+    let mut seen = Vec::new();
+    // What others do to the host may wake it once.
+    let rests = (0..if strict() { 1 } else { 10 }).any(|_| {
+        at.happened.clear();
+        let (start, mut turns) = (Instant::now(), 0);
+        while start.elapsed() < 3 * SECOND {
+            let left = (3 * SECOND).saturating_sub(start.elapsed());
+            at.engine.turn(Some(left), &mut at.happened).unwrap();
+            turns += 1;
+        }
+        seen.push((turns, format!("{:?}", at.happened)));
+        turns <= most
+    });
+    assert!(rests, "(turns, what happened) in 3 s: {seen:?}");
     assert_eq!(at.steps(), 0);
     at.release();
 }
@@ -532,8 +550,8 @@ fn a_limit_that_comes_later_is_enforced_and_one_that_goes_is_no_more() {
     let reached = |event: &Happened| matches!(event, Happened::Round(_, _, report) if report.outcome != Outcome::Vanished);
     assert!(at.happened.iter().any(reached));
     at.memory.set_limit(Limit::Max).unwrap();
-    at.work(3 * SECOND / 2);
-    assert_eq!(at.engine.declared(at.key), Some(Limit::Max));
+    at.work_until("no limit", |at| at.engine.declared(at.key) == Some(Limit::Max));
+    at.settle();
     at.happened.clear();
     assert_eq!(at.work(SECOND / 2), 0);
     at.release();

@@ -7,7 +7,7 @@
 mod common;
 mod hooked;
 
-use common::{Ground, alone, skip};
+use common::{Ground, alone, bar, skip};
 use hooked::{Container, Daemon, YES, fill_backlog, hook, hook_program, program, stderr};
 use nix::fcntl::{FcntlArg, fcntl};
 use nix::mount::{MntFlags, MsFlags, mount, umount2};
@@ -20,10 +20,10 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
-/// What a hook may take, from its start to its end. It counts from where it gets a CPU: the emulated machines of
-/// the kernel matrix take long to get there.
+/// What a hook may take, from its start to its end. It counts from where it gets a CPU, which on a busy machine, and
+/// in the emulated ones of the kernel matrix, takes a while.
 fn patience() -> Duration {
-    Duration::from_secs(if std::env::var_os("CGSHIM_LANE").is_some() { 5 } else { 1 })
+    bar(Duration::from_secs(1))
 }
 
 #[test]

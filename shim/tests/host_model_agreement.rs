@@ -18,7 +18,7 @@ use cgroupfs_model as model;
 use cgshim::core::WatermarkSpec;
 use cgshim::driver::{Engine, Happened, Policy};
 use cgshim::journal::Journal;
-use common::{DiskFile, Ground, Load, alone, host_has_swap, memory, skip};
+use common::{DiskFile, Ground, Load, alone, host_has_swap, memory, skip, strict};
 use std::io::Write;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -29,6 +29,8 @@ const RATE: Bytes = Bytes::mib(40);
 const WORK: Bytes = Bytes::mib(240);
 const PATIENCE: Duration = Duration::from_secs(120);
 const RUNS: usize = 3;
+/// So many where they do not agree at first.
+const MOST_RUNS: usize = 9;
 /// So many runs may be repeated.
 const MOST_AGAIN: usize = 4;
 /// How far apart they may be.
@@ -157,7 +159,8 @@ fn on_model(engine: bool, host: &Seen, load: impl FnOnce(u64) -> model::Load) ->
     Seen { freed: bed.core.totals().freed.0 as f64, ..seen }
 }
 
-/// Runs the load on the host three times, and on the model; off and on. All that is claimed of them.
+/// Runs the load on the host three times, and on the model; off and on. All that is claimed of them. Where that does not
+/// hold, runs it once more, and again: others that are at work on the machine meet some runs and not the median.
 fn agree(
     ground: &Ground,
     name: &str,
@@ -166,17 +169,33 @@ fn agree(
 ) {
     let mut runs: [Vec<Seen>; 2] = [Vec::new(), Vec::new()];
     let (mut run, mut again) = (0, MOST_AGAIN);
-    while runs[1].len() < RUNS {
-        let engine = runs[0].len() > runs[1].len();
-        run += 1;
-        let seen = on_host(ground, &format!("{name}-{run}"), engine, &start);
-        // A machine too busy for the load is too busy for the engine.
-        if seen.pace < RATE.0 as f64 / 2.0 && again > 0 {
-            again -= 1;
-            continue;
+    let mut wrong = Vec::new();
+    for wanted in RUNS..=if strict() { RUNS } else { MOST_RUNS } {
+        while runs[1].len() < wanted {
+            let engine = runs[0].len() > runs[1].len();
+            run += 1;
+            let seen = on_host(ground, &format!("{name}-{run}"), engine, &start);
+            // A machine too busy for the load is too busy for the engine.
+            if seen.pace < RATE.0 as f64 / 2.0 && again > 0 {
+                again -= 1;
+                continue;
+            }
+            runs[usize::from(engine)].push(seen);
         }
-        runs[usize::from(engine)].push(seen);
+        wrong = disagreements(name, &runs, &load);
+        if wrong.is_empty() {
+            return;
+        }
     }
+    panic!("{}\n{runs:#?}", wrong.join("\n"));
+}
+
+/// The claims that do not hold of the runs' medians.
+fn disagreements(
+    name: &str,
+    runs: &[Vec<Seen>; 2],
+    load: impl Fn(u64) -> model::Load,
+) -> Vec<String> {
     let mut wrong = Vec::new();
     for engine in [false, true] {
         let host = Seen::median(&runs[usize::from(engine)]);
@@ -205,8 +224,7 @@ fn agree(
             claim("failcnt", host.failcnt, model.failcnt, host.failcnt);
         }
     }
-    let ran = format!("{runs:#?}");
-    assert!(wrong.is_empty(), "{}\n{ran}", wrong.join("\n"));
+    wrong
 }
 
 #[test]

@@ -225,7 +225,7 @@ fn a_record_is_readable_within_milliseconds_of_its_kill() {
             if newest() != before {
                 break Instant::now();
             }
-            assert!(rose.elapsed() < 5 * SECOND, "no record after 5 s");
+            assert!(rose.elapsed() < 60 * SECOND, "no record after a minute");
             std::thread::sleep(Duration::from_micros(50));
         };
         late.push(seen - rose);

@@ -38,7 +38,7 @@ impl Daemon {
         let mut command = Command::new(program);
         command.arg("--run-dir").arg(&run).arg("--config").arg(&config);
         let daemon = Daemon(command.stdin(Stdio::null()).stderr(Stdio::null()).spawn().unwrap());
-        until("it answers", 30 * SECOND, || Client::connect(&run, SECOND).is_ok());
+        until("it answers", 30 * SECOND, || Client::connect(&run, 60 * SECOND).is_ok());
         daemon
     }
 
@@ -81,7 +81,7 @@ fn the_daemons_containers_are_listed_changed_reclaimed_and_released() {
         cgroup: path.unwrap().to_str().unwrap().into(),
         ..Register::default()
     };
-    let mut client = Client::connect(&scratch.file("run"), 10 * SECOND).unwrap();
+    let mut client = Client::connect(&scratch.file("run"), 60 * SECOND).unwrap();
     client.ask::<Registered>(Request::Register(register)).unwrap();
 
     let ps = ask(&scratch, &["ps"]);
@@ -153,7 +153,7 @@ fn without_a_daemon_the_way_out_is_named_and_the_journal_still_knows_ids() {
         cgroup: path.unwrap().to_str().unwrap().into(),
         ..Register::default()
     };
-    let mut client = Client::connect(&scratch.file("run"), 10 * SECOND).unwrap();
+    let mut client = Client::connect(&scratch.file("run"), 60 * SECOND).unwrap();
     client.ask::<Registered>(Request::Register(register)).unwrap();
     daemon.stop();
     let stat = ask(&scratch, &["stat", "an-id", "--json"]).object();

@@ -8,11 +8,11 @@ mod common;
 
 use cgctl::{Scratch, finish, memload, run, run_command, run_sh};
 use cgroupfs::files::ControlDir;
-use common::{Ground, MIB, alone, data_dir, host_has_swap, until};
+use common::{Ground, MIB, alone, bar, data_dir, host_has_swap, strict, until};
 use serde_json::Value;
 use std::fs;
 use std::process::Stdio;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 const SOON: Duration = Duration::from_secs(10);
 
@@ -215,7 +215,7 @@ fn what_outlives_the_command_is_counted_and_ended() {
     let ran = run_sh(&ground, "--limit 64M --name left --json", script);
     assert_eq!(ran.code(), Some(5), "{ran:?}");
     assert!(ran.stderr.contains("outlived the command"), "{ran:?}");
-    assert!(ran.wall < SOON, "{:?}", ran.wall);
+    assert!(ran.wall < bar(SOON), "{:?}", ran.wall);
     assert_clean(&ground);
 }
 
@@ -323,7 +323,7 @@ fn oom_group_ends_all_processes_of_the_group() {
             }
             assert_eq!(ran.code(), Some(137), "run {run} {off}: {ran:?}");
             assert_eq!(ran.stdout, "", "run {run} {off}");
-            assert!(ran.wall < SOON, "run {run} {off}: {:?}", ran.wall);
+            assert!(ran.wall < bar(SOON), "run {run} {off}: {:?}", ran.wall);
             assert!(number(&ran.report(), "/oom/kills") >= 1);
             assert_clean(&ground);
         }
@@ -347,7 +347,7 @@ fn oom_hold_keeps_the_killer_off_for_its_time() {
         return common::skip(test, "swap is not accounted");
     }
     assert_eq!(ran.code(), Some(137), "{ran:?}");
-    assert!(ran.wall >= Duration::from_secs(1) && ran.wall < SOON, "{:?}", ran.wall);
+    assert!(ran.wall >= Duration::from_secs(1) && ran.wall < bar(SOON), "{:?}", ran.wall);
     assert_eq!(number(&ran.report(), "/oom/kills"), 1, "{ran:?}");
     assert!(ran.stderr.contains("held off for 1 s"), "{ran:?}");
     assert_clean(&ground);
@@ -378,11 +378,11 @@ fn a_group_that_vanishes_midway_does_not_end_the_command() {
     let test = "a_group_that_vanishes_midway_does_not_end_the_command";
     let Some(ground) = Ground::new(test) else { return };
     let refuge = ground.group("refuge");
-    let command = run_command(
-        &ground,
-        "--limit 64M --name fleeting --json",
-        &["sh", "-c", "sleep 2; exit 6"],
-    );
+    let scratch = Scratch::new();
+    let end = scratch.file("end");
+    let script = format!("while [ ! -e {} ]; do sleep 0.1; done; exit 6", end.display());
+    let words = ["sh", "-c", &script];
+    let command = run_command(&ground, "--limit 64M --name fleeting --json", &words);
     let run = std::thread::spawn(move || cgctl::finish(command));
     let fleeting = ground.path().join("fleeting");
     let procs = || fs::read_to_string(fleeting.join("cgroup.procs")).unwrap_or_default();
@@ -394,6 +394,7 @@ fn a_group_that_vanishes_midway_does_not_end_the_command() {
         }
         fs::remove_dir(&fleeting).is_ok()
     });
+    fs::write(&end, "").unwrap();
     let ran = run.join().unwrap();
     assert_eq!(ran.code(), Some(6), "{ran:?}");
     assert!(ran.report()["peak_bytes"].is_null() || ran.report()["peak_bytes"].is_u64());
@@ -416,17 +417,23 @@ fn cold_memory_goes_to_swap_in_the_background() {
             .collect();
     let words: Vec<&str> = words.iter().map(String::as_str).collect();
     let off = run(&ground, "--limit 96M --off --json", &words).report();
-    let on = run(&ground, "--limit 96M --json", &words).report();
     let direct = if ground.v1() { "/direct_reclaim/failcnt" } else { "/direct_reclaim/events_max" };
-    let (off_direct, on_direct) = (number(&off, direct), number(&on, direct));
+    let off_direct = number(&off, direct);
     assert!(off_direct > 100, "{off}");
-    // Measured 0 to 1 %; generous, for slow machines: 27 % in an emulated one.
-    assert!(on_direct * 2 <= off_direct, "off {off_direct}, on {on_direct}: {on}");
-    // Seen to go: a lower bound.
-    assert!(number(&on, "/reclaim/freed_bytes") > 16 * MIB, "{on}");
-    assert_eq!((&on["oom"]["kills"], &on["exit"]["code"]), (&0.into(), &0.into()), "{on}");
-    assert_eq!(on["declared_limit_restored"], true);
-    assert_clean(&ground);
+    let mut runs = Vec::new();
+    let in_background = (0..if strict() { 1 } else { 5 }).any(|_| {
+        let on = run(&ground, "--limit 96M --json", &words).report();
+        // Seen to go: a lower bound.
+        assert!(number(&on, "/reclaim/freed_bytes") > 16 * MIB, "{on}");
+        assert_eq!((&on["oom"]["kills"], &on["exit"]["code"]), (&0.into(), &0.into()), "{on}");
+        assert_eq!(on["declared_limit_restored"], true);
+        assert_clean(&ground);
+        // Measured 0 to 1 %; generous, for slow machines: 27 % in an emulated one. More where nobody has a CPU to spare.
+        let on_direct = number(&on, direct);
+        runs.push(on_direct);
+        on_direct * 2 <= off_direct
+    });
+    assert!(in_background, "off {off_direct}, on {runs:?}");
 }
 
 #[test]
@@ -494,27 +501,32 @@ fn status(path: &std::path::Path, field: &str) -> u64 {
 fn an_idle_run_sleeps_and_is_small() {
     let Some(ground) = Ground::new("an_idle_run_sleeps_and_is_small") else { return };
     let _alone = alone();
-    let mut command = run_command(&ground, "--limit 64M --name idle", &["sleep", "5"]);
-    let start = Instant::now();
+    let mut command = run_command(&ground, "--limit 64M --name idle", &["sleep", "600"]);
     let mut child = command.stderr(Stdio::piped()).spawn().unwrap();
     let procs = ground.path().join("idle/cgroup.procs");
     until("the command runs", SOON, || {
         fs::read_to_string(&procs).is_ok_and(|text| !text.is_empty())
     });
-    std::thread::sleep(Duration::from_millis(300));
     let switches = |pid| {
         of_threads(pid, "voluntary_ctxt_switches") + of_threads(pid, "nonvoluntary_ctxt_switches")
     };
-    let before = switches(child.id());
-    std::thread::sleep(Duration::from_millis(4500).saturating_sub(start.elapsed()));
-    let woken = switches(child.id()) - before;
+    // v2 has no event for growth: it is looked at once a second.
+    let most = if ground.v1() { 2 } else { 8 };
+    // What others do to the host may wake it once.
+    let mut woken = u64::MAX;
+    until("it rests for 4 s", SOON, || {
+        std::thread::sleep(Duration::from_millis(300));
+        let before = switches(child.id());
+        std::thread::sleep(Duration::from_secs(4));
+        woken = switches(child.id()) - before;
+        woken <= most
+    });
     let status_file = format!("/proc/{}/status", child.id());
     let rss_kib = status(std::path::Path::new(&status_file), "VmRSS");
     let peak_kib = status(std::path::Path::new(&status_file), "VmHWM");
-    assert!(child.wait().unwrap().success());
-    // v2 has no event for growth: it is looked at once a second.
-    let most = if ground.v1() { 2 } else { 8 };
-    assert!(woken <= most, "{woken} context switches in 4 s");
+    let pid = nix::unistd::Pid::from_raw(child.id() as i32);
+    nix::sys::signal::kill(pid, nix::sys::signal::Signal::SIGTERM).unwrap();
+    assert_eq!(child.wait().unwrap().code(), Some(128 + 15));
     // The promise is that of a release build; a debug build carries its larger code.
     let most = if cfg!(debug_assertions) { 16 << 10 } else { 6 << 10 };
     assert!(rss_kib <= most && peak_kib <= most, "RSS {rss_kib} KiB, peak {peak_kib} KiB");

@@ -18,6 +18,9 @@ container starts whatever happens here; 1 only if it is not registered and its a
 io.cgshim.strict is true; 2 for wrong usage on a terminal.
 
   --run-dir DIR   where cgshimd is found [default: $CGSHIM_RUN_DIR, or /run/cgshim]
+
+Runtimes call it: cgctl install podman (or crio, containerd, docker), or cgctl hook inject BUNDLE. By hand:
+  runc state web | cgshim-hook createRuntime
 ";
 
 fn main() -> ExitCode {

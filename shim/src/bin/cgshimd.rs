@@ -17,6 +17,11 @@ config.d/*.toml beside it). Socket and spool are in DIR (/run/cgshim, or CGSHIM_
 the configuration again; SIGTERM ends it with every declared limit in place. --restore puts back what a
 daemon that was killed has left: limits, swappiness, frozen tasks, OOM killers.
 
+Examples:
+  cgshimd                                            as root; what it enforces: cgctl ps
+  cgshimd --config ./try.toml --run-dir /run/try     a second one beside it, on other containers
+  cgshimd --restore                                  after a kill -9 of daemon and guardian
+
 exit: 0 ended by a signal; 1 failed; 2 usage. Logging: CGSHIM_LOG=info (error, warn, info, debug).
 ";
 

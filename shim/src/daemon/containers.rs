@@ -398,7 +398,9 @@ impl Daemon {
             ..event("oom", format!("{cause}{victim}"))
         };
         self.hooks.run(&self.config.oom_hook, record);
-        self.tell(told);
+        let now = self.now();
+        let line = self.history.add_with_record(now, told, &record.id);
+        self.server.publish(&line, &mut self.incoming);
     }
 
     fn throttled(&mut self, key: Key, event: &ThrottleEvent) {

@@ -9,6 +9,7 @@ mod adoption;
 pub mod config;
 mod containers;
 mod discovery;
+mod ended;
 mod history;
 mod lock;
 mod logging;
@@ -233,6 +234,7 @@ impl Daemon {
         }
         let memory = cgroupfs::procfs::Meminfo::read().ok().and_then(|info| info.total);
         let notify = Notify::from_env();
+        let history = History::new(&options.run_dir);
         let mut daemon = Daemon {
             started: Instant::now(),
             watchdog_at: notify.watchdog().map(|_| Instant::now()),
@@ -245,7 +247,7 @@ impl Daemon {
             engine,
             registry: Registry::new(),
             notes,
-            history: History::new(),
+            history,
             hooks: OomHooks::default(),
             server,
             spool,

@@ -1,5 +1,6 @@
 //! Which containers there are: by id, by the engine's key, and those that have ended, for a while.
 
+use super::ended::Ended;
 use crate::api::message::{Reclaim, Throttled, View};
 use crate::core::throttle::ThrottleTotals;
 use crate::core::{Now, Retained, State, Terms, Totals, Watermarks, Wishes};
@@ -133,7 +134,7 @@ impl Container {
 pub(super) struct Registry {
     by_id: BTreeMap<String, Box<Container>>,
     ids: HashMap<Key, String>,
-    ended: Retained<View>,
+    ended: Retained<Ended>,
     /// Those that have ended, and of which the OOM watch has not said all yet: id and generation.
     untold: HashMap<Key, (String, u64)>,
     generation: u64,
@@ -192,7 +193,8 @@ impl Registry {
 
     /// Remembers one that has ended.
     pub(super) fn bury(&mut self, now: Now, view: View) {
-        self.ended.push(now, view);
+        let ended = Ended::new(view, self.ended.iter().next_back());
+        self.ended.push(now, ended);
     }
 
     /// The OOM watch may still say something of one that has ended.
@@ -212,18 +214,17 @@ impl Registry {
             return Some((container.id.clone(), container.generation));
         }
         let (id, generation) = self.untold.get(&key)?.clone();
-        let ended = self.ended.iter_mut();
-        if let Some(view) = ended.rev().find(|view| view.generation == generation && view.id == id)
-        {
-            view.oom_kills += kills;
+        let mut ended = self.ended.iter_mut().rev();
+        if let Some(ended) = ended.find(|ended| ended.is(&id, generation)) {
+            ended.count_kills(kills);
         }
         Some((id, generation))
     }
 
     /// Those that have ended, oldest first.
-    pub(super) fn ended(&mut self, now: Now) -> impl Iterator<Item = &View> {
+    pub(super) fn ended(&mut self, now: Now) -> impl Iterator<Item = View> {
         self.ended.expire(now);
-        self.ended.iter()
+        self.ended.iter().map(Ended::view)
     }
 
     pub(super) fn iter(&self) -> impl Iterator<Item = &Container> {

@@ -144,7 +144,7 @@ impl Daemon {
     fn list(&mut self, ended: bool) -> Vec<message::View> {
         let now = self.now();
         let mut views: Vec<message::View> =
-            if ended { self.registry.ended(now).cloned().collect() } else { Vec::new() };
+            if ended { self.registry.ended(now).collect() } else { Vec::new() };
         views.extend(self.registry.ids().iter().filter_map(|id| self.view(id)));
         views
     }

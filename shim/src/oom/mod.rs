@@ -23,6 +23,11 @@ pub fn directory(run_dir: &Path) -> PathBuf {
     run_dir.join("oom")
 }
 
+/// The file of the record of this id.
+pub fn file(run_dir: &Path, id: &str) -> PathBuf {
+    directory(run_dir).join(format!("{id}.json"))
+}
+
 /// ms since boot, suspended time included: `CLOCK_BOOTTIME`. What records are dated and expire by; the
 /// clock on the wall may jump.
 pub fn boot_ms() -> u64 {

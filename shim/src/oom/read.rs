@@ -28,16 +28,17 @@ pub enum Found {
 /// Files that are no records are passed over. None is there before the first OOM.
 pub fn all(run_dir: &Path) -> io::Result<Vec<Record>> {
     let dir = directory(run_dir);
-    let mut names = match names(&dir) {
-        Ok(names) => names,
+    let mut found = Vec::new();
+    match names(&dir, |name| found.push(name.to_owned())) {
+        Ok(()) => {}
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
         Err(error) => return Err(error),
-    };
-    names.sort_unstable_by(|a, b| b.cmp(a));
-    names.truncate(MOST_RECORDS);
+    }
+    found.sort_unstable_by(|a, b| b.cmp(a));
+    found.truncate(MOST_RECORDS);
     let oldest =
         super::boot_ms().saturating_sub(u64::try_from(LONGEST.as_millis()).unwrap_or(u64::MAX));
-    Ok(names
+    Ok(found
         .iter()
         .filter(|name| boot_ms_of(name).is_some_and(|at| at >= oldest))
         .filter_map(|name| record(&dir.join(name)))
@@ -85,17 +86,15 @@ fn is_expired(dir: &Path, word: &str) -> bool {
     list.chunks_exact(8).skip(1).any(|slot| slot == wanted)
 }
 
-/// The names of the records' files.
-pub(super) fn names(dir: &Path) -> io::Result<Vec<String>> {
-    let mut names = Vec::new();
+/// Has `found` see the name of each record's file, in no order.
+pub(super) fn names(dir: &Path, mut found: impl FnMut(&str)) -> io::Result<()> {
     for entry in std::fs::read_dir(dir)? {
-        if let Ok(name) = entry?.file_name().into_string()
-            && boot_ms_of(&name).is_some()
-        {
-            names.push(name);
+        let name = entry?.file_name();
+        if let Some(name) = name.to_str().filter(|name| boot_ms_of(name).is_some()) {
+            found(name);
         }
     }
-    Ok(names)
+    Ok(())
 }
 
 /// When a record was made, by the name of its file.

@@ -19,7 +19,7 @@ const RESCAN_AFTER: u32 = 64;
 pub struct Store {
     dir: PathBuf,
     /// Files there that are known, oldest first.
-    names: VecDeque<String>,
+    names: VecDeque<Box<str>>,
     since_scan: u32,
     buf: Vec<u8>,
 }
@@ -52,8 +52,8 @@ impl Store {
         self.since_scan += 1;
         if self.since_scan >= RESCAN_AFTER {
             self.scan()?;
-        } else if !self.names.iter().rev().take(MOST_RECORDS / 4).any(|known| *known == name) {
-            self.names.push_back(name);
+        } else {
+            self.note(&name);
         }
         self.prune(record.boot_ms);
         Ok(())
@@ -64,7 +64,7 @@ impl Store {
     pub fn recorded(&self) -> HashMap<(String, u64), u64> {
         let mut counters = HashMap::new();
         for name in &self.names {
-            if let Some(record) = super::read::record(&self.dir.join(name))
+            if let Some(record) = super::read::record(&self.dir.join(&**name))
                 && let Some(counter) = record.oom_kill_counter
             {
                 let known = counters.entry((record.cgroup, record.generation)).or_insert(counter);
@@ -80,11 +80,20 @@ impl Store {
     }
 
     fn scan(&mut self) -> io::Result<()> {
-        let mut names = super::read::names(&self.dir)?;
-        names.sort_unstable();
-        self.names = names.into();
+        // In place: a thousand names that are made anew each time leave memory in pieces.
+        let dir = std::mem::take(&mut self.dir);
+        let scanned = super::read::names(&dir, |name| self.note(name));
+        self.dir = dir;
         self.since_scan = 0;
-        Ok(())
+        scanned
+    }
+
+    /// A file of this name is there. Names sort by time.
+    fn note(&mut self, name: &str) {
+        let after = self.names.partition_point(|known| **known < *name);
+        if self.names.get(after).is_none_or(|known| **known != *name) {
+            self.names.insert(after, name.into());
+        }
     }
 
     /// Removes what is too old or too many, and remembers of whom it was.
@@ -94,7 +103,7 @@ impl Store {
             && (self.names.len() > MOST_RECORDS
                 || super::read::boot_ms_of(name).is_some_and(|at| at < oldest))
         {
-            let path = self.dir.join(name);
+            let path = self.dir.join(&**name);
             if let Some(record) = super::read::record(&path)
                 && let Err(error) = self.expire(&record)
             {

@@ -200,6 +200,11 @@ pub(crate) struct SetArgs {
 }
 
 #[derive(Debug, Args)]
+#[command(after_help = "\
+Examples:
+  cgctl release 3f2a           its declared limit stands; nothing is done for it any more
+  cgctl release --all
+")]
 pub(crate) struct ReleaseArgs {
     /// The container, or the beginning of its id
     #[arg(value_name = "ID")]
@@ -210,6 +215,13 @@ pub(crate) struct ReleaseArgs {
 }
 
 #[derive(Debug, Args)]
+#[command(after_help = "\
+Examples:
+  cgctl events                 what has happened
+  cgctl events --follow        and what happens from now on, until Ctrl-C
+  cgctl events --follow --json | jq .event
+  cgctl events --follow --format runc       OOM kills, as 'runc events' has them
+")]
 pub(crate) struct EventsArgs {
     /// And what happens from now on, until Ctrl-C
     #[arg(long, short)]
@@ -274,6 +286,11 @@ pub(crate) struct DyingArgs {
 }
 
 #[derive(Debug, Args)]
+#[command(after_help = "\
+Examples:
+  cgctl caps
+  cgctl caps --json | jq '.features[] | select(.support == \"absent\")'
+")]
 pub(crate) struct CapsArgs {
     /// One JSON object
     #[arg(long)]
@@ -365,6 +382,11 @@ pub(crate) struct DemoArgs {
 }
 
 #[derive(Debug, Args)]
+#[command(after_help = "\
+Examples:
+  cgctl hook inject /path/to/bundle         brings the hook into config.json; twice is once
+  cgctl install podman --dry-run            or once for all containers of a runtime
+")]
 pub(crate) struct HookArgs {
     #[command(subcommand)]
     pub(crate) command: HookCommand,

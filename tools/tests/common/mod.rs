@@ -38,8 +38,20 @@ pub(crate) fn alone() -> MutexGuard<'static, ()> {
     ALONE.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// Waits until something holds, `patience` at most.
+/// Whether figures are to be held that only a machine without other work can hold: `CGSHIM_TEST_STRICT=1`, by hand.
+pub(crate) fn strict() -> bool {
+    std::env::var_os("CGSHIM_TEST_STRICT").is_some()
+}
+
+/// What something that takes `strictly` so long may take: on a machine that does other things too, which a test
+/// cannot know, ten times that, and a few seconds in any case.
+pub(crate) fn bar(strictly: Duration) -> Duration {
+    if strict() { strictly } else { (10 * strictly).max(Duration::from_secs(5)) }
+}
+
+/// Waits until something holds: `patience` at most if [`strict`], else a minute at least.
 pub(crate) fn until(what: &str, patience: Duration, mut holds: impl FnMut() -> bool) {
+    let patience = if strict() { patience } else { patience.max(Duration::from_secs(60)) };
     let start = Instant::now();
     while !holds() {
         assert!(start.elapsed() < patience, "never within {patience:?}: {what}");

@@ -1,6 +1,7 @@
 //! What is said of one OOM.
 
 use serde::{Deserialize, Serialize};
+use std::borrow::Cow;
 use std::collections::BTreeMap;
 
 /// Why memory ran out.
@@ -168,13 +169,13 @@ pub struct Record {
     /// Whether cgshim could have been a cause: it had a limit lowered when memory ran out.
     pub cgshim_could_be_cause: bool,
     /// Where each of these is from.
-    pub from: BTreeMap<String, From>,
+    pub from: BTreeMap<Cow<'static, str>, From>,
 }
 
 impl Record {
     /// Notes where a field is from.
-    pub(super) fn source(&mut self, field: &str, from: From) {
-        self.from.insert(field.to_owned(), from);
+    pub(super) fn source(&mut self, field: &'static str, from: From) {
+        self.from.insert(Cow::Borrowed(field), from);
     }
 }
 

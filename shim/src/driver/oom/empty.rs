@@ -35,6 +35,9 @@ const BOUND: Duration = Duration::from_millis(5);
 /// One that has waited for so long finds its group removed.
 const TOO_LATE: Duration = Duration::from_millis(20);
 
+/// Containers that wait to be emptied: the last of more would come too late, as each takes a fraction of a millisecond.
+const MOST_JOBS: usize = 64;
+
 /// How long a worker's write, which was told to end, is waited for.
 const FLIGHT_PATIENCE: Duration = Duration::from_millis(2);
 
@@ -312,7 +315,7 @@ impl Emptier {
     }
 
     fn spawn(&mut self) {
-        let (jobs, queue) = bounded(256);
+        let (jobs, queue) = bounded(MOST_JOBS);
         let real_time = self.real_time;
         let thread = std::thread::Builder::new()
             .name("cgshim-empty".into())

@@ -206,6 +206,14 @@ impl Group {
         self.deeds.cancel();
     }
 
+    /// It is gone. Who was in it, and its signals, are still asked for: the rest is let go, before it is forgotten.
+    pub(super) fn is_removed(&mut self) {
+        (self.peak, self.kmem, self.files) = (None, None, None);
+        (self.above, self.above_paths, self.beneath) = (Vec::new(), Vec::new(), HashMap::new());
+        // With it, its place in the journal.
+        self.deeds = Arc::default();
+    }
+
     /// Usage, for whoever is told at once.
     pub(super) fn usage(&self) -> Bytes {
         self.level.memory.usage().unwrap_or_default()

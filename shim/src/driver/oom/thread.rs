@@ -633,6 +633,7 @@ impl Watcher {
             return;
         }
         // Its eventfd is heard until it is forgotten: what was signalled before it was removed may be yet to be read.
+        watched.group.is_removed();
         self.queue.push_back(Event::Vanished(key));
         self.ended(key);
     }

@@ -17,12 +17,13 @@ use cgroupfs::Bytes;
 use cgroupfs::events::Notification;
 use cgroupfs::freezer::Switch;
 use cgroupfs::memory::Memory;
-use cgroupfs::procfs::Task;
+use cgroupfs::procfs::{Task, TaskStat};
 use crossbeam_channel::{Receiver, Sender, bounded};
 use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, ppoll};
 use nix::sys::eventfd::{EfdFlags, EventFd};
 use nix::sys::time::TimeSpec;
+use std::cell::Cell;
 use std::os::fd::{AsFd, BorrowedFd};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::JoinHandle;
@@ -36,13 +37,21 @@ const CHANCE: Duration = Duration::from_millis(2);
 const QUIET: Duration = Duration::from_millis(300);
 const GROWS: Bytes = Bytes::kib(64);
 
-/// How often a task that has been killed is looked for in a pulse: it cannot die frozen.
-const KILLED: Duration = Duration::from_millis(10);
+/// How often somebody who has been killed is looked for in a pulse: nobody can die frozen. One look is at so great
+/// a part of the processes, in turn: who ends a container kills all of them.
+const KILLED: Duration = Duration::from_millis(4);
+const PARTS: usize = 3;
 
-/// How long it is given to die, and for how long nobody is waited for any more when that was not enough: it
-/// waits for a disk, say.
+/// How long they are given to die, and where they have not had a CPU yet. The first process of a container, once it
+/// dies, kills the others: that is waited for as well.
 const DYING: Duration = Duration::from_millis(20);
-const PATIENCE: Duration = Duration::from_secs(1);
+const DYING_WITHOUT_CPU: Duration = Duration::from_millis(200);
+const OTHERS: Duration = Duration::from_millis(2);
+
+/// For how long nobody is waited for any more when that was not enough (they wait for a disk, say): at first, and
+/// at most.
+const PATIENCE: Duration = Duration::from_millis(50);
+const LEAST_PATIENCE: Duration = Duration::from_secs(1);
 
 /// No more processes are looked at.
 const WATCHED: usize = 128;
@@ -121,8 +130,11 @@ struct Pulse {
     wake: Arc<EventFd>,
     /// A task of each process that is frozen.
     watched: Arc<Mutex<Vec<Arc<Task>>>>,
-    /// Nobody who has been killed is waited for until then.
+    /// Nobody who has been killed is waited for until then, and for how long the next time.
     impatient: Option<Instant>,
+    patience: Duration,
+    /// Who of them is looked at next.
+    next_watched: Cell<usize>,
     pulse: u64,
     /// The last pulse was shorter than any that is due.
     short: bool,
@@ -155,6 +167,8 @@ impl Pulser {
             wake: wake.clone(),
             watched: watched.clone(),
             impatient: None,
+            patience: PATIENCE,
+            next_watched: Cell::new(0),
             pulse: 0,
             short: false,
             may_spin: std::thread::available_parallelism().is_ok_and(|cpus| cpus.get() > 1),
@@ -409,22 +423,50 @@ impl Pulse {
         next.map_or(Ok(()), Err)
     }
 
+    /// Looks at some of those who are frozen.
     fn somebody_is_killed(&self) -> bool {
         if self.impatient.is_some_and(|until| Instant::now() < until) {
             return false;
         }
         // Whoever holds the lock may not have a CPU.
         let Ok(watched) = self.watched.try_lock() else { return false };
-        watched.iter().any(|task| task.stat().is_some_and(|stat| stat.killed()))
+        let part = watched.len().div_ceil(PARTS);
+        let next = self.next_watched.get();
+        let first = if next < watched.len() { next } else { 0 };
+        self.next_watched.set(first + part);
+        let mut some = watched.iter().skip(first).take(part);
+        some.any(|task| task.stat().is_some_and(|stat| stat.killed()))
+    }
+
+    /// Of those who have been killed, and are not dying yet: the state of one, of one that only waits for a CPU if
+    /// there is one.
+    fn about_to_die(&self) -> Option<u8> {
+        let watched = self.watched.try_lock().ok()?;
+        let stats = watched.iter().filter_map(|task| task.stat());
+        let states = stats.filter(TaskStat::killed).map(|stat| stat.state);
+        states.max_by_key(|state| *state == b'R')
     }
 
     /// Lets those run who have been killed, as a window may be too short to die in.
     fn let_die(&mut self, start: Instant) {
-        while start.elapsed() < DYING && self.somebody_is_killed() {
+        let mut seen = start;
+        loop {
             std::thread::sleep(Duration::from_millis(1));
-        }
-        if self.somebody_is_killed() {
-            self.impatient = Some(Instant::now() + PATIENCE);
+            let (now, state) = (Instant::now(), self.about_to_die());
+            let longest = if state == Some(b'R') { DYING_WITHOUT_CPU } else { DYING };
+            match state {
+                None if now - seen >= OTHERS || now - start >= longest => {
+                    self.patience = PATIENCE;
+                    return;
+                }
+                Some(_) if now - start >= longest => {
+                    self.impatient = Some(now + self.patience);
+                    self.patience = (self.patience * 2).min(LEAST_PATIENCE);
+                    return;
+                }
+                None => {}
+                Some(_) => seen = now,
+            }
         }
     }
 
