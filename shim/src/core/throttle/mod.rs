@@ -28,7 +28,7 @@ pub use curve::{Curve, HUGE, IGNORED, LONGEST};
 pub use growth::{Attribution, Change, Grown, Shares};
 pub use pace::{NAP, Pace};
 pub use way_out::{APPROACH, BUDGET, BadWayOut, Cause, Guard, Then, WayOut};
-pub use who::{Found, STARTING, Standing, Step, found, who_grows};
+pub use who::{Found, STARTING, Standing, Step, found, who_faulted_alone, who_grows};
 
 use crate::core::event::Now;
 use cgroupfs::units::page_size;

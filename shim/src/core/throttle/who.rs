@@ -5,10 +5,11 @@
 
 use super::account::{Account, Chance};
 use super::curve::HUGE;
+use super::growth::Change;
 use cgroupfs::Bytes;
 use cgroupfs::procfs::TaskStat;
 use cgroupfs::units::page_size;
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 /// A task that faulted in so many pages between two looks grows.
@@ -26,9 +27,9 @@ pub const STARTING: Duration = Duration::from_secs(1);
 /// grown by since: programs fault now and then.
 const PART: u64 = 64;
 
-/// In so many windows it must have faulted while its process grew by a huge page, as any of its threads may have: one
-/// that starts another faults now and then, too. (Measured on 6.18: the main threads of four growers taken for
-/// growers halved what was owed, for six windows.)
+/// In so many windows it must have faulted while its process grew by a huge page, if others of its threads faulted as
+/// well: one that starts another faults, too. (Measured on 6.18: the main threads of four growers taken for growers
+/// halved what was owed, for six windows.)
 const HUGE_WINDOWS: u32 = 2;
 
 /// Where growth is not explained by faults, a task that was in the kernel for so many clock ticks between two looks is
@@ -126,13 +127,14 @@ struct Suspect {
     /// How it was when it came, and what the group used then.
     then: TaskStat,
     usage: Bytes,
-    /// Windows in which it faulted while its process grew by a huge page.
+    /// Windows in which it faulted while its process grew by a huge page; whether the last was one.
     huge: u32,
+    now: bool,
 }
 
 impl Suspect {
     const fn new(then: TaskStat, usage: Bytes) -> Suspect {
-        Suspect { then, usage, huge: 0 }
+        Suspect { then, usage, huge: 0, now: false }
     }
 }
 
@@ -180,10 +182,9 @@ impl Standing {
                 - i64::try_from(before.rss).unwrap_or(i64::MAX),
             kernel_time: now.stime.saturating_sub(before.stime),
         };
-        if let Some(suspect) = &mut self.suspect
-            && grew_huge(&before, &now)
-        {
-            suspect.huge += 1;
+        if let Some(suspect) = &mut self.suspect {
+            suspect.now = grew_huge(&before, &now);
+            suspect.huge += u32::from(suspect.now);
         }
         let works = step.faults > 0 || step.kernel_time > 0;
         if works {
@@ -198,11 +199,13 @@ impl Standing {
         step
     }
 
-    /// Convicts it if it grew since it came, and had its part in what the group has grown by to `usage`.
-    pub fn convict(&mut self, usage: Bytes) {
+    /// Convicts it if it grew since it came, and had its part in what the group has grown by to `usage`; `alone`: no
+    /// other task of its process faulted in the last window ([`who_faulted_alone`]).
+    pub fn convict(&mut self, usage: Bytes, alone: bool) {
         let Some(suspect) = &self.suspect else { return };
         let part = usage.saturating_sub(suspect.usage).0 / page_size() / PART;
-        if faults(&suspect.then, &self.last) >= part.max(GROWS) || suspect.huge >= HUGE_WINDOWS {
+        let huge = suspect.huge >= HUGE_WINDOWS || suspect.now && alone;
+        if huge || faults(&suspect.then, &self.last) >= part.max(GROWS) {
             self.suspect = None;
         }
     }
@@ -220,7 +223,9 @@ impl Standing {
 
     /// Whether it had its chance to grow, by the time that the group uses so much, and did not.
     pub fn is_cleared(&self, usage: Bytes) -> bool {
-        let chance = |suspect: &Suspect| usage.saturating_sub(suspect.usage) >= CHANCE;
+        // Huge pages that may be its own speak against it.
+        let chance =
+            |suspect: &Suspect| suspect.huge == 0 && usage.saturating_sub(suspect.usage) >= CHANCE;
         !self.waits && self.suspect.as_ref().is_some_and(chance)
     }
 
@@ -270,6 +275,15 @@ where
     tasks.filter(|(_, standing)| grows(standing)).map(|(task, _)| task).collect()
 }
 
+/// The tasks that faulted in a window as the only ones of their processes.
+pub fn who_faulted_alone(changes: &[Change]) -> BTreeSet<u32> {
+    let mut alone: BTreeMap<u32, Option<u32>> = BTreeMap::new();
+    for change in changes.iter().filter(|change| change.faults > 0) {
+        alone.entry(change.process).and_modify(|task| *task = None).or_insert(Some(change.task));
+    }
+    alone.into_values().flatten().collect()
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -287,7 +301,7 @@ mod tests {
         let mut all = [Standing::suspect(stat(0, 0), Bytes(0)); 3];
         assert_eq!(grows(&all), [1, 2, 3]);
         all[1].look(stat(64, 64), || false);
-        all[1].convict(Bytes(64 * page_size()));
+        all[1].convict(Bytes(64 * page_size()), true);
         assert_eq!(grows(&all), [2]);
     }
 
@@ -300,21 +314,46 @@ mod tests {
             main.look(stat(1006, n * HUGE), || false);
             thread.look(stat(n, n * HUGE), || false);
             for standing in [&mut main, &mut thread] {
-                standing.convict(Bytes(n * HUGE * page_size()));
+                standing.convict(Bytes(n * HUGE * page_size()), n > 1);
             }
         }
         assert_eq!(grows(&[main, thread]), [2]);
     }
 
     #[test]
+    fn one_that_fills_huge_pages_is_known_at_once_and_not_let_go_where_others_faulted_too() {
+        let mut standing = Standing::suspect(stat(0, 0), Bytes(0));
+        standing.look(stat(1, HUGE), || false);
+        let mut beside = standing;
+        standing.convict(Bytes::mib(2), true);
+        assert!(!standing.is_suspect());
+        beside.convict(Bytes::mib(64), false);
+        assert!(beside.is_suspect() && !beside.is_cleared(Bytes::mib(64)));
+        // The page of another window is no evidence of this one's.
+        beside.look(stat(2, HUGE), || false);
+        beside.convict(Bytes::mib(64), true);
+        assert!(beside.is_suspect());
+        beside.look(stat(3, HUGE * 2), || false);
+        beside.convict(Bytes::mib(64), false);
+        assert!(!beside.is_suspect());
+    }
+
+    #[test]
+    fn who_faults_alone_is_told_by_process() {
+        let change = |task, process, faults| Change { task, process, faults, ..Change::default() };
+        let changes = [change(1, 1, 5), change(2, 1, 1), change(3, 3, 1), change(4, 3, 0)];
+        assert_eq!(who_faulted_alone(&changes), [3].into());
+    }
+
+    #[test]
     fn a_few_faults_in_much_growth_are_nobodys_conviction() {
         let mut standing = Standing::suspect(stat(0, 0), Bytes(0));
         standing.look(stat(20, 20), || false);
-        standing.convict(Bytes::mib(64));
+        standing.convict(Bytes::mib(64), true);
         assert!(standing.is_suspect());
         assert!(standing.is_cleared(Bytes::mib(64)) && !standing.is_cleared(Bytes::mib(15)));
         standing.look(stat(300, 300), || false);
-        standing.convict(Bytes::mib(64));
+        standing.convict(Bytes::mib(64), true);
         assert!(!standing.is_suspect());
     }
 

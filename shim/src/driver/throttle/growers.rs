@@ -1,7 +1,9 @@
 //! All tasks of a container are looked at now and then, those that grow are moved into the group that is frozen, and
 //! looked at in every pulse. Who grows is decided in [`crate::core::throttle`].
 
-use crate::core::throttle::{Change, Found, Grown, STARTING, Standing, found, who_grows};
+use crate::core::throttle::{
+    Change, Found, Grown, STARTING, Standing, found, who_faulted_alone, who_grows,
+};
 use cgroupfs::files::ControlDir;
 use cgroupfs::freezer::{self, Freezer, FreezerGroup, Kind};
 use cgroupfs::memory::Memory;
@@ -205,9 +207,11 @@ impl Growers {
     }
 
     /// Convicts those whom the last look saw growing: what is owed is theirs alone from then on.
-    pub(super) fn convict(&mut self) {
-        let usage = self.usage();
-        self.moved.values_mut().for_each(|grower| grower.standing.convict(usage));
+    pub(super) fn convict(&mut self, changes: &[Change]) {
+        let (usage, alone) = (self.usage(), who_faulted_alone(changes));
+        for (tid, grower) in &mut self.moved {
+            grower.standing.convict(usage, alone.contains(tid));
+        }
     }
 
     /// Clears of suspicion who does not grow: they are given back, and may run again at once.

@@ -155,7 +155,6 @@ impl Manager {
         let pages = grown.saturating_add(leaked).0 / page_size();
         let nobody = at.growers.len() == 0;
         let mut changes = at.growers.look();
-        at.growers.convict();
         let batch = self.core.curve().batch();
         let born = || match nobody {
             // Who is there from before high is no newcomer.
@@ -163,6 +162,7 @@ impl Manager {
             false => at.growers.born(&at.group).unwrap_or_default(),
         };
         let shares = at.attribution.share_with(&mut changes, pages, batch, born);
+        at.growers.convict(&changes);
         let unexplained = shares.unexplained >= UNEXPLAINED;
         if (unexplained || at.growers.len() == 0) && at.growers.may_scan(SCAN / 10)
             || at.growers.may_scan(SCAN)
