@@ -35,6 +35,8 @@ pub struct Subject {
     pub init: Option<i32>,
     /// `oom_kill` when watching began, or when it was announced last. `None`: this kernel has none.
     pub oom_kill: Option<u64>,
+    /// When it was registered: kills since then are its own. `None`: since watching began.
+    pub since: Option<Now>,
     /// The counters when watching began.
     pub levels: Vec<LevelLook>,
     /// No other source than the log tells of a kill in groups beneath (v1).

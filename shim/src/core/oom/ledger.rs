@@ -1,12 +1,12 @@
 //! Which kills have been seen, which are recorded, and what is still waited for.
 
 use super::cause::is_beneath;
-use super::event::{Action, Event, LogKill, Look, Stamp};
+use super::event::{Action, Event, LogKill, Look, Stamp, Subject};
 use super::open::{Open, claim, claim_late, conclude, settle, woke};
 use super::record::{From, Record};
 use super::watched::{REMEMBER, UNCOUNTED, Watched};
 use crate::core::Now;
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::time::Duration;
 
 /// How long after a signal the counter is read again before it counts as one without a kill. It rose up
@@ -22,6 +22,7 @@ const RECHECK: [(Duration, Duration); 3] = [
     (RECHECK_FOR, RECHECK_LAST),
 ];
 const RECHECK_LAST: Duration = Duration::from_millis(5);
+
 /// How many such records are kept for a container.
 const MOST_LATE: usize = 16;
 
@@ -30,6 +31,11 @@ const MOST_AT_ONCE: u64 = 256;
 
 /// Records that may be open at a time; beyond this they are settled as they are.
 const MOST_OPEN: usize = 2048;
+
+/// Lines about groups that nobody watches are kept this long, and so many of them: who has just registered may have
+/// been killed before its watch began.
+const STRANGE: Duration = Duration::from_secs(2);
+const MOST_STRANGE: usize = 64;
 
 /// The books.
 #[derive(Debug)]
@@ -42,6 +48,8 @@ pub struct Ledger {
     log_readable: bool,
     log_lost_at: Option<Now>,
     open: usize,
+    /// Kills of nobody who was watched when their lines came.
+    strangers: VecDeque<(Now, LogKill)>,
 }
 
 impl Ledger {
@@ -55,6 +63,7 @@ impl Ledger {
             log_readable: false,
             log_lost_at: None,
             open: 0,
+            strangers: VecDeque::new(),
         }
     }
 
@@ -62,7 +71,10 @@ impl Ledger {
     pub fn handle(&mut self, at: Stamp, event: Event, out: &mut Vec<Action>) {
         match event {
             Event::Watch(key, subject) => {
-                self.watched.insert(key, Box::new(Watched::new(at.now, *subject)));
+                let mut watched = Watched::new(at.now, *subject);
+                watched.unclaimed = self.killed_before(at.now, &watched.subject);
+                self.watched.insert(key, Box::new(watched));
+                self.active.insert(key);
             }
             Event::Init(key, pid) => {
                 if let Some(watched) = self.watched.get_mut(&key) {
@@ -237,9 +249,9 @@ impl Ledger {
                 path
             }
             (None, Some((path, _))) => path.clone(),
-            (None, None) => return,
+            (None, None) => return self.strange(at.now, kill),
         };
-        let Some(key) = self.container_of(&path) else { return };
+        let Some(key) = self.container_of(&path) else { return self.strange(at.now, kill) };
         let readable = self.log_readable;
         let Some(watched) = self.watched.get_mut(&key) else { return };
         self.active.insert(key);
@@ -252,6 +264,32 @@ impl Ledger {
         if watched.gone.is_none() {
             out.push(Action::Look(key, true));
         }
+    }
+
+    fn strange(&mut self, now: Now, kill: LogKill) {
+        self.strangers.retain(|(since, _)| now < *since + STRANGE);
+        if self.strangers.len() >= MOST_STRANGE {
+            self.strangers.pop_front();
+        }
+        self.strangers.push_back((now, kill));
+    }
+
+    /// What the log has told of this container since it was registered. Where it names no group, its init is known.
+    fn killed_before(&mut self, now: Now, subject: &Subject) -> Vec<(Now, LogKill)> {
+        let Some(registered) = subject.since else { return Vec::new() };
+        let (mut its, mut others) = (Vec::new(), VecDeque::new());
+        for (since, mut kill) in self.strangers.drain(..) {
+            if kill.group.is_none() && subject.init == Some(kill.killed.pid) {
+                kill.group = Some((subject.path.clone(), From::Members));
+            }
+            let beneath = |(path, _): &(String, From)| is_beneath(path, &subject.path);
+            match since >= registered && kill.group.as_ref().is_some_and(beneath) {
+                true => its.push((now, kill)),
+                false => others.push_back((since, kill)),
+            }
+        }
+        self.strangers = others;
+        its
     }
 
     /// The container that the group at `path` belongs to: the innermost one. Of a removed one and its
