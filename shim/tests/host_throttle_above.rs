@@ -211,6 +211,25 @@ fn a_container_with_a_throttle_of_its_own_is_let_go_by_its_pods_and_taken_again_
     member.grows_freely();
 }
 
+#[test]
+fn what_a_killed_throttle_of_the_pod_left_in_a_container_is_the_containers_again() {
+    let test = "what_a_killed_throttle_of_the_pod_left_in_a_container_is_the_containers_again";
+    let Some(pod) = pod(test) else { return };
+    let _alone = alone();
+    let mut member = pod.member("one");
+    // As a daemon leaves it that is killed: named for its pid and the pod.
+    let mut killed = std::process::Command::new("true").spawn().unwrap();
+    killed.wait().unwrap();
+    let left = member.freezer.child(&format!("cgshim-{}-{}", killed.id(), pod.group.inode()));
+    left.take(member.load.pid());
+    member.load.grow(RATE, MOST);
+    let inner = throttler(&member.group, Limit::Max, pod.above(), &Arc::default());
+    until("pulses", 30 * SECOND, || inner.totals().pulses > 0);
+    assert!(member.is_ours() && !left.0.exists());
+    inner.stop();
+    assert!(member.is_home());
+}
+
 /// What the daemon makes of it. Tasks first, groups last.
 struct Node {
     /// The pod's own task.

@@ -41,7 +41,10 @@ impl Drop for FreezerDir {
     fn drop(&mut self) {
         let _ = std::fs::write(self.state(), "THAWED");
         let start = Instant::now();
-        while std::fs::remove_dir(&self.0).is_err() && start.elapsed() < Duration::from_secs(5) {
+        while self.0.exists()
+            && std::fs::remove_dir(&self.0).is_err()
+            && start.elapsed() < Duration::from_secs(5)
+        {
             std::thread::sleep(Duration::from_millis(5));
         }
     }

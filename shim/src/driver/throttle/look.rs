@@ -5,7 +5,7 @@
 //! wait for memory do not freeze, and need not: they sleep in the kernel until there is some, or the killer
 //! comes.
 
-use super::near::{name, outside, sweep};
+use super::near::{name, outside, sweep, whose};
 use super::{FreezeJournal, growers};
 use cgroupfs::files::ControlDir;
 use cgroupfs::freezer::{Freezer, FreezerGroup, State};
@@ -85,7 +85,7 @@ impl Stopped {
         };
         let home = outside(home, &self.group);
         let parent = Arc::new(freezer.open(&home)?);
-        sweep(freezer.kind, &parent, self.group.inode());
+        sweep(freezer.kind, &parent, whose(&freezer, &self.group, &home));
         let name = name(&freezer, &self.group, &home, false);
         let cell = FreezerGroup::create(freezer.kind, parent, &name)?;
         // Its runtime has it paused: nobody runs.

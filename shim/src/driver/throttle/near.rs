@@ -90,7 +90,7 @@ impl Near {
     fn make(ground: &Ground<'_>, home: PathBuf, lent: bool) -> Result<Near> {
         let Ground { config, freezer, .. } = *ground;
         let parent = Arc::new(freezer.open(&home)?);
-        sweep(freezer.kind, &parent, config.group.inode());
+        sweep(freezer.kind, &parent, whose(freezer, &config.group, &home));
         let name = name(freezer, &config.group, &home, lent);
         let group = FreezerGroup::create(freezer.kind, parent, &name)?;
         config.journal.place(group.path(), group.inode())?;
@@ -142,13 +142,35 @@ impl Near {
 /// `cgshim` beneath a container's own group. Where others may be in the same freezer group (the root, our own, or
 /// one that is `lent` by a group beneath) our pid and the memory group's inode tell ours from theirs.
 pub(super) fn name(freezer: &Freezer, container: &Cgroup, home: &Path, lent: bool) -> String {
-    let shared = lent
-        || home == freezer.mount_point
-        || freezer.path_of(std::process::id()).is_ok_and(|own| own == home);
-    match shared {
+    match lent || is_shared(freezer, home) {
         true => format!("cgshim-{}-{}", std::process::id(), container.inode()),
         false => FREEZER_CHILD.into(),
     }
+}
+
+/// Whether tasks of several containers may be in a freezer group: the root, or our own.
+fn is_shared(freezer: &Freezer, home: &Path) -> bool {
+    home == freezer.mount_point || freezer.path_of(std::process::id()).is_ok_and(|own| own == home)
+}
+
+/// Whose tasks go back to `home` if a throttle that was killed left them beneath it: in a container's own group
+/// those of a throttle above it as well.
+pub(super) fn whose(freezer: &Freezer, container: &Cgroup, home: &Path) -> Whose {
+    match is_shared(freezer, home) {
+        true => Whose::Container(container.inode()),
+        false => Whose::All,
+    }
+}
+
+/// What [`sweep`] empties.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Whose {
+    /// Groups made for any container.
+    All,
+    /// Those made for the one with this inode.
+    Container(u64),
+    /// None.
+    Nobodys,
 }
 
 /// The freezer group that a container's tasks are in, and whether that is one of a group beneath the container's: a
@@ -207,21 +229,25 @@ pub fn remove_left() {
     homes.extend(own.filter(|own| *own != freezer.mount_point));
     for home in homes {
         if let Ok(parent) = freezer.open(&home) {
-            // 0 is no group's inode: nobody is moved.
-            sweep(freezer.kind, &Arc::new(parent), 0);
+            sweep(freezer.kind, &Arc::new(parent), Whose::Nobodys);
         }
     }
 }
 
-/// Removes what is left of throttles whose process was killed: those of this container, whose tasks go back
-/// where they were, and others' whose tasks have ended since.
-pub(super) fn sweep(kind: Kind, parent: &Arc<Cgroup>, container: u64) {
+/// Removes what is left of throttles whose process was killed: of these the tasks go back where they were; others'
+/// if their tasks have ended since.
+pub(super) fn sweep(kind: Kind, parent: &Arc<Cgroup>, whose: Whose) {
     for name in parent.children().unwrap_or_default() {
         let Some((pid, inode)) = left_by(&name) else { continue };
         if kill(Pid::from_raw(pid), None) != Err(Errno::ESRCH) {
             continue;
         }
-        if inode == Some(container) {
+        let is_theirs = match whose {
+            Whose::All => true,
+            Whose::Container(container) => inode == Some(container),
+            Whose::Nobodys => false,
+        };
+        if is_theirs {
             let emptied =
                 FreezerGroup::create(kind, parent.clone(), &name).and_then(|group| group.remove());
             if let Err(error) = emptied {
