@@ -24,13 +24,45 @@ impl Notification {
     /// above already, and crossings are noticed every 128 page events a CPU: the waker finds usage
     /// several MiB past it when a task streams (measured on 6.18: 5 MiB in the median, 16 at worst).
     pub fn usage_threshold(group: &Cgroup, threshold: Bytes) -> Result<Notification> {
-        register(group, "memory.usage_in_bytes", &threshold.0.to_string())
+        Notification::usage_thresholds(&[(group, threshold)])
+    }
+
+    /// The same for several groups: whichever crosses its threshold.
+    pub fn usage_thresholds(groups: &[(&Cgroup, Bytes)]) -> Result<Notification> {
+        let notification = Notification::new()?;
+        for (group, threshold) in groups {
+            notification.register(group, "memory.usage_in_bytes", &threshold.0.to_string())?;
+        }
+        Ok(notification)
     }
 
     /// Wakes when the group, or an ancestor, is out of memory (`mem_cgroup_oom_notify`): before the
     /// kill, several times for one or not at all under contention.
     pub fn oom(group: &Cgroup) -> Result<Notification> {
-        register(group, "memory.oom_control", "")
+        let notification = Notification::new()?;
+        notification.register(group, "memory.oom_control", "")?;
+        Ok(notification)
+    }
+
+    fn new() -> Result<Notification> {
+        let flags = EfdFlags::EFD_CLOEXEC | EfdFlags::EFD_NONBLOCK;
+        let eventfd = EventFd::from_flags(flags)
+            .map_err(|errno| Error::refused(Op::Watch, "an eventfd", errno))?;
+        Ok(Notification(eventfd))
+    }
+
+    fn register(&self, group: &Cgroup, file: &str, arguments: &str) -> Result<()> {
+        // The kernel takes references of its own; the descriptor of the watched file may be closed.
+        let watched = group.open_fd(file, Access::Read)?;
+        let control = ControlDir::open(group, "cgroup.event_control", Access::Write)?;
+        let line = format!("{} {} {arguments}", self.0.as_fd().as_raw_fd(), watched.as_raw_fd());
+        loop {
+            match control.write(line.as_bytes()) {
+                Ok(()) => return Ok(()),
+                Err(Errno::EINTR) => {}
+                Err(errno) => return Err(group.error(Op::Watch, file, Some(&line), errno)),
+            }
+        }
     }
 
     /// Takes what was signalled; false if nothing was.
@@ -47,22 +79,6 @@ impl Notification {
 impl AsFd for Notification {
     fn as_fd(&self) -> BorrowedFd<'_> {
         self.0.as_fd()
-    }
-}
-
-fn register(group: &Cgroup, file: &str, arguments: &str) -> Result<Notification> {
-    let eventfd = EventFd::from_flags(EfdFlags::EFD_CLOEXEC | EfdFlags::EFD_NONBLOCK)
-        .map_err(|errno| Error::refused(Op::Watch, group.path().join(file), errno))?;
-    // The kernel takes references of its own; the descriptor of the watched file may be closed.
-    let watched = group.open_fd(file, Access::Read)?;
-    let control = ControlDir::open(group, "cgroup.event_control", Access::Write)?;
-    let line = format!("{} {} {arguments}", eventfd.as_fd().as_raw_fd(), watched.as_raw_fd());
-    loop {
-        match control.write(line.as_bytes()) {
-            Ok(()) => return Ok(Notification(eventfd)),
-            Err(Errno::EINTR) => {}
-            Err(errno) => return Err(group.error(Op::Watch, file, Some(&line), errno)),
-        }
     }
 }
 

@@ -4,6 +4,7 @@
 
 #[path = "../../tools/tests/common/mod.rs"]
 mod common;
+mod freezers;
 
 use cgroupfs::freezer::Freezer;
 use cgroupfs::memory::Memory;
@@ -11,9 +12,10 @@ use cgroupfs::{Bytes, Cgroup};
 use cgshim::core::throttle::{Cause, HUGE, Then, WayOut};
 use cgshim::driver::throttle::{ThrottleConfig, ThrottleEvent, Throttler, curve};
 use common::{Ground, Load, alone, memory, skip, until, without_swap};
+use freezers::{FreezerDir, Thaw};
 use std::fs::File;
 use std::io::Write as _;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::JoinHandle;
@@ -373,43 +375,6 @@ fn beneath_a_group_that_throttles_tasks_belong_to_one_of_the_two_and_are_free_in
     let home = Freezer::find().unwrap().path_of(load.pid()).unwrap();
     assert!(!home.to_string_lossy().contains("cgshim-"), "{}", home.display());
     assert!(load.is_alive());
-}
-
-struct Thaw<'a>(&'a FreezerDir);
-
-impl Drop for Thaw<'_> {
-    fn drop(&mut self) {
-        let _ = std::fs::write(self.0.state(), "THAWED");
-    }
-}
-
-/// A freezer group, as a runtime makes one for a container.
-struct FreezerDir(PathBuf);
-
-impl FreezerDir {
-    fn new(mount: &Path, name: &str) -> FreezerDir {
-        let path = mount.join(format!("cgshim-test-{}-{name}", std::process::id()));
-        std::fs::create_dir(&path).unwrap();
-        FreezerDir(path)
-    }
-
-    fn state(&self) -> PathBuf {
-        self.0.join("freezer.state")
-    }
-
-    fn says(&self) -> String {
-        std::fs::read_to_string(self.state()).unwrap().trim().to_owned()
-    }
-}
-
-impl Drop for FreezerDir {
-    fn drop(&mut self) {
-        let _ = std::fs::write(self.state(), "THAWED");
-        let start = Instant::now();
-        while std::fs::remove_dir(&self.0).is_err() && start.elapsed() < 5 * SECOND {
-            std::thread::sleep(Duration::from_millis(5));
-        }
-    }
 }
 
 #[test]

@@ -88,7 +88,7 @@ pub struct Engine {
     pub(super) natives: Natives,
     pub(super) journal: Arc<Journal>,
     pub(super) arm_after: Duration,
-    keep_records: bool,
+    pub(super) keep_records: bool,
     /// What paths in the journal are relative to.
     mount_point: PathBuf,
 }

@@ -2,10 +2,12 @@
 
 use super::engine::{Engine, Source};
 use super::native::is_native;
-use super::throttle::{FreezeJournal, ThrottleConfig, ThrottleEvent, Throttler, near};
+use super::throttle::{
+    Ancestor, FreezeJournal, Taken, ThrottleConfig, ThrottleEvent, Throttler, near,
+};
 use super::{Happened, Key};
 use crate::core::Now;
-use crate::core::throttle::{ThrottleTotals, WayOut};
+use crate::core::throttle::{MOST_LEVELS, ThrottleTotals, WayOut};
 use crate::journal::{Counters, Deadline, Freeze, FreezerKind, Slot};
 use cgroupfs::files::ControlDir;
 use cgroupfs::freezer::{Freezer, Kind};
@@ -30,12 +32,19 @@ const LOOK_AT_YOUNG: Duration = Duration::from_millis(20);
 /// A container's throttle, and on which terms.
 struct Throttling {
     throttler: Throttler,
-    high: Limit,
-    way_out: WayOut,
+    on: On,
     held: bool,
     /// What others before it did to the container, by the journal.
     before: ThrottleTotals,
     journal: Arc<Slot>,
+}
+
+/// The highs that count, and how throttling above them ends: the container's own, and those above it by their
+/// keys, with whether somebody reclaims.
+#[derive(Debug, Clone, PartialEq, Eq)]
+struct On {
+    own: (Limit, WayOut, bool),
+    above: Vec<(u64, Bytes, WayOut, bool)>,
 }
 
 impl Throttling {
@@ -48,6 +57,10 @@ impl Throttling {
 #[derive(Default)]
 pub(super) struct Throttles {
     of: HashMap<u64, Throttling>,
+    /// Containers that are to be throttled: above their own highs, or those of groups above them.
+    wanted: HashMap<u64, WayOut>,
+    /// Whose tasks are whose.
+    taken: Arc<Taken>,
     /// Containers whose throttle is started once they come near high, or are young no more.
     young: HashMap<u64, WayOut>,
     /// When those are looked at.
@@ -101,7 +114,55 @@ impl Engine {
     /// # Errors
     /// [`Error::NoController`] where there is no freezer, or no journal to undo a freeze by.
     pub fn throttle(&mut self, key: Key, way_out: Option<WayOut>) -> Result<()> {
-        self.start_throttle(key, way_out, false)
+        self.want(key.0, way_out);
+        let started = self.start_throttle(key, way_out, false);
+        self.throttle_beneath(key.0);
+        started
+    }
+
+    fn want(&mut self, key: u64, way_out: Option<WayOut>) {
+        match way_out {
+            Some(way_out) => self.throttles.wanted.insert(key, way_out),
+            None => self.throttles.wanted.remove(&key),
+        };
+    }
+
+    /// A container's high has changed: it counts for those beneath it as well.
+    fn throttle_beneath(&mut self, key: u64) {
+        let Some(above) = self.containers.get(&key) else { return };
+        let path = above.group.path();
+        let beneath = self.throttles.wanted.iter().filter(|(other, _)| {
+            let other = self.containers.get(other).map(|other| other.group.path());
+            other.is_some_and(|other| other != path && other.starts_with(path))
+        });
+        let beneath: Vec<(u64, WayOut)> = beneath.map(|(key, wanted)| (*key, *wanted)).collect();
+        for (key, way_out) in beneath {
+            self.start_later(key, way_out);
+        }
+    }
+
+    /// The groups above a container whose high is emulated, the nearest first.
+    fn emulated_above(&self, key: u64) -> Vec<(u64, Ancestor)> {
+        let Some(enforced) = self.containers.get(&key) else { return Vec::new() };
+        let path = enforced.group.path();
+        let mut above: Vec<(u64, Ancestor)> = (self.throttles.wanted.iter())
+            .filter(|(other, _)| !self.freezes_at_oom(**other))
+            .filter_map(|(other, way_out)| {
+                let above = self.containers.get(other)?;
+                let at = above.group.path();
+                let Limit::Bytes(high) = above.core.high() else { return None };
+                let is_above = at != path && path.starts_with(at);
+                let native = || is_native(&*above.memory) || above.group.has("memory.high");
+                (is_above && !native()).then(|| {
+                    let (group, memory) = (above.group.clone(), above.memory.clone());
+                    let reclaims = above.core.watermarks().is_some();
+                    (*other, Ancestor { group, memory, high, way_out: *way_out, reclaims })
+                })
+            })
+            .collect();
+        above.sort_by_key(|(_, above)| std::cmp::Reverse(above.group.path().components().count()));
+        above.truncate(MOST_LEVELS - 1);
+        above
     }
 
     /// As [`Engine::throttle`], for a container in which nobody is yet and whose tasks this process starts:
@@ -111,6 +172,7 @@ impl Engine {
     /// # Errors
     /// As [`Engine::throttle`].
     pub fn throttle_ahead(&mut self, key: Key, way_out: WayOut) -> Result<Option<OwnedFd>> {
+        self.want(key.0, Some(way_out));
         self.start_throttle(key, Some(way_out), true)?;
         let door = self.throttles.of.get(&key.0).and_then(|present| present.throttler.door());
         // Without it they are moved as anybody else is.
@@ -118,6 +180,8 @@ impl Engine {
     }
 
     fn start_throttle(&mut self, key: Key, way_out: Option<WayOut>, ahead: bool) -> Result<()> {
+        // What one before it has told until now is not lost.
+        self.throttle_told(key.0);
         let Some(enforced) = self.containers.get(&key.0) else { return Ok(()) };
         let high = enforced.core.high();
         if is_native(&*enforced.memory) {
@@ -126,18 +190,27 @@ impl Engine {
         let way_out = way_out.filter(|_| !self.freezes_at_oom(key.0));
         // A vendor's v1.
         let native = enforced.group.has("memory.high");
-        let (Some(way_out), Limit::Bytes(bytes), false) = (way_out, high, native) else {
+        let above = self.emulated_above(key.0);
+        let some = high != Limit::Max || !above.is_empty();
+        let (Some(way_out), true, false) = (way_out, some, native) else {
             self.throttles.end(key.0);
             return Ok(());
         };
-        if let Some(present) = self.throttles.of.get(&key.0)
-            && (present.high, present.way_out) == (high, way_out)
-        {
+        let reclaims = enforced.core.watermarks().is_some();
+        let on = On {
+            own: (high, way_out, reclaims),
+            above: (above.iter())
+                .map(|(key, above)| (*key, above.high, above.way_out, above.reclaims))
+                .collect(),
+        };
+        if self.throttles.of.get(&key.0).is_some_and(|present| present.on == on) {
             return Ok(());
         }
-        self.throttles.end(key.0);
         let now = self.now();
-        if !ahead && enforced.threshold.is_young(now) && is_far(&*enforced.memory, bytes) {
+        let far = is_far(&*enforced.memory, high)
+            && above.iter().all(|(_, above)| is_far(&*above.memory, Limit::Bytes(above.high)));
+        if !ahead && enforced.threshold.is_young(now) && far {
+            self.throttles.end(key.0);
             self.throttles.young.insert(key.0, way_out);
             self.throttles.look_at.get_or_insert(now + LOOK_AT_YOUNG);
             return Ok(());
@@ -155,17 +228,26 @@ impl Engine {
         };
         let journal = freeze_journal(slot.clone(), &freezer);
         let config = ThrottleConfig {
+            high,
             way_out,
-            reclaims: enforced.core.watermarks().is_some(),
+            ancestors: above.into_iter().map(|(_, above)| above).collect(),
+            taken: self.throttles.taken.clone(),
+            reclaims,
             journal,
             ahead,
             freezer: Some(freezer),
-            ..ThrottleConfig::new(enforced.group.clone(), bytes)
+            ..ThrottleConfig::new(enforced.group.clone(), Bytes(0))
         };
-        let throttler = Throttler::start(config)?;
+        self.throttles.young.remove(&key.0);
+        let throttler = match self.throttles.of.remove(&key.0) {
+            Some(present) => {
+                let _ = self.epoll.delete(present.throttler.wake_fd());
+                present.throttler.replace(config)?
+            }
+            None => Throttler::start(config)?,
+        };
         self.listen(throttler.wake_fd(), Source::Throttle, key.0)?;
-        let throttling =
-            Throttling { throttler, high, way_out, held: false, before, journal: slot };
+        let throttling = Throttling { throttler, on, held: false, before, journal: slot };
         self.throttles.of.insert(key.0, throttling);
         Ok(())
     }
@@ -180,14 +262,19 @@ impl Engine {
         self.throttles.look_at = None;
         for (key, way_out) in young {
             // Those that are still young and far from it wait on.
-            match self.start_throttle(Key(key), Some(way_out), false) {
-                Ok(()) => {}
-                // That is seen where it is told.
-                Err(error) if error.is_vanished() => {}
-                Err(error) => {
-                    let failed = ThrottleEvent::Failed(error);
-                    self.happened.push(Happened::Throttle(Key(key), now, failed));
-                }
+            self.start_later(key, way_out);
+        }
+    }
+
+    /// Starts a throttle when nobody waits for an answer.
+    fn start_later(&mut self, key: u64, way_out: WayOut) {
+        match self.start_throttle(Key(key), Some(way_out), false) {
+            Ok(()) => {}
+            // That is seen where it is told.
+            Err(error) if error.is_vanished() => {}
+            Err(error) => {
+                let failed = ThrottleEvent::Failed(error);
+                self.happened.push(Happened::Throttle(Key(key), self.now(), failed));
             }
         }
     }
@@ -255,6 +342,11 @@ impl Engine {
         self.throttle_told(key);
         self.throttles.end(key);
         self.end_native(key);
+        self.throttles.wanted.remove(&key);
+        // All are about to end where a successor goes on with them.
+        if !self.keep_records {
+            self.throttle_beneath(key);
+        }
     }
 }
 
@@ -278,7 +370,8 @@ pub(super) fn before(counters: &Counters) -> ThrottleTotals {
 }
 
 /// Whether usage is so far below high that a throttle would do nothing but sleep.
-fn is_far(memory: &dyn Memory, high: Bytes) -> bool {
+fn is_far(memory: &dyn Memory, high: Limit) -> bool {
+    let Limit::Bytes(high) = high else { return true };
     memory.usage().is_ok_and(|usage| usage < near(high))
 }
 

@@ -43,13 +43,26 @@ pub const WINDOW: Duration = Duration::from_millis(20);
 /// The leak of a freeze is averaged over about so many.
 const LEAKS: f64 = 8.0;
 
+/// So many highs count for one container at most: its own, and those nearest above it (a pod's, say).
+pub const MOST_LEVELS: usize = 4;
+
 /// A group that has a high, with what it uses.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Level {
-    /// Usage now.
+    /// Usage now; of a group above the container's, less what is reclaimed there, not slept on.
     pub usage: Bytes,
     /// `memory.high`, emulated.
     pub high: Bytes,
+}
+
+impl Level {
+    /// Of a group that is never above its high.
+    pub const NONE: Level = Level { usage: Bytes(0), high: Bytes(u64::MAX) };
+
+    /// The share by which usage is above high ([`Curve::overage`]).
+    pub fn overage(&self) -> f64 {
+        Curve::overage(self.usage, self.high)
+    }
 }
 
 /// What was done so far.
@@ -90,7 +103,10 @@ pub struct Throttle {
     curve: Curve,
     high: Bytes,
     debts: Debts,
-    guard: Guard,
+    /// Each level's way out: the container's own first.
+    guards: Vec<Guard>,
+    /// The level whose overage was largest.
+    decisive: usize,
     /// The last overage seen, and what a charge costs there.
     overage: f64,
     sleep: Duration,
@@ -108,7 +124,8 @@ impl Throttle {
             curve,
             high,
             debts: Debts::default(),
-            guard: Guard::new(way_out),
+            guards: vec![Guard::new(way_out)],
+            decisive: 0,
             overage: 0.0,
             sleep: Duration::ZERO,
             growers: 1,
@@ -116,6 +133,14 @@ impl Throttle {
             leak: 0.0,
             totals: ThrottleTotals::default(),
         }
+    }
+
+    /// The same beneath another group with an emulated high, and the way out of throttling above that: the
+    /// nearest first.
+    #[must_use]
+    pub fn beneath(mut self, way_out: WayOut) -> Throttle {
+        self.guards.push(Guard::new(way_out));
+        self
     }
 
     /// The declared high.
@@ -133,14 +158,17 @@ impl Throttle {
         ThrottleTotals { debt: self.debts.due(), ..self.totals }
     }
 
-    /// The high to throttle above now ([`Guard::effective`]).
-    pub fn effective_high(&mut self, now: Now, usage: Bytes) -> Limit {
-        self.guard.effective(now, usage, self.high)
+    /// The high of the nth level to throttle above now ([`Guard::effective`]).
+    pub fn effective_high(&mut self, now: Now, n: usize, level: Level) -> Limit {
+        match self.guards.get_mut(n) {
+            Some(guard) => guard.effective(now, level.usage, level.high),
+            None => Limit::Bytes(level.high),
+        }
     }
 
-    /// Whether throttling is suspended, or eased, after a release.
-    pub const fn is_released(&self) -> bool {
-        self.guard.is_released()
+    /// Whether throttling is suspended, or eased, after a release: above any of the levels.
+    pub fn is_released(&self) -> bool {
+        self.guards.iter().any(Guard::is_released)
     }
 
     /// The usage up to which nothing is owed, whoever grows: no look is needed below.
@@ -148,20 +176,33 @@ impl Throttle {
         high.saturating_add(Bytes((high.0 as f64 * self.curve.free_until(HUGE)) as u64))
     }
 
-    /// The overage that counts: the largest among the container's own and its emulated ancestors'. What
-    /// could be reclaimed at once counts for none: page cache is reclaimed, not slept on.
+    /// The overage that counts: the largest among the container's own and its emulated ancestors', as in
+    /// the kernel (`mem_find_max_overage()`). What could be reclaimed at once counts for none: page cache is
+    /// reclaimed, not slept on.
     pub fn overage(&mut self, now: Now, levels: &[Level], reclaimable: Bytes) -> f64 {
-        let own = levels.first().map(|level| level.usage).unwrap_or_default();
-        let effective = self.effective_high(now, own);
-        let above = |(n, level): (usize, &Level)| {
-            let high = match (n, effective) {
-                (0, Limit::Max) => return 0.0,
-                (0, Limit::Bytes(high)) => high,
-                _ => level.high,
-            };
-            Curve::overage(level.usage.saturating_sub(reclaimable), high)
-        };
-        levels.iter().enumerate().map(above).fold(0.0, f64::max)
+        self.largest_overage(now, levels, reclaimable, Bytes(0))
+    }
+
+    /// The same before so much of the growth, which is part of each level's usage.
+    fn largest_overage(
+        &mut self,
+        now: Now,
+        levels: &[Level],
+        reclaimable: Bytes,
+        later: Bytes,
+    ) -> f64 {
+        let (mut largest, mut decisive) = (0.0, 0);
+        for (n, level) in levels.iter().enumerate() {
+            let Limit::Bytes(high) = self.effective_high(now, n, *level) else { continue };
+            let reclaimable = if n == 0 { reclaimable } else { Bytes(0) };
+            let usage = level.usage.saturating_sub(reclaimable).saturating_sub(later);
+            let overage = Curve::overage(usage, high);
+            if overage > largest {
+                (largest, decisive) = (overage, n);
+            }
+        }
+        self.decisive = decisive;
+        largest
     }
 
     /// A window is over: these tasks grew by so much in it. How long they are to be frozen for now;
@@ -183,7 +224,7 @@ impl Throttle {
         let unit = grown.iter().map(|grown| grown.unit).max().unwrap_or(0);
         let pages: u64 = grown.iter().map(|grown| grown.pages).fold(0, u64::saturating_add);
         let later = Bytes((pages.saturating_sub(unit) / 2).saturating_mul(page_size()));
-        let f = self.overage(now, levels, reclaimable.saturating_add(later));
+        let f = self.largest_overage(now, levels, reclaimable, later);
         if unit > 0 {
             self.unit = unit;
         }
@@ -203,14 +244,21 @@ impl Throttle {
         if due <= IGNORED { Duration::ZERO } else { due }
     }
 
-    /// A pulse is over that held tasks frozen for `time`, with usage at this now. `Some` when the budget
-    /// of the way out is spent.
-    pub fn pulsed(&mut self, now: Now, time: Duration, usage: Bytes) -> Option<Then> {
+    /// A pulse is over that held tasks frozen for `time`, with the levels at this now. `Some` when the budget
+    /// of the way out is spent: that of the level which decided ([`Throttle::decisive`]).
+    pub fn pulsed(&mut self, now: Now, time: Duration, levels: &[Level]) -> Option<Then> {
         self.totals.pulses += 1;
         self.totals.frozen += time;
         self.totals.longest = self.totals.longest.max(time);
         self.debts.frozen(time);
-        let then = self.guard.throttled(now, time, usage, self.high)?;
+        for (guard, level) in self.guards.iter_mut().zip(levels) {
+            if level.usage <= level.high {
+                guard.throttled(now, Duration::ZERO, level.usage, level.high);
+            }
+        }
+        let level = levels.get(self.decisive)?;
+        let guard = self.guards.get_mut(self.decisive)?;
+        let then = guard.throttled(now, time, level.usage, level.high)?;
         if then != Then::Notify {
             self.totals.released += 1;
             self.debts.clear();
@@ -261,17 +309,22 @@ impl Throttle {
     }
 
     /// What freezing would be due if all growers had grown alike, for whoever cannot wait for a look at
-    /// each of them: a group of so many growers, that charge `unit` pages at once, grew by `grown`.
-    pub fn estimate(curve: Curve, level: Level, grown: Bytes, growers: u64, unit: u64) -> Duration {
-        let f = Curve::overage(level.usage, level.high);
+    /// each of them: a group of so many growers, that charge `unit` pages at once, grew by `grown` to an
+    /// overage of `f`.
+    pub fn estimate(curve: Curve, f: f64, grown: Bytes, growers: u64, unit: u64) -> Duration {
         let pages = grown.0 / page_size() / growers.max(1);
         let due = curve.penalty(f, pages, unit).min(LONGEST);
         if due <= IGNORED { Duration::ZERO } else { due }
     }
 
-    /// Throttled time without progress so far.
-    pub const fn stalled(&self) -> Duration {
-        self.guard.spent()
+    /// The level for which tasks are frozen, by the last look: 0 is the container's own.
+    pub const fn decisive(&self) -> usize {
+        self.decisive
+    }
+
+    /// Throttled time without progress so far, above the level that decides.
+    pub fn stalled(&self) -> Duration {
+        self.guards.get(self.decisive).map(Guard::spent).unwrap_or_default()
     }
 
     /// What a charge costs now.

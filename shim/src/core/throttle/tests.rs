@@ -35,7 +35,7 @@ fn simulate(high: Bytes, growers: u32, leak: u64, seconds: u64) -> Vec<f64> {
         now += pulse;
         if pulse > Duration::ZERO {
             assert!(pulse > IGNORED && pulse <= LONGEST);
-            throttle.pulsed(now, pulse, usage);
+            throttle.pulsed(now, pulse, &level(usage, high));
         }
         while (seen.len() as u64) < now.as_secs() {
             seen.push(usage.0 as f64 / high.0 as f64 - 1.0);
@@ -84,6 +84,76 @@ fn the_highest_overage_among_ancestors_counts() {
 }
 
 #[test]
+fn a_container_without_a_high_of_its_own_is_throttled_for_its_pods() {
+    let (none, high) = (Bytes(u64::MAX), Bytes::mib(100));
+    let mut throttle = throttle(none).beneath(ENDLESS);
+    let levels = |usage| [Level { usage: Bytes::mib(90), high: none }, Level { usage, high }];
+    let at = levels(high);
+    assert_eq!(throttle.window(MS, &at, Bytes(0), &[batch(1)]), Duration::ZERO);
+    let over = levels(Bytes::mib(110));
+    assert_eq!(throttle.window(MS, &over, Bytes(0), &[batch(1)]), CURVE.sleep(0.1, 64));
+    assert_eq!(throttle.decisive(), 1);
+    // What is reclaimed in the container is in its pod's usage as long as it is there: the caller says so.
+    assert_eq!(throttle.overage(MS, &over, Bytes::mib(90)), 0.1);
+}
+
+#[test]
+fn containers_of_a_pod_grow_together_as_the_tasks_of_one_group_do() {
+    // Two of them, each with a throttle of its own, without a high and with one that it does not come to.
+    let high = Bytes::mib(256);
+    let own = [Bytes(u64::MAX), Bytes::mib(1024)];
+    let mut throttles = own.map(|own| throttle(own).beneath(ENDLESS));
+    let (mut usage, mut until) = ([Bytes::mib(128); 2], [Duration::ZERO; 2]);
+    let pod = |usage: [Bytes; 2]| usage[0].saturating_add(usage[1]);
+    for second in 1..=30 {
+        while let Some(n) =
+            (0..2).filter(|n| until[*n] < Duration::from_secs(second)).min_by_key(|n| until[*n])
+        {
+            usage[n].0 += 64 * page_size();
+            let now = until[n] + Duration::from_micros(200);
+            let levels =
+                [Level { usage: usage[n], high: own[n] }, Level { usage: pod(usage), high }];
+            let pulse = throttles[n].window(now, &levels, Bytes(0), &[batch(n as u32)]);
+            if pulse > Duration::ZERO {
+                throttles[n].pulsed(now + pulse, pulse, &levels);
+            }
+            until[n] = now + pulse;
+        }
+        let native = CURVE.overage_after(high, 2, None, 64, Duration::from_secs(second));
+        let ours = Curve::overage(pod(usage), high);
+        assert!(
+            (ours - native).abs() <= (native * 0.05).max(0.01),
+            "{second} s: {ours:.4}, {native:.4}"
+        );
+    }
+}
+
+#[test]
+fn a_release_above_one_level_leaves_the_others_in_force() {
+    let (own, pod) = (Bytes::mib(100), Bytes::mib(200));
+    let short = WayOut { budget: Some(Duration::from_secs(3)), then: Then::Release };
+    let mut throttle = throttle(own).beneath(short);
+    let below = Level { usage: Bytes::mib(99), high: own };
+    let over = [below, Level { usage: Bytes::mib(230), high: pod }];
+    let mut released = Vec::new();
+    for second in 1..10 {
+        let now = Duration::from_secs(second);
+        if throttle.window(now, &over, Bytes(0), &[batch(1)]) > Duration::ZERO
+            && throttle.pulsed(now, Duration::from_secs(1), &over).is_some()
+        {
+            released.push((second, throttle.decisive(), throttle.stalled()));
+        }
+    }
+    // Usage under its own high is no progress against the pod's.
+    assert_eq!(released, [(3, 1, Duration::from_secs(3))]);
+    assert!(throttle.is_released());
+    let above = [Level { usage: Bytes::mib(110), high: own }, over[1]];
+    let now = Duration::from_secs(10);
+    assert!(throttle.window(now, &above, Bytes(0), &[batch(1)]) > Duration::ZERO);
+    assert_eq!(throttle.decisive(), 0);
+}
+
+#[test]
 fn page_cache_above_high_is_not_slept_on() {
     let high = Bytes::mib(100);
     let mut throttle = throttle(high);
@@ -113,7 +183,7 @@ fn a_debt_beyond_two_seconds_is_paid_in_several_pulses() {
     for rest in [4, 2, 0] {
         let grown: &[Grown] = if rest == 4 { &[burst] } else { &[] };
         assert_eq!(throttle.window(MS, &over, Bytes(0), grown), LONGEST);
-        throttle.pulsed(MS, LONGEST, over[0].usage);
+        throttle.pulsed(MS, LONGEST, &over);
     }
     assert_eq!(throttle.window(MS, &over, Bytes(0), &[]), Duration::ZERO);
 }
@@ -138,7 +208,7 @@ fn a_wide_gap_is_released_within_the_budget_and_once() {
         now += Duration::from_micros(200);
         let pulse = throttle.window(now, &level(usage, high), Bytes(0), &[batch(1)]);
         now += pulse;
-        if pulse > Duration::ZERO && throttle.pulsed(now, pulse, usage).is_some() {
+        if pulse > Duration::ZERO && throttle.pulsed(now, pulse, &level(usage, high)).is_some() {
             released.push(now);
         }
         assert!(now < Duration::from_secs(120), "still throttled");
@@ -154,18 +224,18 @@ fn the_quota_of_a_window_is_one_charge_for_each_who_grows() {
     let mut throttle = throttle(high);
     let over = level(Bytes::mib(105), high);
     let pulse = throttle.window(MS, &over, Bytes(0), &[batch(1), batch(2), batch(3)]);
-    throttle.pulsed(MS, pulse, over[0].usage);
+    throttle.pulsed(MS, pulse, &over);
     assert_eq!(throttle.after(Duration::ZERO).0, Bytes(3 * 64 * page_size()));
     // A freeze takes a while: what leaks meanwhile is granted too.
     (0..100).for_each(|_| throttle.leaked(Bytes(128 * page_size())));
     assert!(throttle.after(Duration::ZERO).0 < Bytes((64 + 4) * page_size()));
     let pulse = throttle.window(MS, &over, Bytes(0), &[Grown { task: 1, pages: 512, unit: HUGE }]);
-    throttle.pulsed(MS, pulse, over[0].usage);
+    throttle.pulsed(MS, pulse, &over);
     assert_eq!(throttle.growers().1, HUGE);
     // As long as debt is left over there is no grant at all.
     let far = level(Bytes::mib(130), high);
     throttle.window(MS, &far, Bytes(0), &[Grown { task: 1, pages: 64 * 4, unit: 64 }]);
-    throttle.pulsed(MS, LONGEST, far[0].usage);
+    throttle.pulsed(MS, LONGEST, &far);
     assert_eq!(throttle.after(Duration::ZERO).0, Bytes(0));
 }
 
@@ -183,7 +253,7 @@ proptest! {
             let pulse = throttle.window(now, &level(Bytes(*usage), Bytes(high)), Bytes(reclaimable), &grown);
             prop_assert!(pulse <= LONGEST);
             if pulse > Duration::ZERO {
-                throttle.pulsed(now, pulse, Bytes(*usage));
+                throttle.pulsed(now, pulse, &level(Bytes(*usage), Bytes(high)));
             }
         }
     }

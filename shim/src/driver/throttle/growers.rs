@@ -1,6 +1,7 @@
 //! All tasks of a container are looked at now and then, those that grow are moved into the group that is frozen, and
 //! looked at in every pulse. Who grows is decided in [`crate::core::throttle`].
 
+use super::taken::Taken;
 use crate::core::throttle::{
     Change, Found, Grown, STARTING, Standing, found, who_faulted_alone, who_grows,
 };
@@ -31,6 +32,8 @@ struct Grower {
 /// The growers of one container.
 pub(super) struct Growers {
     memory: Arc<Cgroup>,
+    /// Whoever is in a group beneath that has a throttle of its own is left to that.
+    taken: Arc<Taken>,
     counter: Arc<dyn Memory>,
     home: PathBuf,
     freezer: Freezer,
@@ -47,12 +50,14 @@ impl Growers {
     /// Of the container with this memory group, whose freezer group is at `home`.
     pub(super) fn new(
         memory: Arc<Cgroup>,
+        taken: Arc<Taken>,
         counter: Arc<dyn Memory>,
         home: PathBuf,
         freezer: Freezer,
     ) -> Growers {
         Growers {
             memory,
+            taken,
             counter,
             home,
             freezer,
@@ -105,8 +110,7 @@ impl Growers {
         costs: impl Fn(u64) -> Duration,
     ) -> Result<usize> {
         let start = Instant::now();
-        let mut tids = Vec::new();
-        list(&self.memory, 0, &mut tids)?;
+        let tids = all(&self.memory, &|group| self.taken.has(group))?;
         let all = tids.len() <= few;
         let young = ticks_since_boot().map(|now| now.saturating_sub(ticks(STARTING)));
         let mut seen = BTreeMap::new();
@@ -324,23 +328,29 @@ fn ticks_since_boot() -> Option<u64> {
     clock_gettime(ClockId::CLOCK_BOOTTIME).ok().map(|now| ticks(now.into()))
 }
 
-/// The tasks (v2: processes) of a group and of those beneath it.
-pub(super) fn all(group: &Arc<Cgroup>) -> Result<Vec<u32>> {
+/// The tasks (v2: processes) of a group and of those beneath it, without those that are left out.
+pub(super) fn all(group: &Arc<Cgroup>, left_out: &dyn Fn(&Cgroup) -> bool) -> Result<Vec<u32>> {
     let mut tids = Vec::new();
-    list(group, 0, &mut tids)?;
+    list(group, left_out, 0, &mut tids)?;
     Ok(tids)
 }
 
-/// The tasks of a group and of those beneath it.
-fn list(group: &Arc<Cgroup>, depth: usize, tids: &mut Vec<u32>) -> Result<()> {
+fn list(
+    group: &Arc<Cgroup>,
+    left_out: &dyn Fn(&Cgroup) -> bool,
+    depth: usize,
+    tids: &mut Vec<u32>,
+) -> Result<()> {
     let file = if group.has("tasks") { "tasks" } else { "cgroup.procs" };
     tids.extend(freezer::tasks(group, file)?);
     tids.truncate(MOST);
     if depth < DEEPEST && tids.len() < MOST {
         for name in group.children()? {
             // Gone meanwhile is fine.
-            if let Ok(child) = group.child(&name) {
-                let _ = list(&Arc::new(child), depth + 1, tids);
+            if let Ok(child) = group.child(&name)
+                && !left_out(&child)
+            {
+                let _ = list(&Arc::new(child), left_out, depth + 1, tids);
             }
         }
     }

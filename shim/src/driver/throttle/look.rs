@@ -5,7 +5,7 @@
 //! wait for memory do not freeze, and need not: they sleep in the kernel until there is some, or the killer
 //! comes.
 
-use super::near::{name, outside, sweep};
+use super::near::{name, outside, sweep, whose};
 use super::{FreezeJournal, growers};
 use cgroupfs::files::ControlDir;
 use cgroupfs::freezer::{Freezer, FreezerGroup, State};
@@ -79,14 +79,14 @@ struct Stopped {
 impl Stopped {
     fn look(&self, journal: &dyn FreezeJournal) -> Result<()> {
         let freezer = Freezer::find()?;
-        let tids = growers::all(&self.group)?;
+        let tids = growers::all(&self.group, &|_| false)?;
         let Some(home) = tids.iter().find_map(|tid| freezer.path_of(*tid).ok()) else {
             return Ok(());
         };
         let home = outside(home, &self.group);
         let parent = Arc::new(freezer.open(&home)?);
-        sweep(freezer.kind, &parent, self.group.inode());
-        let name = name(&freezer, &self.group, &home);
+        sweep(freezer.kind, &parent, whose(&freezer, &self.group, &home));
+        let name = name(&freezer, &self.group, &home, false);
         let cell = FreezerGroup::create(freezer.kind, parent, &name)?;
         // Its runtime has it paused: nobody runs.
         if cell.container_state()? != State::Thawed {
@@ -112,7 +112,7 @@ impl Stopped {
         let mut renewed = Instant::now();
         let mut tasks: BTreeMap<u32, Task> = BTreeMap::new();
         loop {
-            for tid in growers::all(&self.group)? {
+            for tid in growers::all(&self.group, &|_| false)? {
                 if self.is_over(Duration::ZERO) {
                     return Ok(());
                 }

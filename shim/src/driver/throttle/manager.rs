@@ -1,13 +1,11 @@
 //! The thread behind a throttle, while nothing is frozen: it waits on thresholds, and has everything ready
 //! when growth begins to cost something.
 
-use super::near::{Ground, Near, near};
-use super::pulser::{Order, Report, Terms};
+use super::levels::{Levels, all_far};
+use super::near::{Ground, Near};
+use super::pulser::{Bar, Order, Report, Terms};
 use super::{Control, EVENTS, ThrottleConfig, ThrottleEvent};
-use crate::core::floor::Floor;
-use crate::core::throttle::{Curve, Level, Throttle, ThrottleTotals};
-use crate::driver::worker::survey;
-use cgroupfs::events::Notification;
+use crate::core::throttle::{Curve, Level, MOST_LEVELS, Throttle, ThrottleTotals};
 use cgroupfs::freezer::Freezer;
 use cgroupfs::memory::Memory;
 use cgroupfs::{Bytes, Error, Result};
@@ -22,9 +20,6 @@ use std::time::{Duration, Instant};
 /// Usage so far below high for so long: the growers go back.
 const CALM: Duration = Duration::from_secs(5);
 
-/// Statistics of the group are read so often.
-const SURVEY: Duration = Duration::from_millis(100);
-
 /// A quiet group is looked at again when it has grown by so much.
 const STIR: Bytes = Bytes::kib(256);
 
@@ -38,13 +33,13 @@ const AGAIN: Duration = Duration::from_secs(10);
 pub(super) struct Manager {
     pub(super) config: ThrottleConfig,
     pub(super) memory: Arc<dyn Memory>,
+    pub(super) levels: Levels,
     freezer: Freezer,
     pub(super) core: Throttle,
     pub(super) start: Instant,
     control: Arc<Control>,
     events: Sender<ThrottleEvent>,
     wake: Arc<EventFd>,
-    surveyed: Option<(Instant, Bytes)>,
     told_real_time: bool,
     pub(super) told_strangers: bool,
     told_failed: bool,
@@ -69,8 +64,13 @@ impl Manager {
         events: Sender<ThrottleEvent>,
         wake: Arc<EventFd>,
     ) -> Manager {
+        let levels = Levels::new(&config, &memory);
+        let high = config.high.bytes().unwrap_or(Level::NONE.high);
+        let core = Throttle::new(curve, high, config.way_out);
+        let core = levels.above().fold(core, |core, above| core.beneath(above.way_out));
         Manager {
-            core: Throttle::new(curve, config.high, config.way_out),
+            core,
+            levels,
             config,
             memory,
             freezer,
@@ -78,7 +78,6 @@ impl Manager {
             control,
             events,
             wake,
-            surveyed: None,
             told_real_time: false,
             told_strangers: false,
             told_failed: false,
@@ -115,6 +114,7 @@ impl Manager {
             memory: &self.memory,
             freezer: &self.freezer,
             curve: self.core.curve(),
+            beneath: self.control.beneath.load(Ordering::SeqCst),
         }
     }
 
@@ -125,20 +125,34 @@ impl Manager {
 
     /// Waits until usage comes near high, and stays until it is away again.
     fn cycle(&mut self) -> Result<Woken> {
-        let near = near(self.config.high);
-        let threshold = Notification::usage_threshold(&self.config.group, near)?;
-        while self.memory.usage()? < near {
-            if self.wait(&[threshold.as_fd()], None) == Woken::Stop {
-                return Ok(Woken::Stop);
+        if self.is_far()? {
+            let threshold = self.levels.near_threshold()?;
+            while self.is_far()? {
+                if self.wait(&[threshold.as_fd()], None) == Woken::Stop {
+                    return Ok(Woken::Stop);
+                }
+                threshold.take();
             }
-            threshold.take();
         }
-        drop(threshold);
         match Near::approach(&self.ground())? {
             Some(at) => self.stay(at, false),
+            // All who are in it have throttles of their own.
+            None if self.config.taken.has_beneath(&self.config.group) => {
+                Ok(self.wait(&[], Some(AGAIN)))
+            }
             // Nobody is in it: what there is will be gone, or somebody comes.
             None => Ok(self.wait(&[], Some(RELEASED))),
         }
+    }
+
+    fn is_far(&self) -> Result<bool> {
+        Ok(all_far(&self.levels.now(self.memory.usage()?)))
+    }
+
+    /// Whether a throttle beneath has come, or ended, since it was made ready: who belongs to it has to be
+    /// found out anew.
+    pub(super) fn is_stale(&self, at: &Near) -> bool {
+        self.control.beneath.load(Ordering::SeqCst) != at.beneath
     }
 
     /// Near high, and above; of what was made ready ahead, to the end.
@@ -157,10 +171,9 @@ impl Manager {
     }
 
     fn attend(&mut self, at: &mut Near, ahead: bool) -> Result<Woken> {
-        let near = near(self.config.high);
         // The real-time thread looks after the group while thresholds are registered.
         at.pulser.order(Order::Open(self.terms(Duration::ZERO)?));
-        let near_crossed = Notification::usage_threshold(&self.config.group, near)?;
+        let near_crossed = self.levels.near_threshold()?;
         let mut below: Option<Instant> = None;
         // Usage when the group was last found not to grow.
         let mut rested: Option<Bytes> = None;
@@ -168,10 +181,15 @@ impl Manager {
             if self.obey() == Woken::Stop {
                 return Ok(Woken::Stop);
             }
+            if self.is_stale(at) {
+                return Ok(Woken::Look);
+            }
             near_crossed.take();
             let usage = self.memory.usage()?;
-            let free = self.effective(usage).map(|high| self.core.free_until(high));
-            match (usage < near, below) {
+            let levels = self.levels.now(usage);
+            let free = self.free(&levels);
+            let far = all_far(&levels);
+            match (far, below) {
                 (true, None) => below = Some(Instant::now()),
                 (false, Some(_)) => {
                     below = None;
@@ -186,7 +204,8 @@ impl Manager {
                 return Ok(Woken::Look);
             }
             let stirs = |rest: Bytes| usage.0.abs_diff(rest.0) >= STIR.0;
-            if free.is_some_and(|free| usage > free) && rested.is_none_or(stirs) {
+            let costs = reached(&levels, &free, |usage, free| usage > free);
+            if costs && rested.is_none_or(stirs) {
                 at.growers.suspect_again();
                 at.pulser.order(Order::Open(self.terms(Duration::ZERO)?));
                 let woken = self.throttle(at)?;
@@ -196,18 +215,17 @@ impl Manager {
                 rested = Some(self.memory.usage()?);
                 continue;
             }
-            // Nothing is sampled here: thresholds wake us, and the real-time thread.
-            let upward = match free {
-                Some(free) if usage > free => {
-                    Some(rested.unwrap_or(usage).max(usage).saturating_add(STIR))
-                }
-                free => free,
+            // Nothing is sampled here: thresholds wake us, and the real-time thread. Where growth costs
+            // something, whose ever it was, the container's own counts.
+            let upward = match costs {
+                true => vec![Some(rested.unwrap_or(usage).max(usage).saturating_add(STIR))],
+                false => free,
             };
-            let crossing = |level| Notification::usage_threshold(&self.config.group, level);
-            let above = upward.map(crossing).transpose()?.map(Arc::new);
+            let any = upward.iter().any(Option::is_some);
+            let above = any.then(|| self.levels.threshold(&upward)).transpose()?.map(Arc::new);
             // What was crossed while this was registered signals nothing.
-            let now = self.memory.usage()?;
-            if (usage < near) != (now < near) || upward.is_some_and(|level| now >= level) {
+            let now = self.levels.now(self.memory.usage()?);
+            if far != all_far(&now) || reached(&now, &upward, |usage, level| usage >= level) {
                 rested = None;
                 continue;
             }
@@ -243,52 +261,37 @@ impl Manager {
         }
     }
 
-    /// The high to throttle above; tells when a release has ended.
-    pub(super) fn effective(&mut self, usage: Bytes) -> Option<Bytes> {
+    /// The highs to throttle above; tells when a release has ended.
+    pub(super) fn effective(&mut self, levels: &[Level]) -> Vec<Option<Bytes>> {
         let released = self.core.is_released();
-        let effective = self.core.effective_high(self.start.elapsed(), usage);
+        let now = self.start.elapsed();
+        let highs = levels.iter().enumerate();
+        let effective = highs.map(|(n, level)| self.core.effective_high(now, n, *level).bytes());
+        let effective = effective.map(|high| high.filter(|high| *high != Level::NONE.high));
+        let effective = effective.collect();
         if released && !self.core.is_released() {
             self.tell(ThrottleEvent::Resumed);
         }
-        effective.bytes()
+        effective
+    }
+
+    /// Up to where growth costs nothing.
+    fn free(&mut self, levels: &[Level]) -> Vec<Option<Bytes>> {
+        let effective = self.effective(levels).into_iter();
+        effective.map(|high| high.map(|high| self.core.free_until(high))).collect()
     }
 
     /// The terms of the window after a pulse of this length.
     pub(super) fn terms(&mut self, pulse: Duration) -> Result<Terms> {
         let (quota, carried) = self.core.after(pulse);
         let (growers, unit) = self.core.growers();
-        let usage = self.memory.usage()?;
-        let high = self.effective(usage).unwrap_or(Bytes(u64::MAX));
-        let reclaimable = self.surveyed.map_or(Bytes(0), |(_, bytes)| bytes);
-        Ok(Terms { high, reclaimable, quota, growers, unit, carried })
-    }
-
-    pub(super) fn levels(&self, usage: Bytes) -> Vec<Level> {
-        let mut levels = vec![Level { usage, high: self.config.high }];
-        for (memory, high) in &self.config.ancestors {
-            // One that is gone takes us with it soon enough.
-            if let Ok(usage) = memory.usage() {
-                levels.push(Level { usage, high: *high });
-            }
+        let levels = self.levels.now(self.memory.usage()?);
+        let mut bars = [Bar::NONE; MOST_LEVELS];
+        let highs = self.effective(&levels).into_iter().zip(self.levels.surveyed());
+        for (bar, (high, reclaimable)) in bars.iter_mut().zip(highs) {
+            *bar = Bar { high: high.unwrap_or(Bar::NONE.high), reclaimable };
         }
-        levels
-    }
-
-    /// Clean page cache is reclaimed, not slept on: the kernel, too, reclaims before it lets anybody sleep.
-    pub(super) fn reclaimable(&mut self) -> Bytes {
-        if !self.config.reclaims {
-            return Bytes(0);
-        }
-        if let Some((when, bytes)) = self.surveyed
-            && when.elapsed() < SURVEY
-        {
-            return bytes;
-        }
-        let bytes = survey(&*self.memory)
-            .map(|survey| Floor::of(&survey, 0).clean_file)
-            .unwrap_or_default();
-        self.surveyed = Some((Instant::now(), bytes));
-        bytes
+        Ok(Terms { bars, quota, growers, unit, carried })
     }
 
     pub(super) fn stopped(&self) -> bool {
@@ -343,4 +346,9 @@ impl Manager {
         let totals: ThrottleTotals = self.core.totals();
         *self.control.totals.lock().unwrap_or_else(PoisonError::into_inner) = totals;
     }
+}
+
+/// Whether usage of one of these has come to where it is to be looked at.
+fn reached(levels: &[Level], at: &[Option<Bytes>], has: impl Fn(Bytes, Bytes) -> bool) -> bool {
+    levels.iter().zip(at).any(|(level, at)| at.is_some_and(|at| has(level.usage, at)))
 }

@@ -10,6 +10,8 @@
 //! | `near.rs` | has the group ready by then, with the tasks in it that may grow | in the manager's thread |
 //! | `pulses.rs` | who grew, what is owed ([`crate::core::throttle`]), killed tasks, the way out | there, too |
 //! | `growers.rs` | which tasks those are | there, too |
+//! | `levels.rs` | which highs count: the container's own, and those of groups above it | there, too |
+//! | `taken.rs` | whose throttle a task is, where one group with a throttle is beneath another | |
 //! | `look.rs` | stops all of a container by the same means, for a look before an OOM kill | normal |
 //!
 //! The container's own freezer state is never written, and while its runtime has it paused nothing is
@@ -17,20 +19,22 @@
 //! removed.
 
 mod growers;
+mod levels;
 mod look;
 mod manager;
 mod near;
 mod pulser;
 mod pulses;
+mod taken;
 
 use crate::core::throttle::{Cause, Curve, Then, ThrottleTotals, WayOut};
 use crate::driver::sys;
 use cgroupfs::files::ControlDir;
 use cgroupfs::freezer::Freezer;
-use cgroupfs::memory::Memory;
 use cgroupfs::procfs::Task;
 use cgroupfs::{Bytes, Cgroup, Error, Limit, Op, Result};
 use crossbeam_channel::{Receiver, unbounded};
+pub use levels::Ancestor;
 pub(super) use look::Look;
 use manager::Manager;
 pub(super) use near::near;
@@ -41,10 +45,12 @@ use nix::time::{ClockId, clock_getres};
 pub(super) use pulses::cause;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::Path;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
+pub use taken::Taken;
+use taken::Taking;
 
 /// Where a freeze is recorded before it is done, so that a guardian can undo it.
 pub trait FreezeJournal: Send + Sync {
@@ -77,12 +83,14 @@ impl FreezeJournal for Unrecorded {
 pub struct ThrottleConfig {
     /// Its memory group.
     pub group: Arc<Cgroup>,
-    /// Growth above this is throttled.
-    pub high: Bytes,
+    /// Growth above this is throttled; `Max`: above its ancestors' highs only.
+    pub high: Limit,
     /// How throttling ends that achieves nothing.
     pub way_out: WayOut,
-    /// Ancestors with an emulated high of their own: the largest overage counts.
-    pub ancestors: Vec<(Arc<dyn Memory>, Bytes)>,
+    /// Ancestors with an emulated high of their own, the nearest first: the largest overage counts.
+    pub ancestors: Vec<Ancestor>,
+    /// Other throttles of this process.
+    pub taken: Arc<Taken>,
     /// Somebody reclaims page cache above high: it is not slept on.
     pub reclaims: bool,
     /// Where freezes are recorded.
@@ -98,9 +106,10 @@ impl ThrottleConfig {
     pub fn new(group: Arc<Cgroup>, high: Bytes) -> ThrottleConfig {
         ThrottleConfig {
             group,
-            high,
+            high: Limit::Bytes(high),
             way_out: WayOut::default(),
             ancestors: Vec::new(),
+            taken: Arc::default(),
             reclaims: false,
             journal: Arc::new(Unrecorded),
             ahead: false,
@@ -190,11 +199,15 @@ struct Control {
     held: AtomicBool,
     kick: EventFd,
     totals: Mutex<ThrottleTotals>,
+    /// How often throttles of groups beneath this one came, or ended.
+    beneath: AtomicU64,
 }
 
 /// The throttle of one container.
 pub struct Throttler {
     door: Option<OwnedFd>,
+    /// After the thread has ended: others may take who was in it.
+    taking: Option<Taking>,
     control: Arc<Control>,
     events: Receiver<ThrottleEvent>,
     wake: Arc<EventFd>,
@@ -210,7 +223,19 @@ impl Throttler {
     /// # Errors
     /// [`Error::NoController`] where there is no freezer; [`Error::Refused`] without threads or
     /// descriptors; what opening the memory group gives.
-    pub fn start(mut config: ThrottleConfig) -> Result<Throttler> {
+    pub fn start(config: ThrottleConfig) -> Result<Throttler> {
+        Throttler::after(None, config)
+    }
+
+    /// The same once another throttle of this group has ended: both have the same freezer group.
+    ///
+    /// # Errors
+    /// As [`Throttler::start`]; the other has ended then, too.
+    pub fn replace(self, config: ThrottleConfig) -> Result<Throttler> {
+        Throttler::after(Some(self), config)
+    }
+
+    fn after(before: Option<Throttler>, mut config: ThrottleConfig) -> Result<Throttler> {
         let freezer = config.freezer.take().map_or_else(Freezer::find, Ok)?;
         let memory = super::open_memory(&config.group)?;
         let at = config.group.path().to_path_buf();
@@ -222,11 +247,13 @@ impl Throttler {
             held: AtomicBool::new(false),
             kick: event().map_err(no)?,
             totals: Mutex::default(),
+            beneath: AtomicU64::new(0),
         });
         let wake = Arc::new(event().map_err(no)?);
         // Bounded by who tells: a channel that is made with its bound has memory for all of it.
         let (tell, events) = unbounded();
         let ahead = config.ahead;
+        let taking = config.taken.clone().take(&config.group, control.clone());
         let manager =
             Manager::new(config, memory, freezer, curve(), control.clone(), tell, wake.clone());
         let ahead = ahead.then(|| manager.ahead()).transpose()?;
@@ -236,10 +263,13 @@ impl Throttler {
             .stack_size(256 << 10)
             .spawn(move || {
                 sys::block_signals();
+                // Everybody is moved back, which may take 100 ms.
+                drop(before);
                 manager.run(ahead);
             })
             .map_err(|_| no(Errno::EAGAIN))?;
-        Ok(Throttler { door, control, events, wake, thread: Some(thread) })
+        let (thread, taking) = (Some(thread), Some(taking));
+        Ok(Throttler { door, taking, control, events, wake, thread })
     }
 
     /// Made ready ahead: a thread that writes `0` here, before it has others beside it, is in the group that
@@ -300,6 +330,7 @@ impl Throttler {
         if let Some(thread) = self.thread.take() {
             let _ = thread.join();
         }
+        self.taking = None;
     }
 }
 
@@ -322,7 +353,7 @@ pub fn curve() -> Curve {
 
 /// The process of a group that has most in memory.
 pub(super) fn largest(group: &Arc<Cgroup>) -> Option<i32> {
-    let tids = growers::all(group).unwrap_or_default();
+    let tids = growers::all(group, &|_| false).unwrap_or_default();
     let rss = |tid: u32| Some((Task::open(tid).ok()?.stat()?.rss, tid));
     let (_, pid) = tids.into_iter().filter_map(rss).max()?;
     i32::try_from(pid).ok()

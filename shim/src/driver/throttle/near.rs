@@ -12,7 +12,7 @@ use crate::guardian::FREEZER_CHILD;
 use cgroupfs::files::ControlDir as _;
 use cgroupfs::freezer::{self, Freezer, FreezerGroup, Kind, Parked};
 use cgroupfs::memory::Memory;
-use cgroupfs::{Bytes, Cgroup, Error, Result};
+use cgroupfs::{Bytes, Cgroup, Error, Limit, Result};
 use nix::errno::Errno;
 use nix::sys::signal::kill;
 use nix::unistd::Pid;
@@ -38,6 +38,8 @@ pub(super) struct Near {
     pub(super) frozen_at: Bytes,
     /// The tasks were moved to another freezer group since: a runtime was not done with them.
     pub(super) elsewhere: bool,
+    /// How often throttles beneath this one had come, or ended, before it was made ready.
+    pub(super) beneath: u64,
     pub(super) group: FreezerGroup,
     _parked: Option<Parked>,
 }
@@ -53,21 +55,15 @@ pub(super) struct Ground<'a> {
     pub(super) memory: &'a Arc<dyn Memory>,
     pub(super) freezer: &'a Freezer,
     pub(super) curve: Curve,
+    pub(super) beneath: u64,
 }
 
 impl Near {
     /// For those who are in the container now; `None` where nobody is.
     pub(super) fn approach(ground: &Ground<'_>) -> Result<Option<Near>> {
         let config = ground.config;
-        let mut tids = freezer::tasks(&config.group, "cgroup.procs")?;
-        for name in config.group.children()? {
-            if let Ok(child) = config.group.child(&name) {
-                tids.extend(freezer::tasks(&Arc::new(child), "cgroup.procs").unwrap_or_default());
-            }
-        }
-        let home = tids.iter().find_map(|tid| ground.freezer.path_of(*tid).ok());
-        let Some(home) = home else { return Ok(None) };
-        let mut near = Near::make(ground, outside(home, &config.group))?;
+        let Some((home, lent)) = home(ground)? else { return Ok(None) };
+        let mut near = Near::make(ground, home, lent)?;
         let Near { growers, group, .. } = &mut near;
         // Below high nothing is owed.
         let free = |_| Duration::ZERO;
@@ -77,7 +73,7 @@ impl Near {
             for pause in [1, 4, 10] {
                 std::thread::sleep(Duration::from_millis(pause));
                 growers.scan(group, false, 0, free)?;
-                if ground.memory.usage()? >= config.high {
+                if Limit::Bytes(ground.memory.usage()?) >= config.high {
                     break;
                 }
             }
@@ -88,14 +84,14 @@ impl Near {
 
     /// For tasks that are yet to come, and whom this process starts.
     pub(super) fn ahead(ground: &Ground<'_>) -> Result<Near> {
-        Near::make(ground, ground.freezer.path_of(std::process::id())?)
+        Near::make(ground, ground.freezer.path_of(std::process::id())?, false)
     }
 
-    fn make(ground: &Ground<'_>, home: PathBuf) -> Result<Near> {
+    fn make(ground: &Ground<'_>, home: PathBuf, lent: bool) -> Result<Near> {
         let Ground { config, freezer, .. } = *ground;
         let parent = Arc::new(freezer.open(&home)?);
-        sweep(freezer.kind, &parent, config.group.inode());
-        let name = name(freezer, &config.group, &home);
+        sweep(freezer.kind, &parent, whose(freezer, &config.group, &home));
+        let name = name(freezer, &config.group, &home, lent);
         let group = FreezerGroup::create(freezer.kind, parent, &name)?;
         config.journal.place(group.path(), group.inode())?;
         let parked = Parked::new(freezer).unwrap_or_else(|error| {
@@ -105,6 +101,7 @@ impl Near {
         let pulser = Pulser::start(
             group.switch()?,
             ground.memory.clone(),
+            config.ancestors.iter().map(|ancestor| ancestor.memory.clone()).collect(),
             ground.curve,
             config.journal.clone(),
         )
@@ -113,6 +110,7 @@ impl Near {
             pulser,
             growers: Growers::new(
                 config.group.clone(),
+                config.taken.clone(),
                 ground.memory.clone(),
                 home,
                 freezer.clone(),
@@ -121,6 +119,7 @@ impl Near {
             thawed_at: Instant::now(),
             frozen_at: Bytes(0),
             elsewhere: false,
+            beneath: ground.beneath,
             group,
             _parked: parked,
         })
@@ -140,15 +139,61 @@ impl Near {
     }
 }
 
-/// `cgshim` beneath a container's own group. Where others may be in the same freezer group (the root, or our
-/// own) our pid and the memory group's inode tell ours from theirs.
-pub(super) fn name(freezer: &Freezer, container: &Cgroup, home: &Path) -> String {
-    let shared = home == freezer.mount_point
-        || freezer.path_of(std::process::id()).is_ok_and(|own| own == home);
-    match shared {
+/// `cgshim` beneath a container's own group. Where others may be in the same freezer group (the root, our own, or
+/// one that is `lent` by a group beneath) our pid and the memory group's inode tell ours from theirs.
+pub(super) fn name(freezer: &Freezer, container: &Cgroup, home: &Path, lent: bool) -> String {
+    match lent || is_shared(freezer, home) {
         true => format!("cgshim-{}-{}", std::process::id(), container.inode()),
         false => FREEZER_CHILD.into(),
     }
+}
+
+/// Whether tasks of several containers may be in a freezer group: the root, or our own.
+fn is_shared(freezer: &Freezer, home: &Path) -> bool {
+    home == freezer.mount_point || freezer.path_of(std::process::id()).is_ok_and(|own| own == home)
+}
+
+/// Whose tasks go back to `home` if a throttle that was killed left them beneath it: in a container's own group
+/// those of a throttle above it as well.
+pub(super) fn whose(freezer: &Freezer, container: &Cgroup, home: &Path) -> Whose {
+    match is_shared(freezer, home) {
+        true => Whose::Container(container.inode()),
+        false => Whose::All,
+    }
+}
+
+/// What [`sweep`] empties.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Whose {
+    /// Groups made for any container.
+    All,
+    /// Those made for the one with this inode.
+    Container(u64),
+    /// None.
+    Nobodys,
+}
+
+/// The freezer group that a container's tasks are in, and whether that is one of a group beneath the container's: a
+/// pod's containers have their own. `None` where nobody is, or all are in groups with throttles of their own.
+fn home(ground: &Ground<'_>) -> Result<Option<(PathBuf, bool)>> {
+    let group = &ground.config.group;
+    let of = |tids: Vec<u32>| tids.iter().find_map(|tid| ground.freezer.path_of(*tid).ok());
+    if let Some(home) = of(freezer::tasks(group, "cgroup.procs")?) {
+        return Ok(Some((outside(home, group), false)));
+    }
+    for name in group.children()? {
+        let Ok(child) = group.child(&name) else { continue };
+        if ground.config.taken.has(&child) {
+            continue;
+        }
+        if let Some(home) = of(freezer::tasks(&Arc::new(child), "cgroup.procs").unwrap_or_default())
+        {
+            let home = outside(home, group);
+            let lent = home.file_name().is_some_and(|home| home == OsStr::new(&name));
+            return Ok(Some((home, lent)));
+        }
+    }
+    Ok(None)
 }
 
 /// The group that a container was started in, from where its tasks are: an enforcer that was killed leaves
@@ -184,21 +229,25 @@ pub fn remove_left() {
     homes.extend(own.filter(|own| *own != freezer.mount_point));
     for home in homes {
         if let Ok(parent) = freezer.open(&home) {
-            // 0 is no group's inode: nobody is moved.
-            sweep(freezer.kind, &Arc::new(parent), 0);
+            sweep(freezer.kind, &Arc::new(parent), Whose::Nobodys);
         }
     }
 }
 
-/// Removes what is left of throttles whose process was killed: those of this container, whose tasks go back
-/// where they were, and others' whose tasks have ended since.
-pub(super) fn sweep(kind: Kind, parent: &Arc<Cgroup>, container: u64) {
+/// Removes what is left of throttles whose process was killed: of these the tasks go back where they were; others'
+/// if their tasks have ended since.
+pub(super) fn sweep(kind: Kind, parent: &Arc<Cgroup>, whose: Whose) {
     for name in parent.children().unwrap_or_default() {
         let Some((pid, inode)) = left_by(&name) else { continue };
         if kill(Pid::from_raw(pid), None) != Err(Errno::ESRCH) {
             continue;
         }
-        if inode == Some(container) {
+        let is_theirs = match whose {
+            Whose::All => true,
+            Whose::Container(container) => inode == Some(container),
+            Whose::Nobodys => false,
+        };
+        if is_theirs {
             let emptied =
                 FreezerGroup::create(kind, parent.clone(), &name).and_then(|group| group.remove());
             if let Err(error) = emptied {

@@ -11,7 +11,9 @@
 //! may be late.
 
 use super::FreezeJournal;
-use crate::core::throttle::{Curve, IGNORED, LONGEST, Level, NAP, Pace, Throttle, WINDOW};
+use crate::core::throttle::{
+    Curve, IGNORED, LONGEST, Level, MOST_LEVELS, NAP, Pace, Throttle, WINDOW,
+};
 use crate::driver::sys;
 use cgroupfs::Bytes;
 use cgroupfs::events::Notification;
@@ -39,8 +41,8 @@ const GROWS: Bytes = Bytes::kib(64);
 
 /// How often somebody who has been killed is looked for in a pulse: nobody can die frozen. One look is at so great
 /// a part of the processes, in turn: who ends a container kills all of them.
-const KILLED: Duration = Duration::from_millis(4);
-const PARTS: usize = 3;
+const KILLED: Duration = Duration::from_millis(6);
+const PARTS: usize = 2;
 
 /// How long they are given to die, and where they have not had a CPU yet. The first process of a container, once it
 /// dies, kills the others: that is waited for as well.
@@ -59,10 +61,8 @@ const WATCHED: usize = 128;
 /// What a window is timed by.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Terms {
-    /// Throttling above this.
-    pub(super) high: Bytes,
-    /// The part of usage that is not slept on.
-    pub(super) reclaimable: Bytes,
+    /// Throttling above these: the container's own first, then those of the groups above it.
+    pub(super) bars: [Bar; MOST_LEVELS],
     /// Frozen again after so much growth.
     pub(super) quota: Bytes,
     /// So many grow, by so many pages at once.
@@ -70,6 +70,24 @@ pub(super) struct Terms {
     pub(super) unit: u64,
     /// Debt carried over from before the window.
     pub(super) carried: Duration,
+}
+
+/// One group's part in it.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Bar {
+    /// Throttling above this.
+    pub(super) high: Bytes,
+    /// The part of usage that is not slept on.
+    pub(super) reclaimable: Bytes,
+}
+
+impl Bar {
+    /// Nobody is throttled.
+    pub(super) const NONE: Bar = Bar { high: Bytes(u64::MAX), reclaimable: Bytes(0) };
+
+    fn level(self, usage: Bytes) -> Level {
+        Level { usage: usage.saturating_sub(self.reclaimable), high: self.high }
+    }
 }
 
 /// To the thread.
@@ -122,6 +140,8 @@ pub(super) struct Pulser {
 struct Pulse {
     switch: Switch,
     memory: Arc<dyn Memory>,
+    /// Of the groups above that have a high, too.
+    above: Vec<Arc<dyn Memory>>,
     curve: Curve,
     journal: Arc<dyn FreezeJournal>,
     orders: Receiver<Order>,
@@ -147,6 +167,7 @@ impl Pulser {
     pub(super) fn start(
         switch: Switch,
         memory: Arc<dyn Memory>,
+        above: Vec<Arc<dyn Memory>>,
         curve: Curve,
         journal: Arc<dyn FreezeJournal>,
     ) -> nix::Result<Pulser> {
@@ -159,6 +180,7 @@ impl Pulser {
         let pulse = Pulse {
             switch,
             memory,
+            above,
             curve,
             journal,
             orders,
@@ -330,8 +352,9 @@ impl Pulse {
                 Some(Order::ThawAt(..) | Order::Await(..)) | None => {}
             }
             let (now, usage) = (Instant::now(), self.usage()?);
-            let level = Level { usage: usage.saturating_sub(terms.reclaimable), high: terms.high };
-            let costs = self.curve.sleep(Curve::overage(level.usage, level.high), terms.unit);
+            let levels = self.levels(usage, terms);
+            let f = levels.iter().map(Level::overage).fold(0.0, f64::max);
+            let costs = self.curve.sleep(f, terms.unit);
             if costs == Duration::ZERO && terms.carried == Duration::ZERO {
                 // Free growth is no debt later on.
                 base = usage;
@@ -339,7 +362,7 @@ impl Pulse {
             }
             let grown = usage.saturating_sub(base);
             if grown >= terms.quota || now - start >= length {
-                let due = Throttle::estimate(self.curve, level, grown, terms.growers, terms.unit)
+                let due = Throttle::estimate(self.curve, f, grown, terms.growers, terms.unit)
                     + terms.carried;
                 if due > Duration::ZERO {
                     let length = due.min(LONGEST);
@@ -356,7 +379,7 @@ impl Pulse {
                 return Err(Next::Park);
             }
             let room = match costs {
-                Duration::ZERO => self.free_room(level, terms),
+                Duration::ZERO => self.free_room(&levels, terms),
                 _ => terms.quota.saturating_sub(grown),
             };
             pace.napped(now - last.0, usage.saturating_sub(last.1));
@@ -365,10 +388,28 @@ impl Pulse {
         }
     }
 
+    /// The container's own and those above it, with this in use by the container.
+    fn levels(&self, usage: Bytes, terms: &Terms) -> [Level; MOST_LEVELS] {
+        let mut levels = [Level::NONE; MOST_LEVELS];
+        levels[0] = terms.bars[0].level(usage);
+        let above = self.above.iter().zip(terms.bars.iter().skip(1));
+        for (level, (memory, bar)) in levels.iter_mut().skip(1).zip(above) {
+            // One that is gone takes us with it soon enough.
+            if let Ok(usage) = memory.usage() {
+                *level = bar.level(usage);
+            }
+        }
+        levels
+    }
+
     /// How far it is to where growth costs something.
-    fn free_room(&self, level: Level, terms: &Terms) -> Bytes {
-        let free = (level.high.0 as f64 * self.curve.free_until(terms.unit)) as u64;
-        level.high.saturating_add(Bytes(free)).saturating_sub(level.usage)
+    fn free_room(&self, levels: &[Level], terms: &Terms) -> Bytes {
+        let free_until = self.curve.free_until(terms.unit);
+        let room = |level: &Level| {
+            let free = (level.high.0 as f64 * free_until) as u64;
+            level.high.saturating_add(Bytes(free)).saturating_sub(level.usage)
+        };
+        levels.iter().map(room).min().unwrap_or_default()
     }
 
     /// Freezes, waits, thaws. `terms` are those of the next window.

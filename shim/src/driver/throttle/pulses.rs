@@ -59,7 +59,7 @@ impl Manager {
     pub(super) fn throttle(&mut self, at: &mut Near) -> Result<Woken> {
         let mut pulsing: Option<(u64, Instant)> = None;
         loop {
-            if self.stopped() || self.holding() {
+            if self.stopped() || self.holding() || self.is_stale(at) {
                 return Ok(self.settle(at));
             }
             match at.pulser.report() {
@@ -175,9 +175,13 @@ impl Manager {
         at.elsewhere = at.growers.len() == 0 && at.growers.strangers() > 0;
         self.core.growing(&at.growers.tids());
         self.core.waiting(at.growers.waiting());
-        let levels = self.levels(usage);
-        let reclaimable = self.reclaimable();
-        let due = self.core.window(self.start.elapsed(), &levels, reclaimable, &shares.grown);
+        let mut levels = self.levels.now(usage);
+        let reclaimable = self.levels.reclaimable();
+        for (level, reclaimable) in levels.iter_mut().zip(reclaimable).skip(1) {
+            level.usage = level.usage.saturating_sub(reclaimable);
+        }
+        let now = self.start.elapsed();
+        let due = self.core.window(now, &levels, reclaimable[0], &shares.grown);
         let window = when.saturating_duration_since(at.thawed_at);
         at.growers.account(window, &shares.grown, |grown| self.core.costs(grown.pages, grown.unit));
         if at.elsewhere || at.group.container_state()? != State::Thawed {
@@ -215,7 +219,11 @@ impl Manager {
             at.growers.scan(&at.group, true, 0, |pages| self.core.costs(pages, batch))?;
             at.frozen_at = usage;
         }
-        if self.effective(usage).is_none_or(|high| usage <= high) || when.elapsed() > LONGEST {
+        let levels = self.levels.now(usage);
+        let effective = self.effective(&levels);
+        let mut pairs = levels.iter().zip(effective);
+        let over = pairs.any(|(level, high)| high.is_some_and(|high| level.usage > high));
+        if !over || when.elapsed() > LONGEST {
             let terms = self.terms(LONGEST)?;
             at.pulser.order(Order::ThawAt(pulse, Instant::now(), terms));
         }
@@ -240,15 +248,16 @@ impl Manager {
         frozen: Duration,
         late: Duration,
     ) -> Result<bool> {
-        let usage = self.memory.usage()?;
-        let then = self.core.pulsed(self.start.elapsed(), frozen, usage);
+        let levels = self.levels.now(self.memory.usage()?);
+        let then = self.core.pulsed(self.start.elapsed(), frozen, &levels);
         self.publish();
         let since = when.checked_sub(frozen).unwrap_or(when);
         self.tell(ThrottleEvent::Pulse { since, frozen, late });
         at.growers.paid(frozen);
         at.thawed_at = when;
         let Some(then) = then else { return Ok(false) };
-        let cause = cause(&*self.memory, self.config.high);
+        let level = self.levels.get(self.core.decisive());
+        let cause = level.map_or(Cause::NoProgress, |of| cause(&*of.memory, of.high));
         self.tell(ThrottleEvent::WayOut(then, cause, self.core.stalled()));
         if then == Then::Oom
             && let Some(pid) = at.growers.largest().and_then(|pid| i32::try_from(pid).ok())

@@ -1,0 +1,335 @@
+//! A pod's high on cgroup v1: containers beneath a group that is throttled, as the kernel throttles them for the
+//! largest overage among their own group and those above it.
+
+#![allow(clippy::unwrap_used)] // helpers outside of #[test] functions
+
+#[path = "../../tools/tests/common/mod.rs"]
+mod common;
+mod daemons;
+mod freezers;
+
+use cgroupfs::freezer::Freezer;
+use cgroupfs::memory::Memory;
+use cgroupfs::{Bytes, Cgroup, Limit};
+use cgshim::core::throttle::{Then, WayOut};
+use cgshim::driver::throttle::{Ancestor, Taken, ThrottleConfig, Throttler, curve};
+use common::{Ground, Load, alone, memory, skip, strict, until, without_swap};
+use daemons::{Daemon, RunDir, known};
+use freezers::FreezerDir;
+use nix::sys::signal::Signal;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+const SECOND: Duration = Duration::from_secs(1);
+const ENDLESS: WayOut = WayOut { budget: None, then: Then::Release };
+const POD: Bytes = Bytes::mib(96);
+/// What each wants, and how fast: more than any high here, and no more than the machine has.
+const MOST: Bytes = Bytes::mib(1024);
+const RATE: Bytes = Bytes::mib(20);
+
+/// A pod: a memory group with groups in it, and a freezer group for each as a runtime makes them.
+struct Pod {
+    group: Arc<Cgroup>,
+    memory: Arc<dyn Memory>,
+    freezer: FreezerDir,
+    ground: Ground,
+}
+
+/// A container in it. Tasks first: frozen in a group of ours they go only when that is gone.
+struct Member {
+    load: Load,
+    freezer: FreezerDir,
+    group: Arc<Cgroup>,
+    memory: Arc<dyn Memory>,
+}
+
+/// `None`, having said so, where the kernel has its own `memory.high`.
+fn pod(test: &str) -> Option<Pod> {
+    let _ = env_logger::try_init();
+    let ground = Ground::new(test)?;
+    if !ground.v1() {
+        skip(test, "v2 has memory.high: nothing is emulated");
+        return None;
+    }
+    let mount = match Freezer::find() {
+        Ok(freezer) => freezer.mount_point,
+        Err(error) => {
+            skip(test, &error.to_string());
+            return None;
+        }
+    };
+    let group = ground.group("pod");
+    without_swap(&group);
+    let freezer = FreezerDir::new(&mount, &format!("pod-{}", group.inode()));
+    Some(Pod { memory: memory(&group), group, freezer, ground })
+}
+
+impl Pod {
+    fn member(&self, name: &str) -> Member {
+        let group = Arc::new(self.group.create_child(name).unwrap());
+        without_swap(&group);
+        let freezer = self.freezer.child(name);
+        let load = Load::in_group(&group);
+        freezer.take(load.pid());
+        Member { load, freezer, memory: memory(&group), group }
+    }
+
+    fn usage(&self) -> Bytes {
+        self.memory.usage().unwrap()
+    }
+
+    fn above(&self) -> Vec<Ancestor> {
+        let (group, memory) = (self.group.clone(), self.memory.clone());
+        vec![Ancestor { group, memory, high: POD, way_out: ENDLESS, reclaims: false }]
+    }
+}
+
+impl Member {
+    fn usage(&self) -> Bytes {
+        self.memory.usage().unwrap()
+    }
+
+    /// Our group in its freezer group.
+    fn ours(&self) -> PathBuf {
+        self.freezer.0.join("cgshim")
+    }
+
+    /// Whether some of its tasks are in that.
+    fn is_ours(&self) -> bool {
+        std::fs::read_to_string(self.ours().join("tasks")).is_ok_and(|tasks| !tasks.is_empty())
+    }
+
+    /// Groups of ours in its freezer group.
+    fn groups_of_ours(&self) -> usize {
+        let entries = std::fs::read_dir(&self.freezer.0).unwrap().flatten();
+        entries.filter(|entry| entry.file_name().to_string_lossy().starts_with("cgshim")).count()
+    }
+
+    /// All of its threads are where its runtime put them.
+    fn is_home(&self) -> bool {
+        let tasks = std::fs::read_dir(format!("/proc/{}/task", self.load.pid())).unwrap();
+        let tids = tasks.flatten().filter_map(|task| task.file_name().to_str()?.parse().ok());
+        let freezer = Freezer::find().unwrap();
+        tids.collect::<Vec<u32>>()
+            .into_iter()
+            .all(|tid| freezer.path_of(tid).is_ok_and(|path| path == self.freezer.0))
+    }
+
+    /// It grows by what would take two minutes so far above high.
+    fn grows_freely(&self) {
+        let most = self.usage().saturating_add(Bytes::mib(16));
+        until("it grows", 20 * SECOND, || self.usage() > most);
+    }
+}
+
+/// A throttle as an engine starts it.
+fn throttler(
+    group: &Arc<Cgroup>,
+    high: Limit,
+    above: Vec<Ancestor>,
+    taken: &Arc<Taken>,
+) -> Throttler {
+    let config = ThrottleConfig {
+        high,
+        way_out: ENDLESS,
+        ancestors: above,
+        taken: taken.clone(),
+        ..ThrottleConfig::new(group.clone(), Bytes(0))
+    };
+    Throttler::start(config).unwrap()
+}
+
+#[test]
+fn containers_of_a_pod_are_throttled_for_its_high_each_with_its_own_and_without_one() {
+    let test = "containers_of_a_pod_are_throttled_for_its_high_each_with_its_own_and_without_one";
+    let Some(pod) = pod(test) else { return };
+    let _alone = alone();
+    let taken = Arc::<Taken>::default();
+    let mut members = [pod.member("one"), pod.member("other")];
+    let highs = [Limit::Bytes(Bytes::mib(1024)), Limit::Max];
+    let throttlers: Vec<Throttler> = (members.iter().zip(highs))
+        .map(|(member, high)| throttler(&member.group, high, pod.above(), &taken))
+        .collect();
+    let outer = throttler(&pod.group, Limit::Bytes(POD), Vec::new(), &taken);
+    for member in &mut members {
+        member.load.grow(RATE, MOST);
+    }
+    until("at high", 20 * SECOND, || pod.usage() >= POD);
+    let start = Instant::now();
+    for n in [4, 6] {
+        std::thread::sleep((n * SECOND).saturating_sub(start.elapsed()));
+        let ours = pod.usage().0 as f64 / POD.0 as f64 - 1.0;
+        let native = curve().overage_after(POD, 2, None, 64, start.elapsed());
+        println!("{n} s: {:.1} % above, by the curve {:.1} %", ours * 100.0, native * 100.0);
+        let bar = if strict() { 0.02 } else { 1.0 };
+        assert!((ours - native).abs() < bar, "{n} s: {ours} {native}");
+    }
+    for (n, (throttler, member)) in throttlers.iter().zip(&members).enumerate() {
+        until("pulses", 20 * SECOND, || throttler.totals().pulses > 2);
+        assert!(member.is_ours() && member.groups_of_ours() == 1, "{n}");
+        // Never its own.
+        assert_eq!(member.freezer.says(), "THAWED");
+    }
+    // Its tasks are all theirs.
+    assert_eq!(outer.stop().pulses, 0);
+    for throttler in throttlers {
+        throttler.stop();
+    }
+    for member in &members {
+        assert!(member.is_home() && member.groups_of_ours() == 0);
+        member.grows_freely();
+    }
+}
+
+#[test]
+fn a_container_with_a_throttle_of_its_own_is_let_go_by_its_pods_and_taken_again_after_it() {
+    let test =
+        "a_container_with_a_throttle_of_its_own_is_let_go_by_its_pods_and_taken_again_after_it";
+    let Some(pod) = pod(test) else { return };
+    let _alone = alone();
+    let taken = Arc::<Taken>::default();
+    let mut member = pod.member("one");
+    let outer = throttler(&pod.group, Limit::Bytes(POD), Vec::new(), &taken);
+    member.load.grow(RATE, MOST);
+    // Nobody else is known: its pod's throttle has it, in a group of another name.
+    until("the pod's pulses", 30 * SECOND, || outer.totals().pulses > 0);
+    assert!(!member.ours().exists() && member.groups_of_ours() == 1);
+    for _ in 0..2 {
+        let inner = throttler(&member.group, Limit::Max, pod.above(), &taken);
+        until("its own pulses", 30 * SECOND, || inner.totals().pulses > 0);
+        until("it is let go", 30 * SECOND, || member.groups_of_ours() == 1);
+        assert!(member.is_ours());
+        inner.stop();
+        let before = outer.totals().pulses;
+        until("the pod's pulses again", 30 * SECOND, || outer.totals().pulses > before);
+        assert!(!member.ours().exists());
+    }
+    assert!(pod.usage() < POD.saturating_add(POD), "{}", pod.usage());
+    outer.stop();
+    assert!(member.is_home() && member.groups_of_ours() == 0);
+    member.grows_freely();
+}
+
+#[test]
+fn what_a_killed_throttle_of_the_pod_left_in_a_container_is_the_containers_again() {
+    let test = "what_a_killed_throttle_of_the_pod_left_in_a_container_is_the_containers_again";
+    let Some(pod) = pod(test) else { return };
+    let _alone = alone();
+    let mut member = pod.member("one");
+    // As a daemon leaves it that is killed: named for its pid and the pod.
+    let mut killed = std::process::Command::new("true").spawn().unwrap();
+    killed.wait().unwrap();
+    let left = member.freezer.child(&format!("cgshim-{}-{}", killed.id(), pod.group.inode()));
+    left.take(member.load.pid());
+    member.load.grow(RATE, MOST);
+    let inner = throttler(&member.group, Limit::Max, pod.above(), &Arc::default());
+    until("pulses", 30 * SECOND, || inner.totals().pulses > 0);
+    assert!(member.is_ours() && !left.0.exists());
+    inner.stop();
+    assert!(member.is_home());
+}
+
+/// What the daemon makes of it. Tasks first, groups last.
+struct Node {
+    /// The pod's own task.
+    task: Load,
+    members: [Member; 2],
+    pod: Pod,
+    run_dir: RunDir,
+}
+
+impl Node {
+    /// A pod with high, a container with a higher one, and one without.
+    fn new(test: &str) -> Option<Node> {
+        let pod = pod(test)?;
+        let run_dir = RunDir::new(
+            "[defaults]\nthrottle = 'on'\nwatermark = 'off'\nway_out = 'never'\n\
+             [[policy]]\nmatch = '/**/pod'\nhigh = '96M'\n\
+             [[policy]]\nmatch = '/**/pod/one'\nhigh = '1G'\n",
+        );
+        let members = [pod.member("one"), pod.member("other")];
+        let task = Load::in_group(&pod.group);
+        pod.freezer.take(task.pid());
+        Some(Node { task, members, pod, run_dir })
+    }
+
+    fn register(&self, daemon: &Daemon) {
+        let [one, other] = &self.members;
+        let ground = &self.pod.ground;
+        // A pod is often known after a container of it.
+        daemon.register(&known(ground, "one", one.load.pid())).unwrap();
+        daemon.register(&known(ground, "pod", self.task.pid())).unwrap();
+        daemon.register(&known(ground, "other", other.load.pid())).unwrap();
+    }
+
+    fn pulses(&self, daemon: &Daemon, id: &str) -> u64 {
+        daemon.stat(id).throttled.map_or(0, |throttled| throttled.pulses)
+    }
+}
+
+#[test]
+fn the_daemon_throttles_whoever_grows_in_a_pod_and_nobody_once_its_high_is_gone() {
+    let test = "the_daemon_throttles_whoever_grows_in_a_pod_and_nobody_once_its_high_is_gone";
+    let Some(mut node) = Node::new(test) else { return };
+    let _alone = alone();
+    let daemon = node.run_dir.serve();
+    node.register(&daemon);
+    for member in &mut node.members {
+        member.load.grow(RATE, MOST);
+    }
+    node.task.grow(RATE, MOST);
+    for id in ["one", "other", "pod"] {
+        until("pulses", 60 * SECOND, || node.pulses(&daemon, id) > 2);
+    }
+    assert!(node.pod.usage() < Bytes(POD.0 * 4), "{}", node.pod.usage());
+    assert!(node.members.iter().all(|member| member.is_ours()));
+    // A lower high of its own counts from then on, and the pod's no more.
+    daemon.set("pod", "high", "max").unwrap();
+    node.members[1].grows_freely();
+    assert!(daemon.stat("other").throttled.is_none());
+    until("it is home", 20 * SECOND, || node.members[1].is_home());
+    daemon.set("pod", "high", "64M").unwrap();
+    let before = node.pulses(&daemon, "other");
+    until("pulses again", 60 * SECOND, || node.pulses(&daemon, "other") > before);
+    daemon.release("pod").unwrap();
+    node.members[1].grows_freely();
+    daemon.stop();
+    assert!(node.members.iter().all(|member| member.is_home() && member.groups_of_ours() == 0));
+}
+
+#[test]
+fn a_daemon_killed_while_it_throttles_for_a_pod_leaves_nobody_frozen() {
+    let test = "a_daemon_killed_while_it_throttles_for_a_pod_leaves_nobody_frozen";
+    let Some(mut node) = Node::new(test) else { return };
+    let _alone = alone();
+    let daemon = node.run_dir.serve();
+    node.register(&daemon);
+    daemon.stop();
+    for member in &mut node.members {
+        member.load.grow(RATE, MOST);
+    }
+    node.task.grow(RATE, MOST);
+    for run in 0..4 {
+        let member = &node.members[run % 2];
+        let daemon = node.run_dir.start();
+        let frozen = || {
+            let state = std::fs::read_to_string(member.ours().join("freezer.state"));
+            state.is_ok_and(|state| state.trim() == "FROZEN")
+        };
+        until("frozen", 60 * SECOND, frozen);
+        daemon.signal(if run < 3 { Signal::SIGKILL } else { Signal::SIGSTOP });
+        for member in &node.members {
+            member.grows_freely();
+        }
+        // A pod that is full is one whose tasks rest.
+        if node.members.iter().any(|member| member.usage().0 * 2 > MOST.0) {
+            break;
+        }
+        daemon.kill();
+    }
+    // Who comes after gives everybody back.
+    node.run_dir.serve().stop();
+    let [one, other] = &node.members;
+    until("home", 30 * SECOND, || one.is_home() && other.is_home());
+}
