@@ -324,6 +324,40 @@ fn somebody_elses_oom_kill_disable_stands() {
     assert_eq!(bed.oom_control("oom_kill_disable"), 0);
 }
 
+#[test]
+fn a_group_that_is_made_in_a_hold_has_a_killer_and_what_others_set_there_stands() {
+    let test = "a_group_that_is_made_in_a_hold_has_a_killer_and_what_others_set_there_stands";
+    let _alone = alone();
+    let Some(bed) = Bed::new(test, "[defaults]\noom = 'hold=600s'\n", true) else { return };
+    let load = Load::in_group(&bed.group);
+    let disabled = |name: &str| {
+        let content = fs::read_to_string(bed.group.path().join(name).join("memory.oom_control"));
+        content.unwrap().lines().any(|line| line == "oom_kill_disable 1")
+    };
+    let make = |name: &str| fs::create_dir(bed.group.path().join(name)).unwrap();
+    let set = |name: &str| {
+        fs::write(bed.group.path().join(name).join("memory.oom_control"), "1").unwrap();
+    };
+    make("before");
+    set("before");
+    bed.register(load.pid());
+    until("it is held off", 10 * SECOND, || disabled(""));
+    make("made");
+    assert!(disabled("made"), "the kernel copies it");
+    until("it is taken from it", 30 * SECOND, || !disabled("made"));
+    assert!(disabled("") && disabled("before"));
+    set("made");
+    // Whatever comes next, it goes on for as long as two renewals.
+    make("next");
+    until("it is taken from the next", 30 * SECOND, || !disabled("next"));
+    let release = Release { id: "c".into(), ..Release::default() };
+    bed.client().ask::<Registered>(Request::Release(release)).unwrap();
+    assert!(!disabled("") && disabled("before") && disabled("made"));
+    for name in ["before", "made", "next"] {
+        fs::remove_dir(bed.group.path().join(name)).unwrap();
+    }
+}
+
 /// A process in the container that is never idle.
 struct Spinner(Child);
 
@@ -334,17 +368,11 @@ impl Spinner {
         Spinner(child)
     }
 
-    /// CPU time, in clock ticks.
-    fn ticks(&self) -> u64 {
-        let stat = fs::read_to_string(format!("/proc/{}/stat", self.0.id())).unwrap();
-        stat.rsplit(')').next().unwrap().split_whitespace().nth(11).unwrap().parse().unwrap()
-    }
-
-    /// Whether it stands still: it has at least a third of a CPU otherwise.
+    /// Whether it is frozen, which is shown as an uninterruptible sleep: it never sleeps by itself, and on a busy
+    /// machine it may have no CPU for a while.
     fn is_stopped(&self) -> bool {
-        let before = self.ticks();
-        std::thread::sleep(SECOND / 3);
-        self.ticks() == before
+        let stat = fs::read_to_string(format!("/proc/{}/stat", self.0.id())).unwrap();
+        stat.rsplit(')').next().unwrap().split_whitespace().next() == Some("D")
     }
 
     /// The groups it is in, but for the one that it is stopped in.
@@ -433,6 +461,32 @@ fn a_freeze_ends_when_the_operator_has_seen_enough_or_somebody_kills() {
         let release = Release { id: "c".into(), ..Release::default() };
         bed.client().ask::<Registered>(Request::Release(release)).unwrap();
     }
+}
+
+#[test]
+fn a_limit_that_somebody_raises_in_a_freeze_lets_all_of_it_go_on_and_stands() {
+    let test = "a_limit_that_somebody_raises_in_a_freeze_lets_all_of_it_go_on_and_stands";
+    let _alone = alone();
+    let Some(bed) = Bed::new(test, "[defaults]\noom = 'freeze=600s'\n", true) else { return };
+    let load = Load::in_group(&bed.group);
+    let spinner = Spinner::in_group(&bed.group);
+    bed.register(load.pid());
+    until("it is held off", 10 * SECOND, || bed.oom_control("oom_kill_disable") == 1);
+    let filling = fill(load, Bytes::mib(96));
+    until("memory runs out", 10 * SECOND, || bed.oom_control("under_oom") == 1);
+    until("all of it stands still", 2 * SECOND, || spinner.is_stopped());
+    let raised = Limit::Bytes(Bytes::mib(160));
+    memory(&bed.group).set_limit(raised).unwrap();
+    assert!(filling.join().unwrap().0, "killed");
+    until("all of it goes on", 2 * SECOND, || !spinner.is_stopped());
+    let told = |name: &str| bed.events().iter().any(|event| event == name);
+    until("it is told", 10 * SECOND, || told("oom_recovered") && told("limit_adopted"));
+    // The next one is held off as well, and the end of it changes nothing that others set.
+    assert_eq!((bed.oom_control("oom_kill_disable"), bed.oom_control("oom_kill")), (1, 0));
+    let release = Release { id: "c".into(), ..Release::default() };
+    bed.client().ask::<Registered>(Request::Release(release)).unwrap();
+    assert_eq!(memory(&bed.group).limit().unwrap(), raised);
+    assert_eq!(bed.oom_control("oom_kill_disable"), 0);
 }
 
 #[test]

@@ -14,13 +14,14 @@ use cgshim::core::oom::Record;
 use cgshim::oom::{Found, MOST_RECORDS, all, find};
 use common::{DiskFile, Ground, Load, alone, memory, skip, until, without_swap};
 use daemons::{Daemon, RunDir, known};
+use std::collections::BTreeMap;
 use std::fs;
 use std::io::{Read, Write};
 use std::os::unix::fs::PermissionsExt;
 use std::process::{Child, Command, Stdio};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 const SECOND: Duration = Duration::from_secs(1);
 
@@ -240,16 +241,29 @@ fn of_ten_thousand_deaths_the_newest_thousand_answer_and_the_daemon_has_not_grow
         }
     });
     let most = u64::try_from(MOST_RECORDS).unwrap();
-    let on_disk = || u64::try_from(all(&run.path()).unwrap().len()).unwrap();
-    until("the newest are on record", 10 * SECOND, || on_disk() == deaths.min(most));
+    // Each of them, and none twice: by name, so that it is seen whose is missing.
+    let odd = || {
+        let mut records: BTreeMap<String, u64> = BTreeMap::new();
+        for record in all(&run.path()).unwrap() {
+            *records.entry(record.container).or_default() += 1;
+        }
+        // Eight at a time are in no order.
+        let kept = |n: &u64| deaths <= most || *n >= deaths - most + 16;
+        let names = (0..deaths).filter(kept).map(|n| format!("d{n}"));
+        let counted = names.map(|name| (records.get(&name).copied().unwrap_or(0), name));
+        counted.filter(|(records, _)| *records != 1).collect::<Vec<_>>()
+    };
+    let give_up = Instant::now() + 60 * SECOND;
+    while !odd().is_empty() {
+        assert!(Instant::now() < give_up, "records: {:?}", odd());
+        std::thread::sleep(SECOND / 10);
+    }
     std::thread::sleep(3 * SECOND);
     let grown = resident(&daemon).saturating_sub(before);
     let more = grown >> 10;
     let line = format!("{deaths} deaths: {more} KiB more than empty, {} KiB", before >> 10);
     let _ = writeln!(std::io::stderr(), "{line}");
-    // Those of the last: eight at a time are in no order.
-    let newest = deaths.saturating_sub(most) + 16..deaths;
-    for n in newest.step_by(usize::try_from(deaths / 40).unwrap().max(1)) {
+    for n in (deaths.saturating_sub(most) + 16..deaths).step_by(40) {
         let found = find(&run.path(), &format!("d{n}")).unwrap();
         assert!(matches!(found, Found::Records(records) if records.len() == 1), "d{n}");
     }

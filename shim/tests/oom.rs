@@ -51,6 +51,10 @@ impl Host {
     fn watch_at(&mut self, key: u64, path: &str) {
         self.counters.insert(key, 0);
         self.failcnt.insert(key, vec![0, 0]);
+        self.watch_since(key, path, None);
+    }
+
+    fn watch_since(&mut self, key: u64, path: &str, since: Option<Duration>) {
         let subject = Subject {
             name: format!("c{key}"),
             container: format!("id{key}"),
@@ -60,6 +64,7 @@ impl Host {
             ancestors: vec!["/pod".into()],
             init: Some(init(key)),
             oom_kill: Some(0),
+            since,
             levels: vec![LevelLook { failcnt: Some(0), ..LevelLook::default() }; 2],
             v1: true,
         };
@@ -310,6 +315,36 @@ fn the_log_alone_makes_a_record_where_the_group_was_gone_too_soon() {
     assert_eq!(record.victim.unwrap().pid, 1000);
     assert_eq!(record.init_survived, Some(false), "it was init");
     assert_eq!(record.from["kills"], From::KernelLog);
+}
+
+#[test]
+fn who_was_killed_and_removed_between_registration_and_watch_is_on_record() {
+    let mut host = Host::new(true);
+    // Of the group's predecessor.
+    host.log(900, Some("/pod/c1"), Some("/pod/c1"));
+    host.pass(MS);
+    let registered = host.now;
+    host.log(1000, Some("/pod/c1"), Some("/pod/c1"));
+    // Most lines name no group.
+    host.log(2000, None, None);
+    host.log(4711, Some("/pod/c3"), Some("/pod/c3"));
+    host.pass(MS);
+    for key in [1, 2] {
+        host.watch_since(key, &format!("/pod/c{key}"), Some(registered));
+        host.event(Event::Vanished(key));
+    }
+    // This one is still there, and its counter rose before anybody looked.
+    host.counters.insert(3, 1);
+    host.failcnt.insert(3, vec![1, 0]);
+    host.watch_since(3, "/pod/c3", Some(registered));
+    let look = host.look(3);
+    host.event(look);
+    host.pass(Duration::from_secs(5));
+    for (key, pid) in [(1, 1000), (2, 2000), (3, 4711)] {
+        assert_eq!(host.victims(key), [Some(pid)], "{key}");
+    }
+    assert_eq!(host.written.len(), 3);
+    assert!(host.forgotten.contains(&1) && host.forgotten.contains(&2));
 }
 
 #[test]

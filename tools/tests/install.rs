@@ -247,6 +247,12 @@ fn no_runtime_is_told_to_run_what_is_not_there() {
             error.contains("is not there, and containers that need it would not start"),
             "{error}"
         );
+        // Who only asks sees what would change all the same.
+        let output = system.install(&format!("{runtime} --dry-run"));
+        assert_eq!(output.status.code(), Some(1), "{output:?}");
+        let shown = String::from_utf8(output.stdout).unwrap();
+        assert!(shown.contains("would change; nothing did"), "{shown}");
+        assert!(String::from_utf8(output.stderr).unwrap().contains("is not there"));
     }
     let output = system.install("podman --hook cgshim-hook");
     assert_eq!(output.status.code(), Some(2), "{output:?}");
@@ -315,6 +321,11 @@ fn a_bundle_is_injected_once() {
     assert!(injected.ends_with(&text[1..]) && injected.contains(HOOK), "{injected}");
     let output = inject(&["--hook", HOOK]);
     assert!(String::from_utf8_lossy(&output.stdout).contains("unchanged"), "{output:?}");
+    assert_eq!(fs::read_to_string(&config).unwrap(), injected);
+    // What is there stays, and it is said where that is.
+    let output = inject(&["--hook", "/opt/other/cgshim-hook"]);
+    assert!(String::from_utf8_lossy(&output.stdout).contains(HOOK), "{output:?}");
+    assert!(String::from_utf8_lossy(&output.stderr).contains("/opt/other"), "{output:?}");
     assert_eq!(fs::read_to_string(&config).unwrap(), injected);
 
     fs::write(&config, "{\"hooks\":\n3}").unwrap();

@@ -102,6 +102,7 @@ fn way_out(why: &io::Error) -> &'static str {
         io::ErrorKind::PermissionDenied | io::ErrorKind::ReadOnlyFilesystem => {
             "; run it as root, with a run directory that is on a writable file system"
         }
+        io::ErrorKind::InvalidInput => "; name a run directory with a shorter path",
         io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => {
             "; the run directory's file system is full: free some of it"
         }

@@ -78,6 +78,7 @@ fn main() -> ExitCode {
 /// its daemon, or its successor, does.
 fn put_back(run_dir: &std::path::Path) -> Result<ExitCode, Box<dyn std::error::Error>> {
     if !run_dir.exists() {
+        log::info!("nothing to restore: there is no {}", run_dir.display());
         return Ok(ExitCode::SUCCESS);
     }
     let kernel = Kernel::find()?;

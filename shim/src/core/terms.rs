@@ -147,7 +147,10 @@ impl Wishes {
             "way_out" => self.way_out = Some(value.parse().map_err(|error| bad(&error))?),
             _ => {
                 let shown: String = key.escape_default().take(64).collect();
-                return Err(BadTerm(format!("there is no '{shown}': {}", KEYS.join(", "))));
+                return Err(BadTerm(format!(
+                    "there is no '{shown}'; the terms are {}",
+                    KEYS.join(", ")
+                )));
             }
         }
         Ok(())
@@ -224,7 +227,7 @@ impl FromStr for OomPolicy {
     type Err = BadTerm;
 
     fn from_str(text: &str) -> Result<OomPolicy, BadTerm> {
-        let expected = "kill, group, freeze=SECONDSs or hold=SECONDSs (up to hold=600s)";
+        let expected = "kill, group, freeze=30s or hold=30s (600s at most)";
         let fail = || bad_value("oom", text, expected);
         match text {
             "kill" => return Ok(OomPolicy::Kill),
@@ -463,8 +466,8 @@ mod tests {
             ("high", "101%", "share of the limit"),
             ("high", "0", "size of a page"),
             ("high", "1K", "size of a page"),
-            ("oom", "hold=0s", "hold=600s"),
-            ("oom", "hold=9999999s", "hold=600s"),
+            ("oom", "hold=0s", "600s at most"),
+            ("oom", "hold=9999999s", "600s at most"),
             ("class", "silver", "guaranteed"),
             ("throttle", "yes", "on or off"),
             ("watermark", "9", "':'"),

@@ -10,6 +10,7 @@ use serde::Deserialize;
 use serde::de::{Deserializer, Error as _};
 use std::collections::BTreeMap;
 use std::io::{self, Read};
+use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
 
@@ -375,7 +376,9 @@ pub fn drop_ins(main: &Path) -> PathBuf {
 }
 
 fn slurp(path: &Path) -> io::Result<Vec<u8>> {
-    let file = std::fs::File::open(path)?;
+    // Nobody is waited for who might write into a FIFO.
+    let nonblock = nix::libc::O_NONBLOCK;
+    let file = std::fs::File::options().read(true).custom_flags(nonblock).open(path)?;
     if !file.metadata()?.is_file() {
         return Err(io::Error::other("it is not a regular file"));
     }

@@ -18,6 +18,7 @@ use cgroupfs::Bytes;
 use cgroupfs::files::ControlDir;
 use cgroupfs::procfs;
 use std::collections::BTreeMap;
+use std::time::Instant;
 
 /// What annotations of ours begin with.
 const PREFIX: &str = "io.cgshim.";
@@ -202,6 +203,7 @@ impl Daemon {
             // The first process that discovery sees need not be init.
             init: about.pid.filter(|_| about.source != Source::Discovery),
             oom_kill: announced,
+            since: Some(Instant::now()),
         };
         self.unwitnessed.push((key, witnessed));
         // What stops all of it at an OOM is not throttled.

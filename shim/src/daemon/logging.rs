@@ -33,12 +33,30 @@ impl Budget {
     }
 }
 
+/// How much is logged: what `CGSHIM_LOG` says (a level, or filters as env_logger has them), else `default`. A word that
+/// is no level would silence everything: that is said on standard error instead.
+pub fn filter(program: &str, default: &str) -> String {
+    let asked = std::env::var("CGSHIM_LOG").unwrap_or_default();
+    let filters = asked.contains(['=', ',', '/']);
+    if filters || asked.parse::<log::LevelFilter>().is_ok() {
+        return asked;
+    }
+    if !asked.is_empty() {
+        let _ = writeln!(
+            std::io::stderr(),
+            "{program}: CGSHIM_LOG: {asked:?} is none of error, warn, info, debug and off; taken as {default}"
+        );
+    }
+    default.to_owned()
+}
+
 /// Sets it up: `CGSHIM_LOG` says how much (`info` by default).
 pub(super) fn init() {
     let journal = stderr_is_the_journal();
     let start = Budget { left: BURST, at: Instant::now(), suppressed: 0 };
     let budget = Mutex::new(start);
-    let _ = env_logger::Builder::from_env(env_logger::Env::new().filter_or("CGSHIM_LOG", "info"))
+    let _ = env_logger::Builder::new()
+        .parse_filters(&filter("cgshimd", "info"))
         .format(move |out, record| {
             let mut budget = budget.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
             let Some(suppressed) = budget.take(Instant::now()) else { return Ok(()) };

@@ -88,7 +88,7 @@ pub enum StartError {
     Config(#[from] ConfigError),
     /// The run directory cannot be used.
     #[error(
-        "cannot use the run directory {}: {why}{}", path.display(), way_out(why)
+        "cannot use the run directory '{}': {why}{}", path.display(), way_out(why)
     )]
     RunDir {
         /// The directory, or what is in it.
@@ -123,7 +123,10 @@ fn way_out(why: &io::Error) -> &'static str {
         io::ErrorKind::PermissionDenied => "; run it as root, or name a directory with --run-dir",
         io::ErrorKind::ReadOnlyFilesystem => "; name one on a writable file system with --run-dir",
         io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => "; free some space there",
-        _ => "",
+        io::ErrorKind::AlreadyExists | io::ErrorKind::NotADirectory => {
+            "; it is no directory: name one with --run-dir"
+        }
+        _ => "; name another with --run-dir",
     }
 }
 
@@ -433,6 +436,8 @@ fn make_run_dir(path: &Path) -> Result<(), StartError> {
     }
     Ok(())
 }
+
+pub use logging::filter as log_filter;
 
 /// Starts the program's log. Once a process.
 pub fn init_log() {

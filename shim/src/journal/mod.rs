@@ -64,7 +64,7 @@ pub enum JournalError {
         pid: Option<i32>,
     },
     /// The file system refused.
-    #[error("cannot {what} {}: {error}", path.display())]
+    #[error("cannot {what} {}: {error}{}", path.display(), way_out(error))]
     Io {
         /// What was being done.
         what: &'static str,
@@ -89,6 +89,13 @@ pub enum JournalError {
         /// The most there is room for.
         most: usize,
     },
+}
+
+fn way_out(error: &io::Error) -> &'static str {
+    match error.kind() {
+        io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => "; free some space there",
+        _ => "",
+    }
 }
 
 fn holder(pid: Option<i32>) -> String {

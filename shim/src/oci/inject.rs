@@ -141,6 +141,15 @@ fn is_ours(hook: &str, stage: &str) -> bool {
     named && hook.args().as_ref().is_some_and(|args| args.iter().any(|arg| arg == stage))
 }
 
+/// Where the hook is that a document calls, if it has an entry of ours under `createRuntime`.
+pub fn called(text: &str) -> Option<PathBuf> {
+    let hooks = serde_json::from_str::<serde_json::Value>(text).ok()?;
+    let [stage, _] = STAGES;
+    let entries = hooks.get("hooks")?.get(stage)?.as_array()?;
+    let ours = entries.iter().map(ToString::to_string).find(|entry| is_ours(entry, stage))?;
+    Some(serde_json::from_str::<Hook>(&ours).ok()?.path().clone())
+}
+
 /// Replaces a text file by what `edit` makes of it, unless that is nothing. Says whether it did.
 ///
 /// # Errors

@@ -13,7 +13,6 @@ use std::path::PathBuf;
 #[command(
     name = "cgctl",
     version,
-    about,
     max_term_width = 100,
     after_help = "\
 Examples:
@@ -75,8 +74,8 @@ Examples:
   cgctl run --limit 256M --off -- ./greedy            the limit alone, to compare with
   cgctl run --limit 2G --watermark 95%:90% --json -- ./server
 
-Exit code: the command's own; 128+N if signal N killed it; 125 if cgctl failed, 126 if the command
-cannot be executed, 127 if there is none. The report goes to standard error unless --report names a
+Exit code: the command's own; 128+N if signal N killed it; 125 if cgctl failed, 126 if the command \
+cannot be executed, 127 if there is none. The report goes to standard error unless --report names a \
 file; standard output is the command's alone.")]
 pub(crate) struct RunArgs {
     /// Memory limit: bytes, or with K, M, G; 'max' for none
@@ -183,9 +182,9 @@ Examples:
   cgctl set 3f2a high=80% watermark=90%:80%
   cgctl set web throttle=off oom=group
 
-Keys: high (512M, 80%, request+90%, max), watermark (92%:86%, default, off), request (a size), class
-(guaranteed, burstable, besteffort), throttle (on, off), way_out (release=30s, oom=30s, notify=30s, never),
-oom (kill, group, freeze=30s, hold=30s). Above what the configuration and the container's annotations say, until
+Keys: high (512M, 80%, request+90%, max), watermark (92%:86%, default, off), request (a size), class \
+(guaranteed, burstable, besteffort), throttle (on, off), way_out (release=30s, oom=30s, notify=30s, never), \
+oom (kill, group, freeze=30s, hold=30s). Above what the configuration and the container's annotations say, until \
 the container ends.")]
 pub(crate) struct SetArgs {
     /// The container, or the beginning of its id
@@ -248,7 +247,7 @@ Examples:
   cgctl why web                    by name, container id (or the start of it), or cgroup
   cgctl why 3f2a91c07b55 --json    for programs
 
-The newest 1,000 OOMs are kept, for an hour. Needs no daemon. Exit code: 0; 1 if there is nothing on
+The newest 1,000 OOMs are kept, for an hour. Needs no daemon. Exit code: 0; 1 if there is nothing on \
 record, or nothing any more.")]
 pub(crate) struct WhyArgs {
     /// A container's name, its id or the start of it, its cgroup, or a record's id [default: all]
@@ -268,7 +267,7 @@ Examples:
   cgctl dying            removed groups that are still there, and where
   cgctl dying --reap     empties the groups that nobody is in, their dead children with them
 
-Memory of live processes is never touched. On cgroup v1 the kernel does not say under which parent they
+Memory of live processes is never touched. On cgroup v1 the kernel does not say under which parent they \
 are: shown are groups without processes that hold memory.")]
 pub(crate) struct DyingArgs {
     /// Be rid of them
@@ -306,7 +305,7 @@ Examples:
   cgctl reclaim run-4711 100M
   cgctl reclaim /sys/fs/cgroup/memory/docker/3f2a 1G --json
 
-Never lowers a limit under what cannot be reclaimed plus a margin for growth; the declared limit is
+Never lowers a limit under what cannot be reclaimed plus a margin for growth; the declared limit is \
 back when it ends. Exit code 1 if less than asked could be freed.")]
 pub(crate) struct ReclaimArgs {
     /// A container by id, or the beginning of it; a cgroup by directory name, path in the hierarchy, or
@@ -330,10 +329,10 @@ Examples:
   cgctl record run-4711                       into recording-KERNEL-v1 or -v2
   cgctl record /docker/3f2a -o odd-kernel && tar czf odd-kernel.tar.gz odd-kernel
 
-For kernels that are not like others: the recording shows what a kernel has, and the tests can run over
-it. In it: the kernel's release, names and modes of the group's files, the content of memory.* and
-cgroup.* (or the errno), how many processes, threads and child groups there are, and of /proc: cgroups,
-cgroup mounts, swaps, meminfo, zoneinfo, pressure. Not in it: process ids, names and command lines, other
+For kernels that are not like others: the recording shows what a kernel has, and the tests can run over \
+it. In it: the kernel's release, names and modes of the group's files, the content of memory.* and \
+cgroup.* (or the errno), how many processes, threads and child groups there are, and of /proc: cgroups, \
+cgroup mounts, swaps, meminfo, zoneinfo, pressure. Not in it: process ids, names and command lines, other \
 mounts, other controllers' values, the group's own name. Everything is text: look before you send it.")]
 pub(crate) struct RecordArgs {
     /// The cgroup: a directory name, a path in the hierarchy, or an absolute path
@@ -355,8 +354,8 @@ Examples:
   cgctl demo --quick              a second per run: whether it works here, not how well
   cgctl demo --json --svg d.svg > d.json
 
-Needs root and the memory controller. Every load runs in a cgroup of its own with a limit, which is
-removed afterwards. Results go to standard output, progress to standard error. Ctrl-C ends it;
+Needs root and the memory controller. Every load runs in a cgroup of its own with a limit, which is \
+removed afterwards. Results go to standard output, progress to standard error. Ctrl-C ends it; \
 nothing is left behind.
 
 Exit code: 0; 1 if no load could run, or one failed; 128+N if signal N ended it.")]
@@ -403,7 +402,7 @@ pub(crate) enum HookCommand {
 Examples:
   cgctl hook inject /run/bundle && runc run -b /run/bundle web
 
-Edits config.json in place, by a rename: two entries under \"hooks\", and not another byte. A second time
+Edits config.json in place, by a rename: two entries under \"hooks\", and not another byte. A second time \
 changes nothing. Exit code 1 if the file cannot be edited; it is then as it was.")]
 pub(crate) struct InjectArgs {
     /// The bundle: its directory, or its config.json
@@ -427,8 +426,8 @@ Examples:
   cgctl install podman
   cgctl install podman --undo         exactly as it was
 
-podman and crio get the hook; containerd and docker get cgshim-runtime as a runtime named cgshim, and
-use it where they are told to; runc has nothing to configure. A file that is edited is kept beside
+podman and crio get the hook; containerd and docker get cgshim-runtime as a runtime named cgshim, and \
+use it where they are told to; runc has nothing to configure. A file that is edited is kept beside \
 itself (.cgshim-before). What cannot be understood is named, with its line, and left alone: exit code 1.")]
 pub(crate) struct InstallArgs {
     /// Which runtime, or caller of runtimes

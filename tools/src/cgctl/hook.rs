@@ -45,12 +45,19 @@ fn inject(args: &InjectArgs) -> Result<ExitCode, Failure> {
         true => args.bundle.join("config.json"),
         false => args.bundle.clone(),
     };
+    if !config.exists() {
+        let what = "there is none: name a bundle, the directory with its config.json";
+        return Err(Failure::new(FAILED, format!("{}: {what}", config.display())));
+    }
     let changed = inject::inject(&config, &entry)
         .map_err(|error| Failure::new(FAILED, format!("{error}; nothing is changed")))?;
     let text = fs::read(&config).unwrap_or_default();
     let memory = Spec::parse(&text, &mut Vec::new()).ok().and_then(|spec| spec.memory);
     let limit_bytes = memory.and_then(|memory| memory.limit()).filter(|limit| *limit > 0);
-    let hook = entry.path.display().to_string();
+    // One that was there already stays, wherever it points to.
+    let called = std::str::from_utf8(&text).ok().and_then(inject::called);
+    let called = called.unwrap_or_else(|| entry.path.clone());
+    let hook = called.display().to_string();
     if args.json {
         let bundle = config.display().to_string();
         let report = Report { schema: 1, bundle: &bundle, hook: &hook, changed, limit_bytes };
@@ -65,6 +72,13 @@ fn inject(args: &InjectArgs) -> Result<ExitCode, Failure> {
             "{}: {what} {hook} at createRuntime and poststop; {limit}\n",
             config.display()
         ));
+        if called != entry.path {
+            log::warn!(
+                "{}: the hook that it calls is not {}: take its entries out of \"hooks\" to have that one",
+                config.display(),
+                entry.path.display()
+            );
+        }
     }
     Ok(ExitCode::SUCCESS)
 }

@@ -31,7 +31,8 @@ use std::sync::OnceLock;
 /// Runs `cgctl` with this process's arguments.
 pub fn main() -> ExitCode {
     inherited_mask();
-    env_logger::Builder::from_env(env_logger::Env::new().filter_or("CGSHIM_LOG", "warn"))
+    env_logger::Builder::new()
+        .parse_filters(&cgshim::daemon::log_filter("cgctl", "warn"))
         .format(|out, record| {
             use std::io::Write;
             writeln!(out, "cgctl: {}", record.args())

@@ -17,7 +17,7 @@ pub(super) fn set(args: &SetArgs, run_dir: Option<&Path>) -> Result<ExitCode, Fa
     for pair in &args.terms {
         let (key, value) = pair
             .split_once('=')
-            .ok_or_else(|| Failure::usage(format!("'{pair}' is not KEY=VALUE")))?;
+            .ok_or_else(|| Failure::usage(format!("'{pair}' is not KEY=VALUE (as in high=80%)")))?;
         // Wrong here is a usage error, daemon or not.
         Wishes::default().set(key, value).map_err(|bad| Failure::usage(bad.to_string()))?;
         if terms.insert(key.to_owned(), value.to_owned()).is_some() {
@@ -48,11 +48,13 @@ pub(super) fn set(args: &SetArgs, run_dir: Option<&Path>) -> Result<ExitCode, Fa
 }
 
 pub(super) fn release(args: &ReleaseArgs, run_dir: Option<&Path>) -> Result<ExitCode, Failure> {
+    if args.id.is_some() == args.all {
+        return Err(Failure::usage("give an ID, or --all"));
+    }
     let mut client = daemon::connect(run_dir)?;
-    let chosen = match (&args.id, args.all) {
-        (Some(id), false) => vec![daemon::container(&mut client, id)?],
-        (None, true) => daemon::containers(&mut client, false)?,
-        _ => return Err(Failure::usage("give an ID, or --all")),
+    let chosen = match &args.id {
+        Some(id) => vec![daemon::container(&mut client, id)?],
+        None => daemon::containers(&mut client, false)?,
     };
     let mut failed = 0;
     for view in chosen {

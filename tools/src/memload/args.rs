@@ -36,8 +36,8 @@ Examples:
   memload fork --procs 8 --chunk 4M --ops 1000     1000 children, 8 at a time
   memload alloc --alloc-rate 1000 --duration 5 --json --histogram
 
-Sizes are bytes or have K, M, G or T (1024). Without --duration, --total and --ops a load runs until
-SIGINT or SIGTERM, which print the report too. Exit codes: 0 the report was printed (failed
+Sizes are bytes or have K, M, G or T (1024). Without --duration, --total and --ops a load runs until \
+SIGINT or SIGTERM, which print the report too. Exit codes: 0 the report was printed (failed \
 operations are in it), 1 the load could not run, 2 usage.";
 
 /// Put a known load on memory, and report how long its operations took

@@ -11,12 +11,14 @@
 
 mod cause;
 pub mod emptying;
+mod event;
 pub mod hold;
 mod ledger;
+mod open;
 mod record;
+mod watched;
 
 pub use cause::{Evidence, Verdict, judge};
-pub use ledger::{
-    Action, Detail, Event, Ledger, LevelLook, LogKill, Look, RECHECK_FOR, Stamp, Subject,
-};
+pub use event::{Action, Detail, Event, LevelLook, LogKill, Look, Stamp, Subject};
+pub use ledger::{Ledger, RECHECK_FOR};
 pub use record::{Breakdown, Cause, Deed, From, Record, Victim, escape};

@@ -2,11 +2,12 @@
 
 use super::empty::Files;
 use super::{Deeds, Identity, names::Host};
+use crate::core::Now;
 use crate::core::oom::{Breakdown, Detail, LevelLook, Look, Subject};
 use crate::driver::open_memory;
 use cgroupfs::events::Notification;
 use cgroupfs::files::{Access, ControlDir, Knob};
-use cgroupfs::memory::{Memory, Version};
+use cgroupfs::memory::{Counters, Memory, Version};
 use cgroupfs::{Bytes, Cgroup, Result, flat};
 use std::collections::HashMap;
 use std::os::fd::OwnedFd;
@@ -138,8 +139,19 @@ impl Group {
     }
 
     /// Its books' first page.
-    pub(super) fn subject(&mut self, identity: &Identity, host: &Host) -> Result<Subject> {
-        let counters = self.level.memory.counters()?;
+    pub(super) fn subject(
+        &mut self,
+        identity: &Identity,
+        since: Option<Now>,
+        host: &Host,
+    ) -> Result<Subject> {
+        let counters = match self.level.memory.counters() {
+            // It may have been killed and removed since it was registered: the log tells.
+            Err(error) if error.is_vanished() && since.is_some() => {
+                Counters { oom_kill: identity.oom_kill, ..Counters::default() }
+            }
+            counters => counters?,
+        };
         // What somebody announced already, or what is there now.
         let announced =
             counters.oom_kill.map(|now| identity.oom_kill.map_or(now, |seen| seen.min(now)));
@@ -159,6 +171,7 @@ impl Group {
             ancestors: self.above_paths.iter().map(|path| host.path(path)).collect(),
             init: identity.init,
             oom_kill: announced,
+            since,
             levels: self.levels(),
             v1: self.level.memory.version() == Version::V1,
         })

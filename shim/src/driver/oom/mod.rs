@@ -79,6 +79,9 @@ pub struct Identity {
     pub init: Option<i32>,
     /// `oom_kill` when it was last announced, where somebody remembers: kills since then are new.
     pub oom_kill: Option<u64>,
+    /// When it was registered: kills since then are its own, also those from before the watch got to it. `None`:
+    /// since the watch began.
+    pub since: Option<Instant>,
 }
 
 /// What the watch tells.

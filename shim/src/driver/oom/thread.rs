@@ -363,7 +363,8 @@ impl Watcher {
             self.recorded.remove(&(directory.display().to_string(), group.group.inode()));
         let told_of = identity.oom_kill;
         identity.oom_kill = identity.oom_kill.max(recorded);
-        let subject = group.subject(&identity, &self.host)?;
+        let since = identity.since.map(|since| since.saturating_duration_since(self.start));
+        let subject = group.subject(&identity, since, &self.host)?;
         // Whoever was before us wrote them down, and ended before it could tell.
         if let (Some(told_of), Some(now)) = (told_of, subject.oom_kill)
             && now > told_of

@@ -41,8 +41,8 @@ const GROWS: Bytes = Bytes::kib(64);
 
 /// How often somebody who has been killed is looked for in a pulse: nobody can die frozen. One look is at so great
 /// a part of the processes, in turn: who ends a container kills all of them.
-const KILLED: Duration = Duration::from_millis(4);
-const PARTS: usize = 3;
+const KILLED: Duration = Duration::from_millis(6);
+const PARTS: usize = 2;
 
 /// How long they are given to die, and where they have not had a CPU yet. The first process of a container, once it
 /// dies, kills the others: that is waited for as well.

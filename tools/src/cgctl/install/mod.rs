@@ -64,24 +64,26 @@ impl Place<'_> {
 
 pub(crate) fn main(args: &InstallArgs) -> Result<ExitCode, Failure> {
     let place = Place { root: &args.root, hook: &args.hook, wrapper: &args.wrapper };
+    let demanded = match args.runtime {
+        InstallRuntime::Runc => Ok(()),
+        InstallRuntime::Containerd | InstallRuntime::Docker => {
+            place.demand(&args.wrapper, "--wrapper", args.undo)
+        }
+        InstallRuntime::Podman | InstallRuntime::Crio => {
+            place.demand(&args.hook, "--hook", args.undo)
+        }
+    };
+    // Who only asks what would change is told that, and then what is missing.
+    let missing = match demanded {
+        Err(missing) if args.dry_run && missing.code == FAILED => Some(missing),
+        demanded => demanded.map(|()| None)?,
+    };
     let plan = match args.runtime {
         InstallRuntime::Runc => Ok(runc::plan(&place)),
-        InstallRuntime::Containerd => {
-            place.demand(&args.wrapper, "--wrapper", args.undo)?;
-            containerd::plan(&place, args.undo)
-        }
-        InstallRuntime::Docker => {
-            place.demand(&args.wrapper, "--wrapper", args.undo)?;
-            docker::plan(&place, args.undo)
-        }
-        InstallRuntime::Podman => {
-            place.demand(&args.hook, "--hook", args.undo)?;
-            podman::plan(&place, args.undo)
-        }
-        InstallRuntime::Crio => {
-            place.demand(&args.hook, "--hook", args.undo)?;
-            crio::plan(&place, args.undo)
-        }
+        InstallRuntime::Containerd => containerd::plan(&place, args.undo),
+        InstallRuntime::Docker => docker::plan(&place, args.undo),
+        InstallRuntime::Podman => podman::plan(&place, args.undo),
+        InstallRuntime::Crio => crio::plan(&place, args.undo),
     };
     let plan = plan.map_err(|why| Failure::new(FAILED, format!("{why}; nothing is changed")))?;
     let ahead: Vec<&Change> = plan.changes.iter().filter(|change| change.is_one()).collect();
@@ -103,7 +105,7 @@ pub(crate) fn main(args: &InstallArgs) -> Result<ExitCode, Failure> {
         text.push_str(&format!("note: {note}\n"));
     }
     super::print(&text);
-    Ok(ExitCode::SUCCESS)
+    missing.map_or(Ok(ExitCode::SUCCESS), Err)
 }
 
 fn files(n: usize) -> String {
