@@ -8,7 +8,7 @@ mod common;
 mod rounds;
 
 use cgroupfs::files::ControlDir;
-use cgroupfs::memory::Memory;
+use cgroupfs::memory::{Memory, Version};
 use cgroupfs::{Bytes, Cgroup, Limit, MemoryHierarchy};
 use cgshim::core::Notice;
 use cgshim::driver::{Engine, Happened, Opened, Policy};
@@ -17,7 +17,7 @@ use cgshim::journal::{Deadline, Journal, Reader, RunDir};
 use common::{DiskFile, Ground, Load, MIB, alone, guardian_of, memory, skip, until};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
-use rounds::{BAR, BAR_AFTER_THE_LAST, Faults, back_after, bar, report, times};
+use rounds::{BAR, BAR_AFTER_THE_LAST, Faults, back_after, bar, look_at_once, report, times};
 use std::fs::File;
 use std::io::Write;
 use std::path::{Path, PathBuf};
@@ -144,19 +144,21 @@ struct Bed {
 }
 
 impl Bed {
-    /// `None` where nothing can be left: v2 steps no limit where it has `memory.reclaim`.
+    /// `None` where nothing can be left: v2 steps no limit where it has `memory.reclaim`. Where it has not,
+    /// `memory.high` is stepped.
     fn new(test: &str) -> Option<Bed> {
         let ground = Ground::new(test)?;
-        if !ground.v1() {
+        if !ground.v1() && ground.dir.has("memory.reclaim") {
             return None;
         }
-        // What is measured is the guardian, not how long this thread waits for a CPU among niced builds.
-        // SAFETY: no preconditions; 0 is the calling thread.
-        unsafe { libc::setpriority(libc::PRIO_PROCESS, 0, -5) };
+        look_at_once();
         let file = DiskFile::new(Bytes::mib(128));
         let group = ground.group("g");
         let memory = memory(&group);
         memory.set_limit(LIMIT).unwrap();
+        if !ground.v1() {
+            memory.set_high(LIMIT).unwrap();
+        }
         let mut load = Load::in_group(&group);
         load.stream(&file, Bytes::mib(600));
         // As a run directory is: on tmpfs. On a disk, stores to the journal wait for its writeback.
@@ -164,8 +166,14 @@ impl Bed {
         Some(Bed { group, memory, run_dir, load, file, _ground: ground })
     }
 
+    /// With memsw, and a swappiness of its own.
+    fn v1(&self) -> bool {
+        self.memory.version() == Version::V1
+    }
+
+    /// What stands in the file that is stepped.
     fn limit(&self) -> Limit {
-        self.memory.limit().unwrap()
+        if self.v1() { self.memory.limit() } else { self.memory.high() }.unwrap()
     }
 
     /// What enforcers said they adopted.
@@ -201,8 +209,8 @@ impl Bed {
 #[test]
 fn killed_between_lower_and_restore_the_limit_is_back_within_100_ms() {
     let test = "killed_between_lower_and_restore_the_limit_is_back_within_100_ms";
-    let Some(bed) = Bed::new(test) else { return };
     let _alone = alone();
+    let Some(bed) = Bed::new(test) else { return };
     let mut seen = Vec::new();
     for run in 0..times("CGSHIM_TEST_KILLS", 60) {
         let mut enforcer = Enforcer::start(&bed, &format!("kill:lowered:{}", run % 7 + 1));
@@ -218,8 +226,8 @@ fn killed_between_lower_and_restore_the_limit_is_back_within_100_ms() {
 #[test]
 fn stopped_between_lower_and_restore_the_limit_is_back_within_100_ms_and_it_goes_on() {
     let test = "stopped_between_lower_and_restore_the_limit_is_back_within_100_ms_and_it_goes_on";
-    let Some(bed) = Bed::new(test) else { return };
     let _alone = alone();
+    let Some(bed) = Bed::new(test) else { return };
     let mut seen = Vec::new();
     let mut enforcer = Enforcer::start(&bed, "stop:lowered:*2");
     let mut of_this = 0;
@@ -259,8 +267,8 @@ fn killed_with_its_guardian(bed: &Bed) {
 #[test]
 fn killed_with_its_guardian_the_limit_is_back_after_restore_and_after_a_start() {
     let test = "killed_with_its_guardian_the_limit_is_back_after_restore_and_after_a_start";
-    let Some(bed) = Bed::new(test) else { return };
     let _alone = alone();
+    let Some(bed) = Bed::new(test) else { return };
     let (mut by_restore, mut by_start) = (0, 0);
     for run in 0..100 {
         if run >= 10 && by_restore > 0 && by_start > 0 {
@@ -294,8 +302,8 @@ fn killed_with_its_guardian_the_limit_is_back_after_restore_and_after_a_start() 
 
 #[test]
 fn while_it_lives_nobody_restores_from_outside() {
-    let Some(bed) = Bed::new("while_it_lives_nobody_restores_from_outside") else { return };
     let _alone = alone();
+    let Some(bed) = Bed::new("while_it_lives_nobody_restores_from_outside") else { return };
     let enforcer = Enforcer::start(&bed, "kill:lowered:100000");
     until("it is at work", 10 * SECOND, || enforcer.guardian().is_some());
     let kernel = Kernel::find().unwrap();
@@ -307,12 +315,12 @@ fn while_it_lives_nobody_restores_from_outside() {
 fn where_memsw_was_lowered_in_the_window_the_most_that_the_kernel_takes_is_set_and_told_once() {
     let test =
         "where_memsw_was_lowered_in_the_window_the_most_that_the_kernel_takes_is_set_and_told_once";
-    let Some(bed) = Bed::new(test) else { return };
+    let _alone = alone();
+    let Some(bed) = Bed::new(test).filter(Bed::v1) else { return };
     const MEMSW: &str = "memory.memsw.limit_in_bytes";
     if !bed.group.has(MEMSW) {
         return skip(test, "swap is not accounted here (swapaccount=1)");
     }
-    let _alone = alone();
     let memsw = Limit::Bytes(Bytes::mib(80));
     // The worker finds it, the guardian of a stopped one does, and that of a dead one.
     for (fault, signal) in [
@@ -352,12 +360,12 @@ fn where_memsw_was_lowered_in_the_window_the_most_that_the_kernel_takes_is_set_a
 
 #[test]
 fn swappiness_is_put_back_too() {
-    let Some(bed) = Bed::new("swappiness_is_put_back_too") else { return };
+    let _alone = alone();
+    let Some(bed) = Bed::new("swappiness_is_put_back_too").filter(Bed::v1) else { return };
     const MEMSW: &str = "memory.memsw.limit_in_bytes";
     if !bed.group.has(MEMSW) || !common::host_has_swap() {
         return skip("swappiness_is_put_back_too", "no swap is on (ci/with-swap gives some)");
     }
-    let _alone = alone();
     bed.set("memory.swappiness", 37);
     bed.set(MEMSW, 96 * MIB);
     for fault in ["kill:swappiness:1", "stop:swappiness:1", "kill:lowered:1"] {
@@ -411,8 +419,8 @@ fn an_oom_killer_that_was_held_off_works_again_after_a_kill_and_at_its_deadline(
 #[test]
 fn random_kills_and_stops_under_clean_and_dirty_loads_leave_the_declared_limit() {
     let test = "random_kills_and_stops_under_clean_and_dirty_loads_leave_the_declared_limit";
-    let Some(mut bed) = Bed::new(test) else { return };
     let _alone = alone();
+    let Some(mut bed) = Bed::new(test) else { return };
     let writer = bed.file.0.clone();
     let kills = times("CGSHIM_TEST_RANDOM", 30);
     let (mut seen, mut gone_for) = (Vec::new(), Vec::new());
