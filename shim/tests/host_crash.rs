@@ -17,9 +17,7 @@ use cgshim::journal::{Deadline, Reader};
 use common::{DiskFile, Ground, Load, alone, memory, skip, until};
 use daemons::{Daemon, RunDir, known};
 use nix::sys::signal::Signal;
-use rounds::{
-    BAR, BAR_AFTER_THE_LAST, Faults, back_after, bar, look_at_once, passed, report, times,
-};
+use rounds::{BAR, BAR_AFTER_THE_LAST, Faults, back_after, bar, passed, report, times};
 use std::fs;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -51,7 +49,9 @@ impl Bed {
         if !ground.v1() {
             return None;
         }
-        look_at_once();
+        // What is measured is the guardian, not how long this thread waits for a CPU among the loads.
+        // SAFETY: no preconditions; 0 is the calling thread.
+        unsafe { nix::libc::setpriority(nix::libc::PRIO_PROCESS, 0, -5) };
         let files = vec![
             DiskFile::new(Bytes::mib(128)),
             DiskFile::new(Bytes::mib(128)),

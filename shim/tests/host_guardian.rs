@@ -17,7 +17,7 @@ use cgshim::journal::{Deadline, Journal, Reader, RunDir};
 use common::{DiskFile, Ground, Load, MIB, alone, guardian_of, memory, skip, until};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
-use rounds::{BAR, BAR_AFTER_THE_LAST, Faults, back_after, bar, look_at_once, report, times};
+use rounds::{BAR, BAR_AFTER_THE_LAST, Faults, back_after, bar, report, times};
 use std::fs::File;
 use std::io::Write;
 use std::path::{Path, PathBuf};
@@ -151,7 +151,9 @@ impl Bed {
         if !ground.v1() && ground.dir.has("memory.reclaim") {
             return None;
         }
-        look_at_once();
+        // What is measured is the guardian, not how long this thread waits for a CPU among niced builds.
+        // SAFETY: no preconditions; 0 is the calling thread.
+        unsafe { libc::setpriority(libc::PRIO_PROCESS, 0, -5) };
         let file = DiskFile::new(Bytes::mib(128));
         let group = ground.group("g");
         let memory = memory(&group);

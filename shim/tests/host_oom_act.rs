@@ -324,6 +324,40 @@ fn somebody_elses_oom_kill_disable_stands() {
     assert_eq!(bed.oom_control("oom_kill_disable"), 0);
 }
 
+#[test]
+fn a_group_that_is_made_in_a_hold_has_a_killer_and_what_others_set_there_stands() {
+    let test = "a_group_that_is_made_in_a_hold_has_a_killer_and_what_others_set_there_stands";
+    let _alone = alone();
+    let Some(bed) = Bed::new(test, "[defaults]\noom = 'hold=600s'\n", true) else { return };
+    let load = Load::in_group(&bed.group);
+    let disabled = |name: &str| {
+        let content = fs::read_to_string(bed.group.path().join(name).join("memory.oom_control"));
+        content.unwrap().lines().any(|line| line == "oom_kill_disable 1")
+    };
+    let make = |name: &str| fs::create_dir(bed.group.path().join(name)).unwrap();
+    let set = |name: &str| {
+        fs::write(bed.group.path().join(name).join("memory.oom_control"), "1").unwrap();
+    };
+    make("before");
+    set("before");
+    bed.register(load.pid());
+    until("it is held off", 10 * SECOND, || disabled(""));
+    make("made");
+    assert!(disabled("made"), "the kernel copies it");
+    until("it is taken from it", 30 * SECOND, || !disabled("made"));
+    assert!(disabled("") && disabled("before"));
+    set("made");
+    // Whatever comes next, it goes on for as long as two renewals.
+    make("next");
+    until("it is taken from the next", 30 * SECOND, || !disabled("next"));
+    let release = Release { id: "c".into(), ..Release::default() };
+    bed.client().ask::<Registered>(Request::Release(release)).unwrap();
+    assert!(!disabled("") && disabled("before") && disabled("made"));
+    for name in ["before", "made", "next"] {
+        fs::remove_dir(bed.group.path().join(name)).unwrap();
+    }
+}
+
 /// A process in the container that is never idle.
 struct Spinner(Child);
 

@@ -15,7 +15,7 @@ use cgroupfs::memory::{ReclaimFile, Version};
 use cgroupfs::procfs::Meminfo;
 use cgroupfs::{Bytes, Cgroup, Error, Limit, Result, flat};
 use nix::errno::Errno;
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
@@ -39,8 +39,9 @@ pub(super) struct Held {
     look: Option<Look>,
     /// What it was raised to: ours, though declared.
     pub(super) raised: Option<Bytes>,
-    /// Groups beneath it that had `oom_kill_disable` set when we set it: those made later have it from us.
-    theirs: BTreeSet<PathBuf>,
+    /// Groups beneath it, by inode, whose `oom_kill_disable` is not from us: those that had it when we set it, and
+    /// those from which it was taken once.
+    theirs: BTreeSet<u64>,
 }
 
 /// What is done for a container that runs out of memory, instead of killing one of its tasks.
@@ -119,10 +120,10 @@ impl Engine {
     pub(super) fn end_hold(&mut self, key: u64) {
         let Some(enforced) = self.containers.get_mut(&key) else { return };
         let Some(held) = enforced.held.take() else { return };
-        let Held { hold, file, look, theirs, .. } = held;
+        let Held { hold, file, look, mut theirs, .. } = held;
         self.throttles.ending(look.map(Look::end));
         if hold.end().is_some() {
-            enable(&enforced.group, &file, &theirs);
+            enable(&enforced.group, &file, &mut theirs);
             if let Some(journaled) = &enforced.journaled {
                 journaled.slot().end_hold();
             }
@@ -178,7 +179,7 @@ impl Engine {
         match action {
             // Law 1: it is in the journal before it is done.
             HoldAction::Disable(lease) => {
-                held.theirs = disabled_beneath(&enforced.group);
+                held.theirs = disabled_beneath(&enforced.group).into_keys().collect();
                 slot.begin_hold(Deadline::after(lease.saturating_sub(now)));
                 if let Err(errno) = write(&held.file, b"1") {
                     slot.end_hold();
@@ -191,9 +192,10 @@ impl Engine {
             }
             HoldAction::Renew(lease) => {
                 slot.begin_hold(Deadline::after(lease.saturating_sub(now)));
+                enable_beneath(&enforced.group, &mut held.theirs);
             }
             HoldAction::Enable => {
-                enable(&enforced.group, &held.file, &held.theirs);
+                enable(&enforced.group, &held.file, &mut held.theirs);
                 slot.end_hold();
                 if let Some(deeds) = &enforced.deeds {
                     deeds.note("oom_hold_ended", None, false);
@@ -278,22 +280,30 @@ impl Engine {
     }
 }
 
-/// The killer works again, in the groups beneath too that were made while it did not: they have it from
-/// their parent (`mem_cgroup_css_alloc()`).
-fn enable(group: &Arc<Cgroup>, file: &Knob, theirs: &BTreeSet<PathBuf>) {
+/// The killer works again, in the groups beneath too.
+fn enable(group: &Arc<Cgroup>, file: &Knob, theirs: &mut BTreeSet<u64>) {
     if let Err(errno) = write(file, b"0")
         && !matches!(errno, Errno::ENODEV | Errno::ENOENT)
     {
         log::error!("{}: the OOM killer stays off: {errno}", group.path().display());
     }
-    for beneath in disabled_beneath(group).difference(theirs) {
-        let _ = std::fs::write(beneath.join("memory.oom_control"), "0");
+    enable_beneath(group, theirs);
+}
+
+/// Groups that were made while it is off have that from their parent (`mem_cgroup_css_alloc()`). It is taken
+/// from each once: nobody would see them run out of memory at a limit of their own, and nobody but us knows
+/// whose it is. What somebody sets there later stands.
+fn enable_beneath(group: &Arc<Cgroup>, theirs: &mut BTreeSet<u64>) {
+    for (inode, beneath) in disabled_beneath(group) {
+        if theirs.insert(inode) {
+            let _ = std::fs::write(beneath.join("memory.oom_control"), "0");
+        }
     }
 }
 
 /// Groups beneath one that have `oom_kill_disable` set.
-fn disabled_beneath(group: &Arc<Cgroup>) -> BTreeSet<PathBuf> {
-    let (mut found, mut queue, mut seen) = (BTreeSet::new(), vec![group.clone()], 0);
+fn disabled_beneath(group: &Arc<Cgroup>) -> BTreeMap<u64, PathBuf> {
+    let (mut found, mut queue, mut seen) = (BTreeMap::new(), vec![group.clone()], 0);
     while let Some(above) = queue.pop() {
         for name in above.children().unwrap_or_default() {
             seen += 1;
@@ -306,7 +316,7 @@ fn disabled_beneath(group: &Arc<Cgroup>) -> BTreeSet<PathBuf> {
                 .and_then(|knob| knob.read())
                 .unwrap_or_default();
             if flat::get(&content, "oom_kill_disable") == Some(1) {
-                found.insert(child.path().to_path_buf());
+                found.insert(child.inode(), child.path().to_path_buf());
             }
             queue.push(child);
         }

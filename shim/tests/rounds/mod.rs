@@ -4,7 +4,6 @@
 #![allow(dead_code, clippy::unwrap_used)]
 
 use cgshim::journal::Deadline;
-use nix::libc;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
@@ -29,15 +28,6 @@ pub(crate) fn times(name: &str, default: usize) -> usize {
     let emulated = std::env::var_os("CGSHIM_LANE").is_some();
     let default = if emulated { default.div_ceil(6) } else { default };
     std::env::var(name).ok().and_then(|n| n.parse().ok()).unwrap_or(default)
-}
-
-/// What is measured is the guardian, not how long this thread waits for a CPU: 115 ms were seen beside a virtual
-/// machine. At the lowest real-time priority from here on, if it may; what it starts is like any other process.
-pub(crate) fn look_at_once() {
-    let lowest = libc::sched_param { sched_priority: 1 };
-    let policy = libc::SCHED_FIFO | libc::SCHED_RESET_ON_FORK;
-    // SAFETY: lowest outlives the call; 0 is the calling thread.
-    unsafe { libc::sched_setscheduler(0, policy, &raw const lowest) };
 }
 
 /// Where a process writes when the faults in it happen (`CGSHIM_FAULT_LOG`).
