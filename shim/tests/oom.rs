@@ -348,6 +348,27 @@ fn who_was_killed_and_removed_between_registration_and_watch_is_on_record() {
 }
 
 #[test]
+fn lines_of_nobody_are_kept_for_two_seconds_and_no_more_than_64_of_them() {
+    let mut host = Host::new(true);
+    let registered = host.now;
+    for pid in 0..100 {
+        host.log(pid, Some("/pod/c1"), Some("/pod/c1"));
+    }
+    let mut late = Host::new(true);
+    late.log(7, Some("/pod/c1"), Some("/pod/c1"));
+    late.pass(Duration::from_secs(2));
+    // The next line of a stranger.
+    late.log(8, Some("/elsewhere"), Some("/elsewhere"));
+    for host in [&mut host, &mut late] {
+        host.watch_since(1, "/pod/c1", Some(registered));
+        host.event(Event::Vanished(1));
+        host.pass(Duration::from_secs(5));
+    }
+    assert_eq!(host.victims(1), (36..100).map(Some).collect::<Vec<_>>());
+    assert_eq!(late.victims(1), []);
+}
+
+#[test]
 fn a_group_that_ran_out_and_was_gone_before_its_counter_was_read_is_on_record() {
     let mut host = Host::new(false);
     host.watch(1);

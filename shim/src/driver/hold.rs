@@ -16,7 +16,6 @@ use cgroupfs::procfs::Meminfo;
 use cgroupfs::{Bytes, Cgroup, Error, Limit, Result, flat};
 use nix::errno::Errno;
 use std::collections::{BTreeMap, BTreeSet};
-use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -282,27 +281,32 @@ impl Engine {
 
 /// The killer works again, in the groups beneath too.
 fn enable(group: &Arc<Cgroup>, file: &Knob, theirs: &mut BTreeSet<u64>) {
+    set_free(group, file);
+    enable_beneath(group, theirs);
+}
+
+/// The killer works again in this group. One that is gone needs none.
+fn set_free(group: &Cgroup, file: &Knob) {
     if let Err(errno) = write(file, b"0")
         && !matches!(errno, Errno::ENODEV | Errno::ENOENT)
     {
         log::error!("{}: the OOM killer stays off: {errno}", group.path().display());
     }
-    enable_beneath(group, theirs);
 }
 
 /// Groups that were made while it is off have that from their parent (`mem_cgroup_css_alloc()`). It is taken
 /// from each once: nobody would see them run out of memory at a limit of their own, and nobody but us knows
 /// whose it is. What somebody sets there later stands.
 fn enable_beneath(group: &Arc<Cgroup>, theirs: &mut BTreeSet<u64>) {
-    for (inode, beneath) in disabled_beneath(group) {
+    for (inode, (beneath, file)) in disabled_beneath(group) {
         if theirs.insert(inode) {
-            let _ = std::fs::write(beneath.join("memory.oom_control"), "0");
+            set_free(&beneath, &file);
         }
     }
 }
 
-/// Groups beneath one that have `oom_kill_disable` set.
-fn disabled_beneath(group: &Arc<Cgroup>) -> BTreeMap<u64, PathBuf> {
+/// Groups beneath one that have `oom_kill_disable` set, by inode, with the file that says so.
+fn disabled_beneath(group: &Arc<Cgroup>) -> BTreeMap<u64, (Arc<Cgroup>, Knob)> {
     let (mut found, mut queue, mut seen) = (BTreeMap::new(), vec![group.clone()], 0);
     while let Some(above) = queue.pop() {
         for name in above.children().unwrap_or_default() {
@@ -312,11 +316,11 @@ fn disabled_beneath(group: &Arc<Cgroup>) -> BTreeMap<u64, PathBuf> {
                 return found;
             }
             let dir: Arc<dyn ControlDir> = child.clone();
-            let content = Knob::open(&dir, "memory.oom_control", Access::Read)
-                .and_then(|knob| knob.read())
-                .unwrap_or_default();
-            if flat::get(&content, "oom_kill_disable") == Some(1) {
-                found.insert(child.inode(), child.path().to_path_buf());
+            if let Ok(file) = Knob::open(&dir, "memory.oom_control", Access::ReadWrite)
+                && let Ok(content) = file.read()
+                && flat::get(&content, "oom_kill_disable") == Some(1)
+            {
+                found.insert(child.inode(), (child.clone(), file));
             }
             queue.push(child);
         }

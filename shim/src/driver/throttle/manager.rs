@@ -151,8 +151,8 @@ impl Manager {
         }
     }
 
-    /// Several throttles register thresholds of a group above them while it grows, and one was seen (2 of 40 runs,
-    /// on a machine with much else to do) to begin seconds late: usage is looked at now and then.
+    /// Several throttles register thresholds of a group above them while it grows, and one was seen (2 of 32 runs,
+    /// on a machine with much else to do) to begin seconds late, or not at all: usage is looked at now and then.
     fn patience(&self) -> Option<Duration> {
         self.levels.above().next().map(|_| LOOK_ABOVE)
     }
