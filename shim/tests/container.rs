@@ -483,6 +483,44 @@ fn dirty_cache_is_left_to_the_disk_and_looked_at_again_soon() {
 }
 
 #[test]
+fn above_a_high_dirty_cache_is_written_back_without_a_window() {
+    let spec = WatermarkSpec::Ratio { high: 9000, low: 8000 };
+    let high = Limit::Bytes(Bytes::mib(200));
+    let mut look = survey(200);
+    look.stat.active_anon = Some(Bytes::mib(10));
+    look.stat.inactive_file = Some(Bytes::mib(180));
+    look.stat.dirty = Some(Bytes::mib(180));
+    let mut container = Container::new(spec, LIMIT, high, V1, 42);
+    for round in 0..10 {
+        let now = ms(100 * round);
+        send(&mut container, now, Event::Crossed(Bytes::mib(200)));
+        let actions = surveyed(&mut container, now, look);
+        let job = job(&actions).expect("a job");
+        assert_eq!(job.strategy, Strategy::ForceEmpty);
+        assert_eq!((told(&actions), job.target), (vec![], container.watermarks().unwrap().low));
+        // Writeback has begun, and took nothing yet: soon again, however often, but no worker is kept by it.
+        let futile = Report { wall: ms(30), ..report(job.id, Outcome::Exhausted, 200, 200) };
+        assert_eq!(timer(&done(&mut container, now, futile)), now + ms(30));
+    }
+    // Of a disk that does not answer it keeps off.
+    let now = ms(1000);
+    send(&mut container, now, Event::Crossed(Bytes::mib(200)));
+    let again = job(&surveyed(&mut container, now, look)).expect("a job");
+    let stuck = Report { wall: ms(5000), ..report(again.id, Outcome::Exhausted, 200, 200) };
+    done(&mut container, now, stuck);
+    send(&mut container, ms(6000), Event::Usage(Bytes::mib(200)));
+    let again = job(&surveyed(&mut container, ms(6000), look)).expect("a job");
+    let stuck = Report { wall: ms(5000), ..report(again.id, Outcome::Exhausted, 200, 200) };
+    let actions = done(&mut container, ms(11_000), stuck);
+    assert!(timer(&actions) >= ms(11_100), "{actions:?}");
+    // The kernel's own high writes back by itself.
+    let mut native = Container::new(spec, LIMIT, high, V2, 42);
+    send(&mut native, ms(0), Event::Usage(Bytes::mib(200)));
+    let actions = surveyed(&mut native, ms(0), look);
+    assert_eq!(told(&actions), [Notice::StandingAside(StandAside::Dirty)]);
+}
+
+#[test]
 fn a_survey_that_fails_does_not_stop_enforcement_for_good() {
     let mut container = container(V1);
     send(&mut container, ms(0), Event::Crossed(Bytes::mib(240)));

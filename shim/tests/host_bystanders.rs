@@ -15,7 +15,7 @@ use cgroupfs::memory::Memory;
 use cgroupfs::{Bytes, Cgroup, Limit};
 use cgshim::core::throttle::{Curve, IGNORED, Then, WayOut};
 use cgshim::driver::throttle::{ThrottleConfig, Throttler, curve};
-use common::{Ground, Load, alone, memory, skip, until, without_swap};
+use common::{Ground, Load, alone, memory, skip, strict, until, without_swap};
 use std::io::Read;
 use std::process::{Child, Command, Stdio};
 use std::sync::Arc;
@@ -27,6 +27,9 @@ const HIGH: Bytes = Bytes::mib(64);
 
 /// A nap of a bystander.
 const NAP: Duration = MS;
+
+/// One that takes no longer may be a busy machine's.
+const LATE: Duration = Duration::from_millis(100);
 
 fn seconds() -> u32 {
     std::env::var("CGSHIM_TEST_BYSTANDERS").map_or(6, |n| n.parse().unwrap())
@@ -41,18 +44,28 @@ struct Throttled {
 
 impl Throttled {
     fn new(ground: &Ground, name: &str) -> Throttled {
+        let mut at = Throttled::unthrottled(ground, name);
+        at.throttle(ground, HIGH);
+        at
+    }
+
+    /// Until it is.
+    fn unthrottled(ground: &Ground, name: &str) -> Throttled {
         let group = ground.group(name);
         without_swap(&group);
         let memory = memory(&group);
-        let throttler = if ground.v1() {
+        Throttled { group, memory, throttler: None }
+    }
+
+    fn throttle(&mut self, ground: &Ground, high: Bytes) {
+        if ground.v1() {
             let way_out = WayOut { budget: None, then: Then::Release };
-            let config = ThrottleConfig { way_out, ..ThrottleConfig::new(group.clone(), HIGH) };
-            Some(Throttler::start(config).unwrap())
+            let config =
+                ThrottleConfig { way_out, ..ThrottleConfig::new(self.group.clone(), high) };
+            self.throttler = Some(Throttler::start(config).unwrap());
         } else {
-            memory.set_high(Limit::Bytes(HIGH)).unwrap();
-            None
-        };
-        Throttled { group, memory, throttler }
+            self.memory.set_high(Limit::Bytes(high)).unwrap();
+        }
     }
 
     fn overage(&self) -> f64 {
@@ -77,6 +90,19 @@ fn ground(test: &str) -> Option<Ground> {
     Some(ground)
 }
 
+/// Which thread of a process naps.
+#[derive(Clone, Copy)]
+enum Who {
+    /// The one that was there first.
+    First,
+    /// The same, and it fills four pages in a tenth of a second.
+    Faults,
+    /// The first of a process that fills slowly what is beyond 64 MiB.
+    Slow,
+    /// One that a growing thread starts two seconds later, beneath the throttle.
+    Late,
+}
+
 /// Not a test: a process that grows in threads of its own, and naps in another, for so many seconds. Prints how
 /// long each nap took, in microseconds.
 #[test]
@@ -85,17 +111,38 @@ fn napper_child() {
     let mut words = line.split(' ');
     let mut number = || words.next().unwrap().parse::<u64>().unwrap();
     let (growers, seconds) = (number(), number());
+    let who = number();
     std::fs::write(words.next().unwrap(), std::process::id().to_string()).unwrap();
-    for _ in 0..growers {
-        std::thread::spawn(|| {
+    let start = Instant::now();
+    for n in 0..growers {
+        std::thread::spawn(move || {
+            let mut late = n == 0 && who == Who::Late as u64;
             let mut filled = Vec::new();
             while filled.len() < 2048 {
                 filled.push(vec![1u8; 1 << 20]);
+                if who == Who::Slow as u64 && filled.len() > 32 {
+                    std::thread::sleep(20 * MS);
+                }
+                if late && start.elapsed() > 2 * SECOND {
+                    late = false;
+                    std::thread::spawn(move || nap(seconds - 2, false));
+                }
             }
             std::hint::black_box(&filled);
             std::thread::park();
         });
     }
+    if who != Who::Late as u64 {
+        nap(seconds, who == Who::Faults as u64);
+    }
+    std::thread::park();
+}
+
+/// Naps for so long, says how long each took, and ends the process.
+fn nap(seconds: u64, faults: bool) {
+    let mut pages = vec![0u8; (seconds as usize * 10 + 10) * 4 * 4096];
+    let mut fill = pages.chunks_mut(4096);
+    let mut filled = Instant::now();
     // All of it is there before: it allocates nothing.
     let mut naps = vec![1u32; seconds as usize * 1100];
     naps.clear();
@@ -104,6 +151,10 @@ fn napper_child() {
         let nap = Instant::now();
         std::thread::sleep(NAP);
         naps.push(nap.elapsed().as_micros() as u32);
+        if faults && filled.elapsed() > 100 * MS {
+            filled = Instant::now();
+            fill.by_ref().take(4).for_each(|page| page.fill(1));
+        }
     }
     for nap in naps {
         println!("nap {nap}");
@@ -117,10 +168,15 @@ struct Napper(Child);
 
 impl Napper {
     fn start(group: &Cgroup, growers: u32, seconds: u32) -> Napper {
+        Napper::of(group, growers, seconds, Who::First)
+    }
+
+    fn of(group: &Cgroup, growers: u32, seconds: u32, who: Who) -> Napper {
+        let who = who as u64;
         let procs = group.path().join("cgroup.procs");
         let child = Command::new(std::env::current_exe().unwrap())
             .args(["--exact", "napper_child", "--nocapture", "--test-threads", "1"])
-            .env("CGSHIM_TEST_NAPPER", format!("{growers} {seconds} {}", procs.display()))
+            .env("CGSHIM_TEST_NAPPER", format!("{growers} {seconds} {who} {}", procs.display()))
             .stdin(Stdio::null())
             .stdout(Stdio::piped())
             .spawn()
@@ -160,6 +216,11 @@ impl Naps {
         self.0.get((last as f64 * share) as usize).copied().unwrap_or_default()
     }
 
+    /// What they took beyond [`LATE`] each, in all: a thread that is frozen with growers loses most of its time so.
+    fn lost(&self) -> Duration {
+        self.0.iter().map(|nap| nap.saturating_sub(LATE)).sum()
+    }
+
     fn say(&self) -> String {
         format!(
             "{} naps: {:.1?} in the median, {:.1?} at p99, {:.1?} at worst",
@@ -191,7 +252,9 @@ fn a_thread_that_allocates_nothing_beside_growing_ones_is_not_slowed() {
     let test = "a_thread_that_allocates_nothing_beside_growing_ones_is_not_slowed";
     let Some(ground) = ground(test) else { return };
     let _alone = alone();
-    for growers in [1, 4] {
+    let _ = env_logger::Builder::from_env("CGSHIM_TEST_LOG").try_init();
+    // Beside nobody first: what this machine makes of a nap.
+    for growers in [0, 1, 4] {
         let at = Throttled::new(&ground, &format!("g{growers}"));
         // In a process of its own, and in one that grows.
         let same = Napper::start(&at.group, growers, seconds());
@@ -203,15 +266,49 @@ fn a_thread_that_allocates_nothing_beside_growing_ones_is_not_slowed() {
         println!("{growers} growers, {f:.1} % above high, pulses {pulses:?}");
         println!("  in the process that grows: {}", same.say());
         println!("  in another: {}", other.say());
-        assert!(pulses.is_none_or(|pulses| pulses > 3), "{pulses:?}");
+        if growers > 0 {
+            assert!(pulses.is_none_or(|pulses| pulses > 3), "{pulses:?}");
+        }
         for naps in [same, other] {
-            // Of 5,000 all but 50: the first few pulses show who grows.
             assert!(naps.at(0.99) < 50 * MS, "{growers} growers: {}", naps.say());
-            assert!(
-                naps.0.len() as u32 > (seconds() - 1) * 200,
-                "{growers} growers: {}",
-                naps.say()
-            );
+            let least = (seconds() - 1) * 200;
+            assert!(naps.0.len() as u32 > least, "{growers} growers: {}", naps.say());
+            // Not even in the first pulse, of however many growers.
+            assert!(naps.lost() < SECOND, "{growers} growers: {}", naps.say());
+            assert!(!strict() || naps.at(1.0) < LATE, "{growers} growers: {}", naps.say());
+        }
+    }
+}
+
+/// Not thrown in with those that grow for long either where there was no way to high on which to show it: the throttle
+/// comes when the group is above already, the thread when the throttle is at work; nor for a few faults.
+#[test]
+fn who_comes_late_or_faults_now_and_then_is_not_slowed_for_long() {
+    let test = "who_comes_late_or_faults_now_and_then_is_not_slowed_for_long";
+    let Some(ground) = ground(test) else { return };
+    let _alone = alone();
+    let _ = env_logger::Builder::from_env("CGSHIM_TEST_LOG").try_init();
+    let seconds = seconds();
+    for (name, who) in [("late", Who::Late), ("faults", Who::Faults), ("above", Who::Slow)] {
+        let mut at = Throttled::unthrottled(&ground, name);
+        let above = name == "above";
+        if !above {
+            at.throttle(&ground, HIGH);
+        }
+        let napper = Napper::of(&at.group, 2, seconds, who);
+        if above {
+            until("above high", SECOND, || at.overage() > 0.1);
+            let usage = at.memory.usage().unwrap();
+            at.throttle(&ground, Bytes((usage.0 as f64 / 1.1) as u64));
+        }
+        let naps = napper.naps();
+        let pulses = at.throttler.as_ref().map(|throttler| throttler.totals().pulses);
+        println!("{name}, 2 growers, pulses {pulses:?}: {}, lost {:.1?}", naps.say(), naps.lost());
+        // Natively, who faults pays for it.
+        if at.throttler.is_some() {
+            let all: Duration = naps.0.iter().sum();
+            assert!(!naps.0.is_empty() && naps.lost() * 2 < all, "{name}: {}", naps.say());
+            assert!(!strict() || naps.at(1.0) < 3 * LATE, "{name}: {}", naps.say());
         }
     }
 }

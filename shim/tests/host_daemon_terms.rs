@@ -93,7 +93,7 @@ fn the_way_out_is_a_term_like_others_and_its_event_says_why() {
     until("it was frozen for that long", PATIENCE, || throttled().frozen_ms >= 2000.0);
     assert!(throttled().pulses > 0 && throttled().share > 0.0);
     assert_eq!(throttled().released, 0);
-    // A way out of another kind has a budget of its own.
+    // For a way out of another kind what was spent so far counts, too.
     assert_eq!(daemon.set("a", "way_out", "release=1s").unwrap().way_out, "release=1s");
     until("it has all that it wants", PATIENCE, || usage() >= Bytes::mib(116));
     until("it is told", PATIENCE, || told().len() == 2);

@@ -22,6 +22,8 @@ struct Host {
     /// `oom_kill` of each group; gone ones are not there.
     counters: BTreeMap<u64, u64>,
     failcnt: BTreeMap<u64, Vec<u64>>,
+    /// Of each; the limit is 64 MiB.
+    usage: Bytes,
     written: BTreeMap<String, Record>,
     announced: Vec<(u64, Record)>,
     forgotten: Vec<u64>,
@@ -35,6 +37,7 @@ impl Host {
             wall_ms: 1_000_000,
             counters: BTreeMap::new(),
             failcnt: BTreeMap::new(),
+            usage: Bytes::mib(64),
             written: BTreeMap::new(),
             announced: Vec::new(),
             forgotten: Vec::new(),
@@ -107,7 +110,7 @@ impl Host {
         let levels = self.failcnt[&key]
             .iter()
             .map(|failcnt| LevelLook {
-                usage: Some(Bytes::mib(64)),
+                usage: Some(self.usage),
                 limit: Some(Limit::Bytes(Bytes::mib(64))),
                 failcnt: Some(*failcnt),
                 ..LevelLook::default()
@@ -262,9 +265,34 @@ fn signals_that_no_kill_follows_are_told_once() {
     host.event(Event::Signal(1, 0));
     host.pass(400 * MS);
     assert!(host.written.is_empty(), "said too soon");
+    // There is room again.
+    host.usage = Bytes::mib(32);
+    host.pass(200 * MS);
     let record = host.only();
     assert_eq!((record.cause, record.kills, record.signals), (Cause::WokeWithoutKill, 0, 2));
     assert!(record.victim.is_none() && record.unknown.is_empty());
+}
+
+#[test]
+fn a_kill_that_comes_late_to_a_group_that_is_full_is_one_record() {
+    let mut host = Host::new(true);
+    host.watch(1);
+    host.event(Event::Signal(1, 0));
+    host.pass(3000 * MS);
+    assert!(host.written.is_empty(), "said too soon");
+    host.kill(1);
+    host.log(5, Some("/pod/c1"), Some("/pod/c1"));
+    let record = host.only();
+    assert_eq!((record.cause, record.kills), (Cause::OwnLimit, 1));
+}
+
+#[test]
+fn a_group_that_stays_full_without_a_kill_is_told_of_in_the_end() {
+    let mut host = Host::new(true);
+    host.watch(1);
+    host.event(Event::Signal(1, 0));
+    host.pass(5100 * MS);
+    assert_eq!(host.only().cause, Cause::WokeWithoutKill);
 }
 
 #[test]
@@ -647,7 +675,8 @@ proptest! {
             }
         }
         print(&mut host, &mut lines);
-        host.pass(Duration::from_secs(5));
+        // A group that stays full is looked at for five seconds.
+        host.pass(Duration::from_secs(10));
         for key in 1..9 {
             let mut expected = kills.remove(&key).unwrap_or_default();
             let records: Vec<&Record> = host
@@ -689,7 +718,7 @@ proptest! {
                     Step::Pass(ms) => host.pass(Duration::from_millis(*ms)),
                 }
             }
-            host.pass(Duration::from_secs(5));
+            host.pass(Duration::from_secs(10));
             host.written
         };
         prop_assert_eq!(run(), run());

@@ -157,7 +157,9 @@ fn a_group_that_nobody_knows_is_named() {
     let Some(ground) = Ground::new("a_group_that_nobody_knows_is_named") else { return };
     let missing = ground.path().join("missing");
     for words in ["stat no-such-group-here", "reclaim no-such-group-here 1M"] {
-        cgctl_line(words).assert_failed(1, &["no-such-group-here", "give its path"]);
+        // No container either, whether a daemon answers or not.
+        let parts = ["no-such-group-here", "container", "cgctl ps", "give its path"];
+        cgctl_line(words).assert_failed(1, &parts);
     }
     for words in
         [format!("stat {}", missing.display()), format!("reclaim {} 1M", missing.display())]

@@ -99,6 +99,10 @@ fn the_daemons_containers_are_listed_changed_reclaimed_and_released() {
     ask(&scratch, &["set", "0123", "hihg=1"]).assert_failed(2, &["there is no 'hihg'"]);
     ask(&scratch, &["set", "0123", "high"]).assert_failed(2, &["KEY=VALUE"]);
     ask(&scratch, &["set", "nobody", "high=50%"]).assert_failed(1, &["no container 'nobody'"]);
+    for words in [&["stat", "nobody"][..], &["reclaim", "nobody", "1M"]] {
+        ask(&scratch, words)
+            .assert_failed(1, &["no container 'nobody'", "no cgroup named 'nobody'"]);
+    }
 
     let file = DiskFile::new(Bytes::mib(100));
     load.read(&file, Bytes::mib(100));

@@ -24,11 +24,12 @@ const MARKS_FOR_STEPS: &str = "40%:38%";
 
 /// Where many steps are wanted of the cache beside a load that keeps what it fills: so much of it leaves room.
 const KEPT: &str = "112M";
-const KEPT_FOR_STEPS: &str = "72M";
+const KEPT_FOR_STEPS: &str = "56M";
 const MARKS_BESIDE_KEPT: &str = "60%:57%";
 
 /// A high that loads which keep what they fill are above.
 const HIGH: &str = "64M";
+const HIGH_BESIDE_KEPT: &str = "48M";
 
 /// Work done with the engine, in relation to without, that is asked for: in the median of many pairs, and of the
 /// few that run everywhere, where other loads on the machine disturb it.
@@ -100,16 +101,16 @@ fn assert_no_harm(test: &str, load: &str, has_what_can_be_taken: bool) {
 
 /// With more terms of the container's.
 fn assert_no_harm_with(test: &str, load: &str, has_what_can_be_taken: bool, terms: &str) {
-    let keeps_it = (load.starts_with("anon") || load.starts_with("tmpfs")) && !host_has_swap();
+    let keeps_it = load.contains(KEPT) && !host_has_swap();
     let Some(ground) = Ground::new(test) else { return };
     let _alone = alone();
     let wanted: u64 = std::env::var("CGSHIM_ZERO_HARM_STEPS").map_or(0, |n| n.parse().unwrap());
     let by_hand = wanted > 0;
     let keeps = load.contains(KEPT);
-    let (fast, marks) = match (by_hand, keeps) {
-        (false, _) => (SLOW, MARKS),
-        (true, false) => (FAST, MARKS_FOR_STEPS),
-        (true, true) => (FAST, MARKS_BESIDE_KEPT),
+    let (fast, marks, high) = match (by_hand, keeps) {
+        (false, _) => (SLOW, MARKS, HIGH),
+        (true, false) => (FAST, MARKS_FOR_STEPS, HIGH),
+        (true, true) => (FAST, MARKS_BESIDE_KEPT, HIGH_BESIDE_KEPT),
     };
     let kept_for_steps = load.replace(KEPT, KEPT_FOR_STEPS);
     let load = if by_hand { &kept_for_steps } else { load };
@@ -118,13 +119,13 @@ fn assert_no_harm_with(test: &str, load: &str, has_what_can_be_taken: bool, term
     let line = paced(load, if has_what_can_be_taken { fast } else { SLOW });
     let beside = (!has_what_can_be_taken).then(|| paced(CACHE, fast));
     let beside = beside.as_deref();
-    let seconds = if by_hand { 15.0 } else { 4.0 };
+    let seconds = if by_hand { 15.0 } else { 3.5 };
     let (mut rounds, mut steps, mut pulses, mut tries) = (0, 0, 0, 0);
     let (mut harm, mut works) = (0, Vec::new());
     loop {
         let off = come(&ground, &line, beside, seconds, "--off");
         let on = come(&ground, &line, beside, seconds, &format!("--watermark {marks} {terms}"));
-        let engine = format!("--watermark {marks} {terms} --high {HIGH}");
+        let engine = format!("--watermark {marks} {terms} --high {high}");
         let high = come(&ground, &line, beside, seconds, &engine);
         for with in [&on, &high] {
             harm += with.harm;
@@ -152,6 +153,11 @@ fn assert_no_harm_with(test: &str, load: &str, has_what_can_be_taken: bool, term
         if !by_hand && work < LEAST_WORK_ANYWHERE && std::env::var_os("CGSHIM_LANE").is_none() {
             tries += 1;
             assert!(tries < TRIES, "{line}: work done {work:.3} of that without: {on:?} {off:?}");
+            continue;
+        }
+        // A machine with much else to do may not have come to the mark, or to high, in this time.
+        let throttles = keeps_it && ground.v1();
+        if !by_hand && (rounds == 0 || throttles && pulses == 0) && works.len() < TRIES as usize {
             continue;
         }
         if steps >= wanted || works.len() >= 200 {
@@ -211,6 +217,29 @@ fn is_v1(test: &str) -> bool {
         common::skip(test, "cgroup v2 has nothing that holds the OOM killer off");
     }
     v1
+}
+
+#[test]
+fn a_hot_set_beside_cold_growth() {
+    let test = "a_hot_set_beside_cold_growth";
+    assert_no_harm(test, "hotcold --size 112M --hot 4M", host_has_swap());
+}
+
+/// Where the kernel gives none, of small pages.
+#[test]
+fn huge_pages() {
+    assert_no_harm("huge_pages", "thp --size 112M", host_has_swap());
+}
+
+#[test]
+fn allocations_that_are_freed_at_once() {
+    assert_no_harm("allocations_that_are_freed_at_once", "alloc", false);
+}
+
+/// No more dirty than the engine works beside: were most of what is cached dirty, it would stand aside.
+#[test]
+fn writes_to_a_file() {
+    assert_no_harm("writes_to_a_file", "dirty --size 16M", false);
 }
 
 #[test]

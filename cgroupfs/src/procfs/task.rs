@@ -136,6 +136,16 @@ pub fn ran_and_slept(tid: u32) -> Option<(Duration, u64)> {
     Some((Duration::from_nanos(ran), slept))
 }
 
+/// Bytes that a task has read and written by system calls so far, to and from whatever (`rchar` and `wchar` of
+/// `/proc/TID/io`, `add_rchar()`, `add_wchar()`). `None` once it is gone, and without `CONFIG_TASK_IO_ACCOUNTING` or the
+/// right to trace it.
+pub fn transferred(tid: u32) -> Option<u64> {
+    let content = std::fs::read(format!("/proc/{tid}/task/{tid}/io")).ok()?;
+    let (read, written) =
+        (crate::flat::get(&content, "rchar")?, crate::flat::get(&content, "wchar")?);
+    Some(read.saturating_add(written))
+}
+
 /// When the task started (22), in clock ticks after boot. `None` once it is gone.
 pub fn starttime(tid: u32) -> Option<u64> {
     let stat = slurp(format!("/proc/{tid}/stat").as_ref(), "").ok()?;
@@ -221,6 +231,24 @@ mod tests {
         // Unless the kernel does not count it.
         assert!(spun.0 > slept.0 || spun.0 == Duration::ZERO, "{slept:?} {spun:?}");
         assert_eq!(ran_and_slept(u32::MAX), None);
+    }
+
+    #[test]
+    fn what_a_thread_writes_is_counted_for_it_alone() {
+        let writes = |bytes: usize| {
+            move || {
+                let own = nix::unistd::gettid().as_raw() as u32;
+                let before = transferred(own)?;
+                std::fs::write("/dev/null", vec![1; bytes]).unwrap();
+                Some(transferred(own)? - before)
+            }
+        };
+        let threads = [1 << 20, 1 << 10].map(|bytes| std::thread::spawn(writes(bytes)));
+        // Reading its own counters counts, too.
+        let [much, little] = threads.map(|thread| thread.join().unwrap().unwrap());
+        assert!((1 << 20..(1 << 20) + 4096).contains(&much), "{much}");
+        assert!((1 << 10..(1 << 10) + 4096).contains(&little), "{little}");
+        assert_eq!(transferred(u32::MAX), None);
     }
 
     #[test]

@@ -15,7 +15,7 @@ use super::event::{
 };
 use super::floor::Floor;
 use super::pace::Pace;
-use super::plan::{LEAST, Plan, StandAside, plan};
+use super::plan::{LEAST, Plan, StandAside, plan, write_back};
 use super::state::State;
 use super::watermark::{WIDEST, WatermarkSpec, Watermarks};
 use cgroupfs::units::page_size;
@@ -47,6 +47,12 @@ const OVERRUN_CAP: Duration = Duration::from_secs(30);
 /// How often a dirty group is looked at while it is over its mark: writeback of a few MiB takes about
 /// as long on a disk of 100 MiB/s.
 const DIRTY_PAUSE: Duration = Duration::from_millis(100);
+
+/// How long the disk is left to it where a reclaim write had writeback started, and took nothing yet.
+const WRITING: Duration = Duration::from_millis(20);
+
+/// A reclaim write that waited for the disk so long found none that writes (NFS, say): it is backed off from.
+const STUCK: Duration = Duration::from_secs(1);
 
 /// How long a group that is let be must stay below the ceiling for its set to count as fitting.
 const FITS_AFTER: Duration = Duration::from_secs(10);
@@ -132,6 +138,8 @@ pub struct Container {
     overrun_backoff: Backoff,
     no_steps_until: Option<Now>,
     told: Option<StandAside>,
+    /// The job in flight has dirty page cache written back.
+    writes_back: bool,
     next_job: u64,
     let_be: LetBe,
     totals: Totals,
@@ -186,6 +194,7 @@ impl Container {
             overrun_backoff: Backoff::new(OVERRUN_FIRST, OVERRUN_CAP, seed),
             no_steps_until: None,
             told: None,
+            writes_back: false,
             next_job: 0,
             let_be: LetBe {
                 since: None,
@@ -409,7 +418,14 @@ impl Container {
             can.limit_step = false;
             can.high_step = false;
         }
-        match plan(survey, marks.low, self.stuck_growth(now, survey), can) {
+        let planned = plan(survey, marks.low, self.stuck_growth(now, survey), can);
+        let dirty = planned == Plan::Aside(StandAside::Dirty);
+        self.writes_back = dirty && self.high != Limit::Max && can.force_empty;
+        let planned = match self.writes_back {
+            true => write_back(survey, marks.low),
+            false => planned,
+        };
+        match planned {
             Plan::Aside(why) => {
                 self.totals.aside += 1;
                 self.tell_aside(why, out);
@@ -484,6 +500,9 @@ impl Container {
             Outcome::Deadline => report.strategy != Strategy::LimitStep,
             _ => false,
         };
+        if report.freed < LEAST && judged && self.writes_back && report.wall < STUCK {
+            return self.rest(now + WRITING.max(report.wall), out);
+        }
         if report.freed < LEAST && judged {
             self.totals.futile += 1;
             self.futile_rounds += 1;

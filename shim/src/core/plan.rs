@@ -118,6 +118,20 @@ pub fn plan(survey: &Survey, target: Bytes, growth: u64, can: Capabilities) -> P
     Plan::Aside(StandAside::NothingToTake)
 }
 
+/// Above a high that is emulated dirty page cache is written back and taken, as the container's own threads would at a
+/// limit: a reclaim write has the kernel start writeback, and waits for it. Without a window, and as far as `target`.
+pub fn write_back(survey: &Survey, target: Bytes) -> Plan {
+    let floor = Floor::of(survey, 0);
+    Plan::Reclaim {
+        strategy: Strategy::ForceEmpty,
+        target,
+        floor: floor.floor,
+        step: STEP,
+        cheap: false,
+        no_swap: survey.must_not_swap(),
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

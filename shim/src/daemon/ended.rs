@@ -8,7 +8,9 @@ use std::sync::Arc;
 pub(super) struct Ended {
     id: Box<str>,
     generation: u64,
-    cgroup: Box<str>,
+    /// Where its group was: the directory that it was in, and its name there if that is not its id.
+    above: Arc<str>,
+    name: Option<Box<str>>,
     inode: u64,
     pid: Option<i32>,
     since_ms: u64,
@@ -56,11 +58,18 @@ impl Ended {
             state: view.state,
             refused: view.refused,
         };
+        let (above, name) = view.cgroup.rsplit_once('/').unwrap_or(("", &view.cgroup));
+        let name = (name != view.id).then(|| name.into());
+        let above = match before {
+            Some(before) if *before.above == *above => before.above.clone(),
+            _ => above.into(),
+        };
         let same = before.filter(|before| *before.kind == kind).map(|before| before.kind.clone());
         Ended {
             id: view.id.into(),
             generation: view.generation,
-            cgroup: view.cgroup.into(),
+            above,
+            name,
             inode: view.inode,
             pid: view.pid,
             since_ms: view.since_ms,
@@ -88,7 +97,7 @@ impl Ended {
         View {
             id: self.id.to_string(),
             generation: self.generation,
-            cgroup: self.cgroup.to_string(),
+            cgroup: format!("{}/{}", self.above, self.name.as_ref().unwrap_or(&self.id)),
             inode: self.inode,
             pid: self.pid,
             source: kind.source.clone(),
@@ -154,6 +163,8 @@ mod tests {
             view("b"),
             View { throttled: None, reclaim: Reclaim::default(), ..view("c") },
             View { oom: "group".into(), ..view("d") },
+            View { cgroup: "/sys/fs/cgroup/kubepods/poda/e".into(), ..view("e") },
+            View { cgroup: "/sys/fs/cgroup/docker-f.scope".into(), ..view("f") },
         ] {
             assert_eq!(Ended::new(seen.clone(), Some(&before)).view(), seen);
         }
@@ -162,7 +173,9 @@ mod tests {
     #[test]
     fn it_takes_little_room() {
         let before = Ended::new(view("a"), None);
-        assert!(Arc::ptr_eq(&Ended::new(view("b"), Some(&before)).kind, &before.kind));
+        let next = Ended::new(view("b"), Some(&before));
+        assert!(Arc::ptr_eq(&next.kind, &before.kind) && Arc::ptr_eq(&next.above, &before.above));
+        assert_eq!(next.name, None);
         assert!(std::mem::size_of::<Ended>() <= 128, "{}", std::mem::size_of::<Ended>());
     }
 }

@@ -19,10 +19,24 @@ pub(super) struct History {
     run_dir: PathBuf,
 }
 
+/// In one piece: its line, and after that the id of the record that is its detail, if one is.
 struct Kept {
-    line: Box<[u8]>,
-    /// The id of the record that is its detail.
-    record: Option<Box<str>>,
+    text: Box<[u8]>,
+    line: usize,
+}
+
+impl Kept {
+    fn new(line: &[u8], record: &str) -> Kept {
+        Kept { text: [line, record.as_bytes()].concat().into(), line: line.len() }
+    }
+
+    fn line(&self) -> &[u8] {
+        &self.text[..self.line]
+    }
+
+    fn record(&self) -> Option<&str> {
+        std::str::from_utf8(&self.text[self.line..]).ok().filter(|record| !record.is_empty())
+    }
 }
 
 impl History {
@@ -34,7 +48,7 @@ impl History {
     /// Remembers one; its line.
     pub(super) fn add(&mut self, now: Now, event: &EventLine) -> Vec<u8> {
         let line = line(event);
-        self.kept.push(now, Kept { line: line.as_slice().into(), record: None });
+        self.kept.push(now, Kept::new(&line, ""));
         line
     }
 
@@ -42,12 +56,12 @@ impl History {
     pub(super) fn add_with_record(&mut self, now: Now, event: EventLine, record: &str) -> Vec<u8> {
         let whole = line(&event);
         let bare = line(&EventLine { detail: serde_json::Value::Null, ..event });
-        let kept = Kept { line: bare.into(), record: Some(record.into()) };
+        let kept = Kept::new(&bare, record);
         if self.whole(&kept).is_some() {
             self.kept.push(now, kept);
         } else {
             // It could not be written, or not as it should be.
-            self.kept.push(now, Kept { line: whole.as_slice().into(), record: None });
+            self.kept.push(now, Kept::new(&whole, ""));
         }
         whole
     }
@@ -60,7 +74,7 @@ impl History {
             match self.whole(kept) {
                 Some(whole) => lines.extend(whole),
                 // Its record is gone: an hour ago, or the thousandth before the last.
-                None => lines.extend(&kept.line),
+                None => lines.extend(kept.line()),
             }
         }
         lines
@@ -68,10 +82,10 @@ impl History {
 
     /// The line with its record as the detail, which comes last.
     fn whole(&self, kept: &Kept) -> Option<Vec<u8>> {
-        let path = crate::oom::file(&self.run_dir, kept.record.as_deref()?);
+        let path = crate::oom::file(&self.run_dir, kept.record()?);
         let record = std::fs::read(path).ok()?;
         let record: &RawValue = serde_json::from_slice(&record).ok()?;
-        let open = kept.line.strip_suffix(b"}\n")?;
+        let open = kept.line().strip_suffix(b"}\n")?;
         let whole = [open, b",\"detail\":", record.get().as_bytes(), b"}\n"].concat();
         (whole.iter().filter(|byte| **byte == b'\n').count() == 1).then_some(whole)
     }
@@ -106,7 +120,7 @@ mod tests {
         std::fs::write(&file, format!("{record}\n")).unwrap();
         let line = history.add_with_record(Duration::ZERO, told.clone(), "oom-1-2-3");
         assert_eq!(serde_json::from_slice::<EventLine>(&line).unwrap(), told);
-        let small = history.kept.iter().next().unwrap().line.len();
+        let small = history.kept.iter().next().unwrap().line;
         assert!(small < 100, "{small}");
         // One that could not be written is kept whole.
         history.add_with_record(Duration::ZERO, told.clone(), "oom-1-2-4");

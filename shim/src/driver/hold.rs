@@ -41,6 +41,8 @@ pub(super) struct Held {
     /// Groups beneath it, by inode, whose `oom_kill_disable` is not from us: those that had it when we set it, and
     /// those from which it was taken once.
     theirs: BTreeSet<u64>,
+    /// It was told that there are too many of them.
+    crowded: bool,
 }
 
 /// What is done for a container that runs out of memory, instead of killing one of its tasks.
@@ -104,7 +106,8 @@ impl Engine {
         }
         if let Some(enforced) = self.containers.get_mut(&key.0) {
             let theirs = BTreeSet::new();
-            enforced.held = Some(Held { hold, file, most, look: None, raised: None, theirs });
+            let (look, raised, crowded) = (None, None, false);
+            enforced.held = Some(Held { hold, file, most, look, raised, theirs, crowded });
         }
         self.look_at_hold(key.0);
         Ok(())
@@ -178,7 +181,11 @@ impl Engine {
         match action {
             // Law 1: it is in the journal before it is done.
             HoldAction::Disable(lease) => {
+                // What of it an earlier one left behind means nothing any more.
+                slot.end_hold();
+                let newest = newest_beneath(&enforced.group);
                 held.theirs = disabled_beneath(&enforced.group).into_keys().collect();
+                slot.see_to_beneath(newest);
                 slot.begin_hold(Deadline::after(lease.saturating_sub(now)));
                 if let Err(errno) = write(&held.file, b"1") {
                     slot.end_hold();
@@ -187,11 +194,18 @@ impl Engine {
                         "{}: not held at its OOMs: {errno}",
                         enforced.group.path().display()
                     );
+                } else if newest.is_none() {
+                    self.crowded(key);
                 }
             }
             HoldAction::Renew(lease) => {
                 slot.begin_hold(Deadline::after(lease.saturating_sub(now)));
+                let newest = newest_beneath(&enforced.group);
                 enable_beneath(&enforced.group, &mut held.theirs);
+                slot.see_to_beneath(newest);
+                if newest.is_none() {
+                    self.crowded(key);
+                }
             }
             HoldAction::Enable => {
                 enable(&enforced.group, &held.file, &mut held.theirs);
@@ -222,6 +236,17 @@ impl Engine {
                 }
                 self.happened.push(Happened::Hold(Key(key), now, event));
             }
+        }
+    }
+
+    /// There are more groups beneath a container than are looked at: told once.
+    fn crowded(&mut self, key: u64) {
+        let now = self.now();
+        let held = self.containers.get_mut(&key).and_then(|enforced| enforced.held.as_mut());
+        if let Some(held) = held
+            && !std::mem::replace(&mut held.crowded, true)
+        {
+            self.happened.push(Happened::Hold(Key(key), now, HoldEvent::Crowded(MOST_BENEATH)));
         }
     }
 
@@ -307,25 +332,41 @@ fn enable_beneath(group: &Arc<Cgroup>, theirs: &mut BTreeSet<u64>) {
 
 /// Groups beneath one that have `oom_kill_disable` set, by inode, with the file that says so.
 fn disabled_beneath(group: &Arc<Cgroup>) -> BTreeMap<u64, (Arc<Cgroup>, Knob)> {
-    let (mut found, mut queue, mut seen) = (BTreeMap::new(), vec![group.clone()], 0);
+    let mut found = BTreeMap::new();
+    each_beneath(group, |child| {
+        let dir: Arc<dyn ControlDir> = child.clone();
+        if let Ok(file) = Knob::open(&dir, "memory.oom_control", Access::ReadWrite)
+            && let Ok(content) = file.read()
+            && flat::get(&content, "oom_kill_disable") == Some(1)
+        {
+            found.insert(child.inode(), (child.clone(), file));
+        }
+    });
+    found
+}
+
+/// The highest inode beneath a group, and its own: those that are made from now on have higher ones. `None` where
+/// there are more groups than are looked at.
+fn newest_beneath(group: &Arc<Cgroup>) -> Option<u64> {
+    let mut newest = group.inode();
+    each_beneath(group, |child| newest = newest.max(child.inode())).then_some(newest)
+}
+
+/// Has `each` see the groups beneath one, [`MOST_BENEATH`] at most; whether that was all of them.
+fn each_beneath(group: &Arc<Cgroup>, mut each: impl FnMut(&Arc<Cgroup>)) -> bool {
+    let (mut queue, mut seen) = (vec![group.clone()], 0);
     while let Some(above) = queue.pop() {
         for name in above.children().unwrap_or_default() {
-            seen += 1;
             let Ok(child) = above.child(&name).map(Arc::new) else { continue };
+            seen += 1;
             if seen > MOST_BENEATH {
-                return found;
+                return false;
             }
-            let dir: Arc<dyn ControlDir> = child.clone();
-            if let Ok(file) = Knob::open(&dir, "memory.oom_control", Access::ReadWrite)
-                && let Ok(content) = file.read()
-                && flat::get(&content, "oom_kill_disable") == Some(1)
-            {
-                found.insert(child.inode(), (child.clone(), file));
-            }
+            each(&child);
             queue.push(child);
         }
     }
-    found
+    true
 }
 
 /// Goes on after EINTR.

@@ -3,7 +3,7 @@
 use super::engine::{Engine, Source};
 use super::native::is_native;
 use super::throttle::{
-    Ancestor, FreezeJournal, Taken, ThrottleConfig, ThrottleEvent, Throttler, near,
+    Ancestor, FreezeJournal, Taken, ThrottleConfig, ThrottleEvent, ThrottleTerms, Throttler, near,
 };
 use super::{Happened, Key};
 use crate::core::Now;
@@ -67,8 +67,8 @@ pub(super) struct Throttles {
     look_at: Option<Now>,
     /// The hierarchy with the freezer, once it was found.
     freezer: Option<Freezer>,
-    /// Those that are being ended: everybody is moved back, which may take 100 ms.
-    ending: Vec<JoinHandle<()>>,
+    /// Those that are being ended, of these containers: everybody is moved back, which may take 100 ms.
+    ending: Vec<(Option<u64>, JoinHandle<()>)>,
 }
 
 impl Throttles {
@@ -85,14 +85,24 @@ impl Throttles {
             .name("cgshim-untie".into())
             .stack_size(64 << 10)
             .spawn(move || drop(throttling));
-        self.ending(thread.ok());
+        self.keep_ending(Some(key), thread.ok());
         Some(totals)
     }
 
     /// A thread that thaws, and gives everybody back: waited for at the end.
     pub(super) fn ending(&mut self, thread: Option<JoinHandle<()>>) {
-        self.ending.retain(|thread| !thread.is_finished());
-        self.ending.extend(thread);
+        self.keep_ending(None, thread);
+    }
+
+    fn keep_ending(&mut self, key: Option<u64>, thread: Option<JoinHandle<()>>) {
+        self.ending.retain(|(_, thread)| !thread.is_finished());
+        self.ending.extend(thread.map(|thread| (key, thread)));
+    }
+
+    /// The thread that ends the last throttle of a container.
+    fn ended(&mut self, key: u64) -> Option<JoinHandle<()>> {
+        let at = self.ending.iter().rposition(|(of, _)| *of == Some(key))?;
+        Some(self.ending.remove(at).1)
     }
 }
 
@@ -100,7 +110,7 @@ impl Drop for Throttles {
     /// Nobody is frozen when the engine is gone.
     fn drop(&mut self) {
         self.of.clear();
-        for thread in self.ending.drain(..) {
+        for (_, thread) in self.ending.drain(..) {
             let _ = thread.join();
         }
     }
@@ -203,7 +213,14 @@ impl Engine {
                 .map(|(key, above)| (*key, above.high, above.way_out, above.reclaims))
                 .collect(),
         };
-        if self.throttles.of.get(&key.0).is_some_and(|present| present.on == on) {
+        if let Some(present) = self.throttles.of.get_mut(&key.0)
+            && !present.throttler.is_over()
+        {
+            if present.on != on {
+                present.on = on;
+                let ancestors = above.into_iter().map(|(_, above)| above).collect();
+                present.throttler.change(ThrottleTerms { high, way_out, ancestors, reclaims });
+            }
             return Ok(());
         }
         let now = self.now();
@@ -239,13 +256,10 @@ impl Engine {
             ..ThrottleConfig::new(enforced.group.clone(), Bytes(0))
         };
         self.throttles.young.remove(&key.0);
-        let throttler = match self.throttles.of.remove(&key.0) {
-            Some(present) => {
-                let _ = self.epoll.delete(present.throttler.wake_fd());
-                present.throttler.replace(config)?
-            }
-            None => Throttler::start(config)?,
-        };
+        if let Some(over) = self.throttles.of.remove(&key.0) {
+            let _ = self.epoll.delete(over.throttler.wake_fd());
+        }
+        let throttler = Throttler::start_after(self.throttles.ended(key.0), config)?;
         self.listen(throttler.wake_fd(), Source::Throttle, key.0)?;
         let throttling = Throttling { throttler, on, held: false, before, journal: slot };
         self.throttles.of.insert(key.0, throttling);

@@ -1,6 +1,7 @@
 //! The control files that a restore needs: the kernel's, or a model's.
 
 use super::restore::FREEZER_CHILD;
+use super::sys;
 use crate::journal::Place;
 use cgroupfs::dir::{KernelFile, open_beneath};
 use cgroupfs::files::ControlFile;
@@ -12,6 +13,9 @@ use nix::sys::stat::{Mode, fstat};
 use nix::unistd::{UnlinkatFlags, unlinkat};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::Path;
+
+/// Groups in groups that are looked at beneath a container.
+const MOST_DEEP: usize = 32;
 
 /// Where the groups of a journal are.
 ///
@@ -29,6 +33,17 @@ pub trait Groups {
         inode: Option<u64>,
         file: &str,
     ) -> std::result::Result<Self::File, Errno>;
+    /// Opens a file of each group beneath a container's in the memory hierarchy whose inode is higher than `inode`, for
+    /// reading and writing; `each` sees it before the groups beneath that one are looked for.
+    fn beneath(
+        &self,
+        _place: &Place,
+        _inode: u64,
+        _file: &str,
+        _each: &mut dyn FnMut(Self::File) -> std::result::Result<(), Errno>,
+    ) -> std::result::Result<(), Errno> {
+        Ok(())
+    }
     /// Removes our group at `path` in the freezer hierarchy, if it is the one with this inode and nobody is in it.
     fn remove_frozen_child(&self, _path: &str, _inode: u64) {}
 }
@@ -90,6 +105,19 @@ impl Groups for Kernel {
 
     fn memory(&self, place: &Place, file: &str) -> std::result::Result<KernelFile, Errno> {
         control(&group(self.memory.as_fd(), place.path.as_str(), Some(place.inode))?, file)
+    }
+
+    fn beneath(
+        &self,
+        place: &Place,
+        inode: u64,
+        file: &str,
+        each: &mut dyn FnMut(KernelFile) -> std::result::Result<(), Errno>,
+    ) -> std::result::Result<(), Errno> {
+        let dir = group(self.memory.as_fd(), place.path.as_str(), Some(place.inode))?;
+        sys::walk(&dir, MOST_DEEP, &mut |child| {
+            if fstat(child)?.st_ino > inode { each(control(child, file)?) } else { Ok(()) }
+        })
     }
 
     fn frozen_child(

@@ -44,6 +44,8 @@ pub enum Undone {
     Thawed,
     /// The OOM killer works again.
     Released,
+    /// And in so many groups beneath, which had it from their parent.
+    ReleasedBeneath(u32),
     /// Nothing stood any more.
     Nothing,
     /// The group is gone.
@@ -75,6 +77,9 @@ impl fmt::Display for Undone {
             Undone::Swappiness(before) => write!(f, "memory.swappiness {before} restored"),
             Undone::Thawed => write!(f, "thawed"),
             Undone::Released => write!(f, "OOM killer on again"),
+            Undone::ReleasedBeneath(groups) => {
+                write!(f, "OOM killer on again in {groups} groups beneath it")
+            }
             Undone::Nothing => write!(f, "nothing to undo"),
             Undone::Gone => write!(f, "gone"),
             Undone::Damaged => write!(
@@ -117,6 +122,7 @@ impl Restored {
             Undone::Swappiness(_) => self.swappiness += 1,
             Undone::Thawed => self.thawed += 1,
             Undone::Released => self.released += 1,
+            Undone::ReleasedBeneath(groups) => self.released += groups,
             Undone::Damaged | Undone::Failed(..) => self.failed += 1,
             Undone::Nothing | Undone::Gone => {}
         }
@@ -171,6 +177,22 @@ pub(super) fn everything(
             slot.forget_in_flight();
         }
     }
+    // There may be a thousand groups beneath one, and nobody is to wait for a limit meanwhile.
+    for slot in view.slots() {
+        let InFlight { hold: Some(_), beneath, .. } = slot.in_flight() else { continue };
+        let Some(place) = slot.place() else { continue };
+        let failed = restored.failed;
+        for undone in [undo_hold(groups, &place), undo_beneath(groups, &place, beneath)] {
+            let undone = undone.unwrap_or_else(Undone::from);
+            restored.count(undone);
+            if !matches!(undone, Undone::Nothing | Undone::Gone) {
+                on(place.path.as_str(), undone);
+            }
+        }
+        if restored.failed == failed {
+            slot.forget_hold();
+        }
+    }
     // Last, for these writes may have to reclaim, and nobody is to wait for them.
     for slot in view.slots() {
         let (Some(high), Some(place)) = (slot.in_flight().high, slot.place()) else { continue };
@@ -198,11 +220,14 @@ pub(super) fn overdue(
     }
 }
 
+/// Of one that dies everything is overdue.
+const FOR_THE_DYING: Deadline = Deadline(u64::MAX);
+
 /// What stands while a process dies: no code of its own runs any more, but a thread that waits in the kernel may
 /// still lower a limit as it goes. So nothing is forgotten, and [`everything`] follows once the last one is gone.
 pub(super) fn dying(view: View<'_>, groups: &impl Groups, on: &mut dyn FnMut(&str, Undone)) {
     for slot in view.in_flight() {
-        undo(&slot, groups, Some(Deadline(u64::MAX)), &mut |path, undone| {
+        undo(&slot, groups, Some(FOR_THE_DYING), &mut |path, undone| {
             if let Undone::Bounded(_, limit) = undone {
                 slot.declare(limit);
             }
@@ -217,7 +242,7 @@ fn undo(
     overdue: Option<Deadline>,
     on: &mut dyn FnMut(&str, Undone),
 ) {
-    let InFlight { step, swappiness, freeze, hold, high: _, damaged } = slot.in_flight();
+    let InFlight { step, swappiness, freeze, hold, beneath, high: _, damaged } = slot.in_flight();
     let due = |deadline: Deadline| overdue.is_none_or(|now| deadline <= now);
     let Some(place) = slot.place().filter(|_| slot.stands()) else {
         if overdue.is_none() {
@@ -239,7 +264,12 @@ fn undo(
     if let Some(deadline) = hold
         && due(deadline)
     {
-        tell(undo_hold(groups, &place).unwrap_or_else(Undone::from));
+        let undone = undo_hold(groups, &place).unwrap_or_else(Undone::from);
+        tell(undone);
+        // Once: there are no more copies while it is off.
+        if undone == Undone::Released && overdue.is_some_and(|now| now != FOR_THE_DYING) {
+            tell(undo_beneath(groups, &place, beneath).unwrap_or_else(Undone::from));
+        }
     }
     let child = Freeze { kind: FreezerKind::V1Child, deadline: Deadline(0) };
     let freeze = match overdue {
@@ -337,17 +367,39 @@ fn undo_swappiness(groups: &impl Groups, place: &Place, before: u64) -> Result<U
     Ok(Undone::Swappiness(before))
 }
 
+const OOM_CONTROL: &str = "memory.oom_control";
+
 fn undo_hold(groups: &impl Groups, place: &Place) -> Result<Undone, Failed> {
-    const FILE: &str = "memory.oom_control";
-    let failed = |errno| Failed(FILE, errno);
-    let file = groups.memory(place, FILE).map_err(failed)?;
+    let failed = |errno| Failed(OOM_CONTROL, errno);
+    let file = groups.memory(place, OOM_CONTROL).map_err(failed)?;
+    Ok(if release(&file).map_err(failed)? { Undone::Released } else { Undone::Nothing })
+}
+
+/// In the groups that were made beneath since its enforcer looked last: they have the flag from their parent, and
+/// nobody else would take it from them. Those up to `seen` are seen to. The one above is released before, so that
+/// none is missed.
+fn undo_beneath(groups: &impl Groups, place: &Place, seen: Option<u64>) -> Result<Undone, Failed> {
+    let Some(seen) = seen.filter(|seen| *seen != u64::MAX) else { return Ok(Undone::Nothing) };
+    let mut released = 0;
+    let mut each = |file| {
+        released += u32::from(release(&file)?);
+        Ok(())
+    };
+    groups
+        .beneath(place, seen, OOM_CONTROL, &mut each)
+        .map_err(|errno| Failed("memory.oom_control of a group beneath", errno))?;
+    Ok(if released > 0 { Undone::ReleasedBeneath(released) } else { Undone::Nothing })
+}
+
+/// Has the killer work in a group; whether it did not.
+fn release(file: &impl ControlFile) -> Result<bool, Errno> {
     let mut buf = [0; 256];
-    let n = read(&file, &mut buf).map_err(failed)?;
+    let n = read(file, &mut buf)?;
     if cgroupfs::flat::get(&buf[..n], "oom_kill_disable") != Some(1) {
-        return Ok(Undone::Nothing);
+        return Ok(false);
     }
-    write(&file, b"0").map_err(failed)?;
-    Ok(Undone::Released)
+    write(file, b"0")?;
+    Ok(true)
 }
 
 fn thaw(

@@ -1,7 +1,12 @@
-//! The guardian's `unsafe`: becoming a process of its own, and ending without anybody's destructors.
+//! The guardian's `unsafe`: becoming a process of its own, ending without anybody's destructors, and reading directories
+//! without memory of its own.
 
+use nix::errno::Errno;
+use nix::fcntl::{OFlag, openat};
+use nix::sys::stat::Mode;
 use nix::unistd::{ForkResult, Pid, fork};
-use std::os::fd::RawFd;
+use std::ffi::CStr;
+use std::os::fd::{AsRawFd, OwnedFd, RawFd};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
 /// Forks a process that runs `child` and ends with its result. `child` is all that it does: it never
@@ -55,4 +60,69 @@ fn close_range(first: RawFd, last: RawFd) {
         // SAFETY: as above.
         unsafe { libc::close(fd.cast_signed()) };
     }
+}
+
+/// Has `each` see every directory beneath `dir`, one above before those in it, so deep at most (ELOOP). Those that
+/// are gone meanwhile are passed over. Nothing is allocated, which `readdir()` would do.
+pub(super) fn walk(
+    dir: &OwnedFd,
+    deep: usize,
+    each: &mut dyn FnMut(&OwnedFd) -> nix::Result<()>,
+) -> nix::Result<()> {
+    let flags = OFlag::O_DIRECTORY | OFlag::O_CLOEXEC | OFlag::O_RDONLY | OFlag::O_NOFOLLOW;
+    let passed_over = |result| match result {
+        Err(Errno::ENOENT | Errno::ENODEV) => Ok(()),
+        result => result,
+    };
+    let mut entries = Entries { bytes: [0; 2048] };
+    loop {
+        let mut left = match entries.read(dir) {
+            Ok([]) => return Ok(()),
+            Ok(bytes) => bytes,
+            // It is gone.
+            Err(Errno::ENOENT | Errno::ENODEV) => return Ok(()),
+            Err(errno) => return Err(errno),
+        };
+        while let Some((name, rest)) = subdirectory(left) {
+            left = rest;
+            let Some(name) = name else { continue };
+            let deeper = deep.checked_sub(1).ok_or(Errno::ELOOP)?;
+            let child = match openat(dir, name, flags, Mode::empty()) {
+                Err(Errno::ENOENT | Errno::ENODEV) => continue,
+                child => child?,
+            };
+            passed_over(each(&child))?;
+            passed_over(walk(&child, deeper, each))?;
+        }
+    }
+}
+
+/// What `getdents64()` fills.
+#[repr(align(8))]
+struct Entries {
+    bytes: [u8; 2048],
+}
+
+impl Entries {
+    /// The next ones, none at the end.
+    fn read(&mut self, dir: &OwnedFd) -> nix::Result<&[u8]> {
+        let (fd, room) = (dir.as_raw_fd(), self.bytes.len());
+        // SAFETY: the kernel writes at most `room` bytes to `bytes`, which are ours.
+        let read =
+            unsafe { libc::syscall(libc::SYS_getdents64, fd, self.bytes.as_mut_ptr(), room) };
+        let read = usize::try_from(Errno::result(read)?).unwrap_or(0);
+        Ok(self.bytes.get(..read).unwrap_or_default())
+    }
+}
+
+/// Of `struct linux_dirent64`s the first one's name, if it is a directory's, and the others. `None` at the end.
+fn subdirectory(entries: &[u8]) -> Option<(Option<&CStr>, &[u8])> {
+    const LENGTH: usize = 16;
+    const KIND: usize = 18;
+    const NAME: usize = 19;
+    let length = u16::from_ne_bytes([*entries.get(LENGTH)?, *entries.get(LENGTH + 1)?]);
+    let (entry, rest) = entries.split_at_checked(usize::from(length))?;
+    let name = CStr::from_bytes_until_nul(entry.get(NAME..)?).ok()?;
+    let wanted = entry.get(KIND) == Some(&libc::DT_DIR) && name != c"." && name != c"..";
+    Some((wanted.then_some(name), rest))
 }

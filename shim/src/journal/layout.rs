@@ -8,7 +8,7 @@
 //! slot (384 words)
 //!   0        generation, 0 for a free slot
 //!   1        the generation once more when the container was released: nobody is to go on with it
-//!   8-39     in flight: step, swappiness, freeze, hold, high; each a tag (its check, 0 for none) and values
+//!   8-39     in flight: step, swappiness, freeze, hold, beneath, high; each a tag (its check, 0 for none) and values
 //!   40-143   identity       144-227  place in the freezer hierarchy
 //!   228-279  terms, two copies           280-383  counters, two copies
 //! ```
@@ -51,6 +51,11 @@ pub(crate) const STEP: FlightAt = FlightAt { at: 8, payload: 4 };
 pub(crate) const SWAPPINESS: FlightAt = FlightAt { at: 16, payload: 2 };
 pub(crate) const FREEZE: FlightAt = FlightAt { at: 20, payload: 2 };
 pub(crate) const HOLD: FlightAt = FlightAt { at: 28, payload: 1 };
+/// With a hold: the groups beneath up to this inode are seen to. Two, of which the higher counts, so that one is whole
+/// whenever the writer dies. Whoever does not know of it (it came after HOLD, which means the same without it) leaves
+/// those groups alone.
+pub(crate) const BENEATH: [FlightAt; 2] =
+    [FlightAt { at: 30, payload: 1 }, FlightAt { at: 32, payload: 1 }];
 /// Stands for as long as a container has a `memory.high` of ours: it has no deadline, and no bit in the
 /// header, which would keep the guardian awake.
 pub(crate) const HIGH: FlightAt = FlightAt { at: 34, payload: 3 };
@@ -80,6 +85,7 @@ pub(crate) const FREEZER: SectionAt = SectionAt { at: 144, payload: 82, copies: 
 pub(crate) const TERMS: SectionAt = SectionAt { at: 228, payload: 24, copies: 2 };
 pub(crate) const COUNTERS: SectionAt = SectionAt { at: 280, payload: 50, copies: 2 };
 
+const _: () = assert!(BENEATH[1].at + 1 < HIGH.at && HOLD.at + 1 < BENEATH[0].at);
 const _: () = assert!(COUNTERS.copy(2) == SLOT_WORDS);
 const _: () = assert!(TERMS.copy(2) == COUNTERS.at);
 const _: () = assert!(IDENTITY.copy(1) == FREEZER.at && FREEZER.copy(1) == TERMS.at);

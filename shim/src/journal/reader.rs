@@ -134,11 +134,16 @@ impl SlotView<'_> {
         self.words.generation() == self.generation
     }
 
-    /// What was in flight is undone. Only for who has the journal after its writer's death.
+    /// What was in flight is undone, but for a hold. Only for who has the journal after its writer's death.
     pub(crate) fn forget_in_flight(&self) {
-        for kind in [layout::STEP, layout::SWAPPINESS, layout::FREEZE, layout::HOLD] {
+        for kind in [layout::STEP, layout::SWAPPINESS, layout::FREEZE] {
             self.words.end(kind);
         }
+    }
+
+    /// A hold is undone, in the groups beneath too. Only for who has the journal after its writer's death.
+    pub(crate) fn forget_hold(&self) {
+        slot::end_hold(&self.words);
     }
 
     /// A `memory.high` of ours is undone. Only for who has the journal after its writer's death.

@@ -245,6 +245,8 @@ pub struct InFlight {
     pub freeze: Option<Freeze>,
     /// `oom_kill_disable`, until then.
     pub hold: Option<Deadline>,
+    /// With that: groups beneath with a higher inode have it from us, [`u64::MAX`] where that cannot be said of any.
+    pub beneath: Option<u64>,
     /// A `memory.high` for good.
     pub high: Option<HighMark>,
     /// Something was written here that is not what it was: see what the kernel has.

@@ -98,15 +98,34 @@ impl Slot {
         self.words().end(layout::FREEZE);
     }
 
-    /// The OOM killer is about to be held off, until `deadline` at the latest.
+    /// The OOM killer is about to be held off, until `deadline` at the latest: once more, if it is.
     pub fn begin_hold(&self, deadline: Deadline) {
         self.words().begin(self.generation, layout::HOLD, [deadline.0]);
         self.bell.ring(&self.map);
     }
 
+    /// With a hold, and before it: groups beneath the container with an inode up to this one are seen to, and whatever
+    /// `oom_kill_disable` they have is not from us. Those that are made later have ours, which the kernel copies:
+    /// inodes of cgroups only rise. `None`: they are too many to be known, and nobody is to touch them.
+    pub fn see_to_beneath(&self, inode: Option<u64>) {
+        let words = self.words();
+        let seen = layout::BENEATH.map(|kind| words.in_flight::<1>(self.generation, kind));
+        // Over the lower one: the higher stands until this is whole.
+        let over = match seen {
+            [Read::Whole([one]), Read::Whole([two])] => usize::from(two < one),
+            [Read::Whole(_), _] => 1,
+            _ => 0,
+        };
+        words.begin_quietly(self.generation, layout::BENEATH[over], [inode.unwrap_or(u64::MAX)]);
+        // They are known again.
+        if inode.is_some() && seen[1 - over] == Read::Whole([u64::MAX]) {
+            words.end(layout::BENEATH[1 - over]);
+        }
+    }
+
     /// The OOM killer works again.
     pub fn end_hold(&self) {
-        self.words().end(layout::HOLD);
+        end_hold(&self.words());
     }
 
     /// A `memory.high` is about to be written that is to stay.
@@ -165,6 +184,14 @@ impl Slot {
         let _one = self.sections.lock().unwrap_or_else(PoisonError::into_inner);
         self.words().write(self.generation, layout::FREEZER, &words);
         Ok(())
+    }
+}
+
+/// The groups beneath mean nothing without the hold: it goes first.
+pub(super) fn end_hold(words: &SlotWords<'_>) {
+    words.end(layout::HOLD);
+    for kind in layout::BENEATH {
+        words.end(kind);
     }
 }
 
@@ -292,6 +319,12 @@ pub(super) fn in_flight(words: &SlotWords<'_>, generation: u64) -> InFlight {
         Read::Clear => {}
         Read::Whole([deadline]) => found.hold = Some(Deadline(deadline)),
         Read::Damaged => found.damaged = true,
+    }
+    for kind in layout::BENEATH {
+        // Of a damaged one nothing is known, and nothing done.
+        if let Read::Whole([inode]) = words.in_flight(generation, kind) {
+            found.beneath = found.beneath.max(Some(inode));
+        }
     }
     match words.in_flight(generation, layout::HIGH) {
         Read::Clear => {}

@@ -107,6 +107,35 @@ fn what_was_written_is_there_after_the_writer_is_gone() {
 }
 
 #[test]
+fn the_groups_beneath_a_hold_are_known_up_to_the_newest_until_it_ends() {
+    let journal = Journal::private().unwrap();
+    let slot = journal.insert(&record(1)).unwrap();
+    let beneath = || slot.in_flight().beneath;
+    assert_eq!(beneath(), None);
+    for (seen, known) in [
+        (Some(5), Some(5)),
+        (Some(7), Some(7)),
+        (Some(9), Some(9)),
+        (None, Some(u64::MAX)),
+        (None, Some(u64::MAX)),
+        // They are fewer again.
+        (Some(11), Some(11)),
+        (Some(13), Some(13)),
+    ] {
+        slot.see_to_beneath(seen);
+        assert_eq!(beneath(), known);
+    }
+    // One that is torn, as by a death in between, leaves the other.
+    slot.begin_hold(Deadline(7));
+    let torn = layout::slot_at(slot.index) + layout::BENEATH[0].at + 1;
+    journal.map.words()[torn].store(99, Ordering::SeqCst);
+    assert!(beneath().is_some_and(|seen| seen == 11 || seen == 13));
+    assert!(!slot.in_flight().damaged);
+    slot.end_hold();
+    assert_eq!((beneath(), slot.in_flight().any()), (None, false));
+}
+
+#[test]
 fn a_released_container_is_not_gone_on_with_and_what_stands_is_known() {
     let dir = Dir::new();
     let (journal, _) = dir.open();

@@ -3,6 +3,7 @@
 //!
 //! Touches that one directory and nothing else.
 
+mod name;
 mod read;
 mod write;
 

@@ -1,5 +1,6 @@
 //! Finding records. Needs nobody's help: the files are all there is.
 
+use super::name::Name;
 use super::{LONGEST, MOST_RECORDS, directory, fingerprint, last_component};
 use crate::core::oom::Record;
 use std::io;
@@ -29,7 +30,7 @@ pub enum Found {
 pub fn all(run_dir: &Path) -> io::Result<Vec<Record>> {
     let dir = directory(run_dir);
     let mut found = Vec::new();
-    match names(&dir, |name| found.push(name.to_owned())) {
+    match names(&dir, |name| found.push(name)) {
         Ok(()) => {}
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
         Err(error) => return Err(error),
@@ -40,8 +41,8 @@ pub fn all(run_dir: &Path) -> io::Result<Vec<Record>> {
         super::boot_ms().saturating_sub(u64::try_from(LONGEST.as_millis()).unwrap_or(u64::MAX));
     Ok(found
         .iter()
-        .filter(|name| boot_ms_of(name).is_some_and(|at| at >= oldest))
-        .filter_map(|name| record(&dir.join(name)))
+        .filter(|name| name.boot_ms >= oldest)
+        .filter_map(|name| record(&dir.join(name.to_string())))
         .collect())
 }
 
@@ -87,20 +88,13 @@ fn is_expired(dir: &Path, word: &str) -> bool {
 }
 
 /// Has `found` see the name of each record's file, in no order.
-pub(super) fn names(dir: &Path, mut found: impl FnMut(&str)) -> io::Result<()> {
+pub(super) fn names(dir: &Path, mut found: impl FnMut(Name)) -> io::Result<()> {
     for entry in std::fs::read_dir(dir)? {
-        let name = entry?.file_name();
-        if let Some(name) = name.to_str().filter(|name| boot_ms_of(name).is_some()) {
+        if let Some(name) = entry?.file_name().to_str().and_then(Name::parse) {
             found(name);
         }
     }
     Ok(())
-}
-
-/// When a record was made, by the name of its file.
-pub(super) fn boot_ms_of(name: &str) -> Option<u64> {
-    let rest = name.strip_prefix("oom-")?.strip_suffix(".json")?;
-    u64::from_str_radix(rest.split('-').next()?, 16).ok()
 }
 
 pub(super) fn record(path: &Path) -> Option<Record> {

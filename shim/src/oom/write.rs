@@ -1,5 +1,6 @@
 //! Writing records, and forgetting the oldest.
 
+use super::name::Name;
 use super::{LONGEST, MOST_RECORDS, SHORT_ID, directory, fingerprint, last_component};
 use crate::core::oom::Record;
 use std::collections::{HashMap, VecDeque};
@@ -19,7 +20,7 @@ const RESCAN_AFTER: u32 = 64;
 pub struct Store {
     dir: PathBuf,
     /// Files there that are known, oldest first.
-    names: VecDeque<Box<str>>,
+    names: VecDeque<Name>,
     since_scan: u32,
     buf: Vec<u8>,
 }
@@ -52,8 +53,8 @@ impl Store {
         self.since_scan += 1;
         if self.since_scan >= RESCAN_AFTER {
             self.scan()?;
-        } else {
-            self.note(&name);
+        } else if let Some(name) = Name::parse(&name) {
+            self.note(name);
         }
         self.prune(record.boot_ms);
         Ok(())
@@ -64,7 +65,7 @@ impl Store {
     pub fn recorded(&self) -> HashMap<(String, u64), u64> {
         let mut counters = HashMap::new();
         for name in &self.names {
-            if let Some(record) = super::read::record(&self.dir.join(&**name))
+            if let Some(record) = super::read::record(&self.dir.join(name.to_string()))
                 && let Some(counter) = record.oom_kill_counter
             {
                 let known = counters.entry((record.cgroup, record.generation)).or_insert(counter);
@@ -80,7 +81,6 @@ impl Store {
     }
 
     fn scan(&mut self) -> io::Result<()> {
-        // In place: a thousand names that are made anew each time leave memory in pieces.
         let dir = std::mem::take(&mut self.dir);
         let scanned = super::read::names(&dir, |name| self.note(name));
         self.dir = dir;
@@ -88,11 +88,10 @@ impl Store {
         scanned
     }
 
-    /// A file of this name is there. Names sort by time.
-    fn note(&mut self, name: &str) {
-        let after = self.names.partition_point(|known| **known < *name);
-        if self.names.get(after).is_none_or(|known| **known != *name) {
-            self.names.insert(after, name.into());
+    /// A file of this name is there.
+    fn note(&mut self, name: Name) {
+        if let Err(after) = self.names.binary_search(&name) {
+            self.names.insert(after, name);
         }
     }
 
@@ -100,10 +99,9 @@ impl Store {
     fn prune(&mut self, boot_ms: u64) {
         let oldest = boot_ms.saturating_sub(u64::try_from(LONGEST.as_millis()).unwrap_or(u64::MAX));
         while let Some(name) = self.names.front()
-            && (self.names.len() > MOST_RECORDS
-                || super::read::boot_ms_of(name).is_some_and(|at| at < oldest))
+            && (self.names.len() > MOST_RECORDS || name.boot_ms < oldest)
         {
-            let path = self.dir.join(&**name);
+            let path = self.dir.join(name.to_string());
             if let Some(record) = super::read::record(&path)
                 && let Err(error) = self.expire(&record)
             {

@@ -3,8 +3,25 @@
 // Each binary uses some of it, and what fails here fails the test that called.
 #![allow(dead_code, clippy::unwrap_used)]
 
+use super::common::{Ground, skip};
+use cgroupfs::freezer::Freezer;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
+
+/// Where the freezer hierarchy is mounted; `None`, having said so, where high is not emulated.
+pub(crate) fn emulated(test: &str, ground: &Ground) -> Option<PathBuf> {
+    if !ground.v1() {
+        skip(test, "v2 has memory.high: nothing is emulated");
+        return None;
+    }
+    match Freezer::find() {
+        Ok(freezer) => Some(freezer.mount_point),
+        Err(error) => {
+            skip(test, &error.to_string());
+            None
+        }
+    }
+}
 
 /// One of them; thawed and removed when dropped.
 pub(crate) struct FreezerDir(pub(crate) PathBuf);

@@ -247,8 +247,8 @@ Examples:
   cgctl why web                    by name, container id (or the start of it), or cgroup
   cgctl why 3f2a91c07b55 --json    for programs
 
-The newest 1,000 OOMs are kept, for an hour. Needs no daemon. Exit code: 0; 1 if there is nothing on \
-record, or nothing any more.")]
+The newest 1,000 OOMs are kept, for an hour. Needs no daemon. Exit code: 0, also of \
+an empty list; 1 if there is nothing on record of whom is asked for, or nothing any more.")]
 pub(crate) struct WhyArgs {
     /// A container's name, its id or the start of it, its cgroup, or a record's id [default: all]
     #[arg(value_name = "ID|NAME|PREFIX|CGROUP")]

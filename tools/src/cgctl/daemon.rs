@@ -30,6 +30,19 @@ pub(crate) fn container(client: &mut Client, id: &str) -> Result<View, Failure> 
     Ok(client.ask::<One>(Request::Stat { id: id.to_owned() })?.container)
 }
 
+/// Why `text` names nothing: neither a cgroup, nor a container by what the daemon said, if there is one.
+pub(crate) fn nobody(text: &str, container: Option<Failure>, group: Failure) -> Failure {
+    // A path is no container's name; and a name that several groups have is known.
+    if text.contains('/') || group.code != FAILED {
+        return group;
+    }
+    let message = match container {
+        Some(container) => container.message,
+        None => "no daemon answers whose container it might be ('cgctl ps')".into(),
+    };
+    Failure { message: format!("{message}; {}", group.message), ..group }
+}
+
 /// The containers.
 pub(crate) fn containers(client: &mut Client, ended: bool) -> Result<Vec<View>, Failure> {
     Ok(client.ask::<Listed>(Request::List { ended })?.containers)

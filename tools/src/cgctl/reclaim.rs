@@ -61,12 +61,14 @@ pub(super) fn main(args: &ReclaimArgs, run_dir: Option<&Path>) -> Result<ExitCod
         return Err(Failure::usage("--timeout must be between 0 and 86400 seconds"));
     }
     let hierarchy = MemoryHierarchy::find()?;
-    if let Some(result) = by_daemon(args, run_dir, &hierarchy)? {
+    let mut unknown = None;
+    if let Some(result) = by_daemon(args, run_dir, &hierarchy, &mut unknown)? {
         show(args, &result)?;
         let enough = result.stopped_because.is_none();
         return Ok(ExitCode::from(if enough { 0 } else { FAILED }));
     }
-    let group = find::group(&hierarchy, &args.group)?;
+    let group = find::group(&hierarchy, &args.group)
+        .map_err(|failure| daemon::nobody(&args.group, unknown, failure))?;
     if group.path() == hierarchy.mount_point {
         return Err(Failure::usage(
             "the root cgroup cannot be reclaimed from (its limit and memory.force_empty answer EINVAL); \
@@ -123,11 +125,12 @@ pub(super) fn main(args: &ReclaimArgs, run_dir: Option<&Path>) -> Result<ExitCod
 }
 
 /// By the daemon, if the group is one of its containers: two that step one limit would each take the
-/// other's step for somebody's new limit.
+/// other's step for somebody's new limit. Else why it is `unknown` to the daemon.
 fn by_daemon(
     args: &ReclaimArgs,
     run_dir: Option<&Path>,
     hierarchy: &MemoryHierarchy,
+    unknown: &mut Option<Failure>,
 ) -> Result<Option<Reclaimed>, Failure> {
     let Some(mut client) = daemon::connect_if_running(run_dir) else { return Ok(None) };
     let id = if args.group.contains('/') {
@@ -136,7 +139,8 @@ fn by_daemon(
         let all = daemon::containers(&mut client, false)?;
         all.into_iter().find(|container| container.cgroup == path).map(|container| container.id)
     } else {
-        daemon::container(&mut client, &args.group).ok().map(|container| container.id)
+        let container = daemon::container(&mut client, &args.group);
+        container.map_err(|failure| *unknown = Some(failure)).ok().map(|container| container.id)
     };
     let Some(id) = id else { return Ok(None) };
     let timeout = Duration::from_secs_f64(args.timeout);

@@ -105,20 +105,26 @@ fn named(
     run_dir: Option<&Path>,
     text: &str,
 ) -> Result<(Arc<Cgroup>, Known), Failure> {
+    let mut unknown = None;
     if !text.contains('/') {
-        let running = client.is_some();
-        if let Some(client) = client
-            && let Ok(view) = daemon::container(client, text)
-        {
-            let group = hierarchy.open(Path::new(&view.cgroup))?;
-            let known = Known { id: Some(view.id.clone()), view: Some(view), terms: None };
-            return Ok((Arc::new(group), known));
-        }
-        if !running && let Some(found) = in_journal(hierarchy, run_dir, text) {
-            return Ok(found);
+        match client.map(|client| daemon::container(client, text)) {
+            Some(Ok(view)) => {
+                let group = hierarchy.open(Path::new(&view.cgroup))?;
+                let known = Known { id: Some(view.id.clone()), view: Some(view), terms: None };
+                return Ok((Arc::new(group), known));
+            }
+            Some(Err(failure)) => unknown = Some(failure),
+            None => {
+                if let Some(found) = in_journal(hierarchy, run_dir, text) {
+                    return Ok(found);
+                }
+            }
         }
     }
-    Ok((find::group(hierarchy, text)?, Known::default()))
+    match find::group(hierarchy, text) {
+        Ok(group) => Ok((group, Known::default())),
+        Err(failure) => Err(daemon::nobody(text, unknown, failure)),
+    }
 }
 
 /// The only container in the journal whose id is `text` or begins so, if its group is still there.

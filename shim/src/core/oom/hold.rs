@@ -70,6 +70,8 @@ pub enum HoldEvent {
     Released,
     /// Somebody else has set `oom_kill_disable`, or set it back: theirs stands.
     Foreign,
+    /// There are more than so many groups beneath it: of those that are made meanwhile not all are looked at.
+    Crowded(usize),
 }
 
 impl HoldEvent {
@@ -82,6 +84,7 @@ impl HoldEvent {
             HoldEvent::Recovered => "oom_recovered",
             HoldEvent::Released => "oom_released",
             HoldEvent::Foreign => "oom_hold_foreign",
+            HoldEvent::Crowded(_) => "oom_hold_crowded",
         }
     }
 
@@ -111,6 +114,10 @@ impl HoldEvent {
             HoldEvent::Foreign => {
                 "somebody else writes memory.oom_control: theirs stands, and nothing is held".into()
             }
+            HoldEvent::Crowded(most) => format!(
+                "it has more than {most} groups beneath it: those that are made while the OOM killer is held off \
+                 may keep oom_kill_disable, which the kernel copies; 'echo 0 > memory.oom_control' there"
+            ),
         }
     }
 }

@@ -2,7 +2,7 @@
 
 use super::cause::Evidence;
 use super::event::{Detail, LevelLook, LogKill, Stamp, Subject};
-use super::ledger::RECHECK_FOR;
+use super::ledger::{RECHECK_FOR, RECHECK_FULL_FOR, RECHECK_LAST};
 use super::open::{Open, conclude};
 use super::record::{Breakdown, Cause, From, Record};
 use crate::core::Now;
@@ -70,14 +70,16 @@ pub(super) struct Episode {
     pub(super) kills: u64,
     /// Memory ran out, whether or not anybody looked in time.
     pub(super) sure: bool,
+    /// Its end was due then, without a kill, and one more look was asked for.
+    last_look: Option<Now>,
 }
 
 impl Watched {
-    pub(super) fn new(now: Now, subject: Subject) -> Watched {
+    pub(super) fn new(now: Now, mut subject: Subject) -> Watched {
         Watched {
             seen: subject.oom_kill.unwrap_or(0),
             owed: 0,
-            baseline: (now, subject.levels.clone()),
+            baseline: (now, std::mem::take(&mut subject.levels)),
             before: None,
             last: None,
             episode: None,
@@ -102,7 +104,30 @@ impl Watched {
             signalled: vec![false; levels],
             kills: 0,
             sure: false,
+            last_look: None,
         })
+    }
+
+    /// Puts off the end of an episode that is due, and in which nobody was killed, until it is known whether the group
+    /// is still full, and for as long as it is; true if one more look is to be taken for that.
+    pub(super) fn ends_full(&mut self, now: Now) -> bool {
+        let look = self.before.as_ref();
+        let Some(episode) = &mut self.episode else { return false };
+        let due = now >= episode.until && now < episode.since + RECHECK_FULL_FOR;
+        if !due || episode.kills > 0 || episode.signals == 0 || self.gone.is_some() {
+            return false;
+        }
+        let Some(asked) = episode.last_look else {
+            episode.last_look = Some(now);
+            episode.until = now + RECHECK_LAST;
+            return true;
+        };
+        let look = look.filter(|(when, _)| *when >= asked);
+        if look.and_then(|(_, detail)| detail.levels.first()).is_some_and(LevelLook::full) {
+            episode.last_look = None;
+            episode.until = now + RECHECK_FOR;
+        }
+        false
     }
 
     /// One more record is open.

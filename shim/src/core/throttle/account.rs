@@ -6,7 +6,8 @@
 //!
 //! That it did not grow in a window says nothing alone: with more growers than CPUs one of them gets none
 //! in many a window, and let go it would grow at the speed of memory until it is found again. So it has to
-//! have run: for most of the window, or until it went to sleep by itself.
+//! have run: for most of the window, or until it went to sleep by itself. One that nobody has ever seen growing is let
+//! go the first time it did, once it was frozen for so long that it would be behind, had it anything to fill.
 
 use super::who::GROWS;
 use std::time::Duration;
@@ -14,15 +15,23 @@ use std::time::Duration;
 /// Who grows by fewer pages than this in a window does not grow; from [`GROWS`] on it does.
 const LITTLE: u64 = 4;
 
+/// One that was frozen for so much longer than it owed may grow by more, but less than who grows: it faults now and then,
+/// for which the kernel would let it sleep for a fraction of that.
+const OVERPAID: Duration = Duration::from_millis(200);
+
 /// CPU time, in windows that were mostly its own, that is a stretch. At memset speed a task grows by a thousand
 /// pages in it, in an emulated machine by a few dozen.
 const RAN: Duration = Duration::from_millis(1);
 
 /// A task that is frozen is put to sleep once by that; more often in a window: it slept by itself.
-const SLEPT: u64 = 2;
+pub(super) const SLEPT: u64 = 2;
 
 /// So many stretches in a row without growth: it has stopped. One may have waited for a lock.
 const CALM: u32 = 4;
+
+/// One that never grew was frozen for so long: a task that fills memory at a pace of its own sleeps by itself, too,
+/// but not when it was kept from it for so long.
+pub(super) const BEHIND: Duration = Duration::from_millis(100);
 
 /// What a task did in a window.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
@@ -33,6 +42,8 @@ pub(super) struct Chance {
     pub(super) ran: Duration,
     /// How often it slept, being frozen included (`voluntary_ctxt_switches`).
     pub(super) slept: u64,
+    /// It was frozen in a system call that it had made, without having faulted: who fills memory is not.
+    pub(super) asleep: bool,
 }
 
 /// The account.
@@ -40,27 +51,43 @@ pub(super) struct Chance {
 pub(super) struct Account {
     /// Nanoseconds owed; negative: frozen for longer than it owed.
     owed: i64,
+    /// For how long it was frozen in all, and whether it was seen to grow.
+    frozen: Duration,
+    grew: bool,
     /// Since the last stretch ended.
     ran: Duration,
     calm: u32,
 }
 
 impl Account {
-    /// Of one that comes with this debt.
+    /// Of one that grows, and comes with this debt.
     pub(super) fn owing(debt: Duration) -> Account {
-        Account { owed: nanos(debt), ..Account::default() }
+        Account { owed: nanos(debt), grew: true, ..Account::default() }
+    }
+
+    /// It was seen to grow.
+    pub(super) fn grew(&mut self) {
+        self.grew = true;
+    }
+
+    /// Whether it has not shown yet if it grows, nor been kept from it for long: it may have had no CPU.
+    pub(super) fn is_untried(&self) -> bool {
+        !self.grew && self.calm == 0 && self.frozen < 4 * BEHIND
     }
 
     /// A window is over, in which it grew by so many pages and owes this for them.
     pub(super) fn window(&mut self, pages: u64, penalty: Duration, chance: Chance) {
         self.owed = self.owed.saturating_add(nanos(penalty));
         if pages >= GROWS {
-            (self.ran, self.calm) = (Duration::ZERO, 0);
-        } else if pages < LITTLE {
+            (self.ran, self.calm, self.grew) = (Duration::ZERO, 0, true);
+        } else if pages < LITTLE || self.owed <= -nanos(OVERPAID) {
             if chance.ran >= chance.window / 2 {
                 self.ran += chance.ran;
             }
-            if self.ran >= RAN || chance.slept >= SLEPT {
+            // In a call, and has not slept since: it is as it was, and may only have had no CPU (measured: paced growers,
+            // let go for that, took a high of 64 MiB to 105).
+            let asleep = chance.asleep && !self.grew && chance.slept > 0;
+            if self.ran >= RAN || chance.slept >= SLEPT || asleep {
                 self.ran = Duration::ZERO;
                 self.calm += 1;
             }
@@ -70,11 +97,13 @@ impl Account {
     /// It was frozen for so long.
     pub(super) fn frozen(&mut self, time: Duration) {
         self.owed = self.owed.saturating_sub(nanos(time));
+        self.frozen = self.frozen.saturating_add(time);
     }
 
     /// Whether it has paid for what it grew by, and grows no more.
     pub(super) fn is_settled(&self) -> bool {
-        self.owed <= 0 && self.calm >= CALM
+        let never_grew = !self.grew && self.frozen >= BEHIND;
+        self.owed <= 0 && self.calm >= if never_grew { 1 } else { CALM }
     }
 }
 
@@ -88,9 +117,11 @@ mod tests {
 
     const MS: Duration = Duration::from_millis(1);
     const WINDOW: Duration = Duration::from_micros(600);
-    const SLEEPS: Chance = Chance { window: WINDOW, ran: Duration::from_micros(10), slept: 2 };
-    const SPINS: Chance = Chance { window: WINDOW, ran: Duration::from_micros(500), slept: 1 };
-    const STARVES: Chance = Chance { window: WINDOW, ran: Duration::from_micros(200), slept: 1 };
+    const STARVES: Chance =
+        Chance { window: WINDOW, ran: Duration::from_micros(200), slept: 1, asleep: false };
+    const SLEEPS: Chance = Chance { ran: Duration::from_micros(10), slept: 2, ..STARVES };
+    const SPINS: Chance = Chance { ran: Duration::from_micros(500), ..STARVES };
+    const ASLEEP: Chance = Chance { slept: 1, asleep: true, ..SLEEPS };
 
     fn settled_after(account: &mut Account, chance: Chance, pulse: Duration) -> Option<u32> {
         (1..200).find(|_| {
@@ -103,9 +134,31 @@ mod tests {
     #[test]
     fn one_that_runs_without_growing_is_let_go_after_a_few_windows() {
         for (chance, windows) in [(SLEEPS, 4), (SPINS, 8)] {
-            let after = settled_after(&mut Account::default(), chance, 100 * MS);
+            let after = settled_after(&mut Account::owing(Duration::ZERO), chance, 100 * MS);
             assert_eq!(after, Some(windows), "{chance:?}");
         }
+    }
+
+    #[test]
+    fn one_that_never_grew_is_let_go_after_the_first_long_pulse_in_which_it_fell_behind_nothing() {
+        for (chance, windows) in [(SLEEPS, 1), (ASLEEP, 1), (SPINS, 2)] {
+            let after = settled_after(&mut Account::default(), chance, BEHIND);
+            assert_eq!(after, Some(windows), "{chance:?}");
+        }
+        // One that has grown may wait for others in a call.
+        assert_eq!(settled_after(&mut Account::owing(Duration::ZERO), ASLEEP, BEHIND), None);
+        // In short pulses a paced one has nothing to do either.
+        assert_eq!(settled_after(&mut Account::default(), SLEEPS, 10 * MS), Some(4));
+        let mut grows = Account::default();
+        grows.window(64, 100 * MS, SLEEPS);
+        assert!(!grows.is_untried());
+        assert_eq!(settled_after(&mut grows, SLEEPS, 100 * MS), Some(4));
+    }
+
+    #[test]
+    fn one_that_is_where_it_was_shows_nothing() {
+        let stays = Chance { slept: 0, ..ASLEEP };
+        assert_eq!(settled_after(&mut Account::default(), stays, BEHIND), None);
     }
 
     #[test]
@@ -121,8 +174,20 @@ mod tests {
     }
 
     #[test]
+    fn one_that_faults_now_and_then_is_let_go_when_it_has_paid_for_that_and_more() {
+        let mut account = Account::owing(100 * MS);
+        let after = (1..100).find(|_| {
+            account.window(LITTLE, 10 * MS, SLEEPS);
+            account.frozen(100 * MS);
+            account.is_settled()
+        });
+        // It owes 90 ms less after each: four in which it is 200 ms ahead.
+        assert_eq!(after, Some(8));
+    }
+
+    #[test]
     fn one_that_grows_now_and_then_stays() {
-        let mut account = Account::default();
+        let mut account = Account::owing(Duration::ZERO);
         for _ in 0..100 {
             for chance in [SLEEPS, SLEEPS, SPINS] {
                 account.window(0, Duration::ZERO, chance);

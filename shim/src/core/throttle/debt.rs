@@ -13,7 +13,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
-/// Shares are averaged over about so many windows.
+/// Shares are averaged over about so many windows in which each may charge.
 const WINDOWS: f64 = 32.0;
 
 /// What a share may be larger by and still be luck. With four growers on two CPUs the largest of the four
@@ -24,15 +24,38 @@ const LUCK: f64 = 0.12;
 /// Who has this part of the largest share grows.
 const GROWS: f64 = 0.25;
 
+/// Who has grown in fewer windows may have been taken for another thread of its process: it loses this part of its share
+/// in each window that it lets pass, from the second on. (Measured on 6.18, huge pages: the threads that had started four
+/// growers had half of their debt for five windows, 8 MiB.)
+const PROVEN: u32 = 2;
+const UNPROVEN: f64 = 0.5;
+
+/// Windows in which a task has grown, and those that it let pass since.
+#[derive(Debug, Clone, Copy, Default)]
+struct Shown {
+    grew: u32,
+    passed: u32,
+}
+
 /// The debt of one container.
 #[derive(Debug, Clone, Default)]
 pub(super) struct Debts {
     /// Each task's share of the growth, in all 1.
     shares: BTreeMap<u32, f64>,
+    /// What each has shown since it came.
+    shown: BTreeMap<u32, Shown>,
     /// Seconds owed.
     debt: f64,
     /// Who had no turn in the window that is over.
     waiting: BTreeSet<u32>,
+}
+
+impl Shown {
+    /// It lets a window pass: what part of its share it loses for that.
+    fn pass(&mut self) -> f64 {
+        self.passed = self.passed.saturating_add(1);
+        if self.grew < PROVEN && self.passed > 1 { UNPROVEN } else { 0.0 }
+    }
 }
 
 impl Debts {
@@ -43,22 +66,37 @@ impl Debts {
         if charges <= 0.0 {
             return;
         }
-        for (task, ..) in &owed {
+        for (task, own, _) in &owed {
+            if own / charges >= GROWS {
+                self.grows_after_all(*task);
+            }
             self.enroll(*task);
         }
-        // Little growth says little.
+        // Those who had a turn show among each other who grows. Little growth says little of by how much: a round is
+        // what they all grow by.
         let weight = charges.min(1.0) / WINDOWS;
-        // Those who had a turn show among each other who grows.
-        let waits = |task: &u32| {
-            self.waiting.contains(task) && owed.iter().all(|(grown, ..)| grown != task)
-        };
-        let mut seen = 0.0;
-        for (_, share) in self.shares.iter_mut().filter(|(task, _)| !waits(task)) {
-            seen += *share;
-            *share *= 1.0 - weight;
+        let part = (charges / self.growers().max(1) as f64).min(1.0) / WINDOWS;
+        let mut given_up = 0.0;
+        for (task, share) in &mut self.shares {
+            let grew = owed.iter().any(|(grown, ..)| grown == task);
+            if !grew && self.waiting.contains(task) {
+                continue;
+            }
+            let shown = self.shown.entry(*task).or_default();
+            let gives_up = *share
+                * match grew {
+                    true => part,
+                    false if charges >= GROWS => shown.pass().max(weight),
+                    false => weight,
+                };
+            if grew {
+                *shown = Shown { grew: shown.grew.saturating_add(1), passed: 0 };
+            }
+            *share -= gives_up;
+            given_up += gives_up;
         }
         for (task, own, _) in &owed {
-            *self.shares.entry(*task).or_default() += weight * seen * own / charges;
+            *self.shares.entry(*task).or_default() += given_up * own / charges;
         }
         let penalty: f64 = owed.iter().map(|(_, _, penalty)| penalty.as_secs_f64()).sum();
         self.debt += penalty * self.largest_share();
@@ -69,12 +107,25 @@ impl Debts {
         self.waiting = tasks;
     }
 
+    /// One that was not believed to grow does: it begins anew, like the others.
+    fn grows_after_all(&mut self, task: u32) {
+        let Some(shown) = self.shown.get(&task).copied().filter(|shown| shown.grew < PROVEN) else {
+            return;
+        };
+        let equal = 1.0 / self.growers().max(1) as f64;
+        if self.shares.get(&task).is_some_and(|share| *share < equal) {
+            self.keep(|other| other != task);
+            self.enroll(task);
+            self.shown.insert(task, shown);
+        }
+    }
+
     /// A task is taken to grow like the others, until windows show better.
     pub(super) fn enroll(&mut self, task: u32) {
         if self.shares.contains_key(&task) {
             return;
         }
-        let n = self.shares.len() as f64;
+        let n = self.growers() as f64;
         for share in self.shares.values_mut() {
             *share *= n / (n + 1.0);
         }
@@ -109,6 +160,7 @@ impl Debts {
     /// Forgets tasks that are gone, or grow no more.
     pub(super) fn keep(&mut self, mut alive: impl FnMut(u32) -> bool) {
         self.shares.retain(|task, _| alive(*task));
+        self.shown.retain(|task, _| self.shares.contains_key(task));
         let sum: f64 = self.shares.values().sum();
         if sum > 0.0 {
             self.shares.values_mut().for_each(|share| *share /= sum);
@@ -204,6 +256,31 @@ mod tests {
         debts.frozen(debts.due());
         debts.window([(0, 1.0, 50 * MS)]);
         assert!(close(debts.due(), 50 * MS), "{:?}", debts.due());
+    }
+
+    #[test]
+    fn who_was_taken_for_another_thread_of_its_process_is_out_after_three_windows() {
+        let mut debts = Debts::default();
+        // The four that started them.
+        debts.window((0..4).map(|task| (task, 0.25, 12 * MS)));
+        (4..8).for_each(|task| debts.enroll(task));
+        for n in 0..3 {
+            assert_eq!(debts.growers(), 8, "{n}");
+            debts.window((4..8).map(|task| (task, 1.0, 50 * MS)));
+        }
+        assert_eq!(debts.growers(), 4);
+    }
+
+    #[test]
+    fn who_has_let_windows_pass_before_it_grew_at_all_counts_as_soon_as_it_does() {
+        let mut debts = Debts::default();
+        (0..4).for_each(|task| debts.enroll(task));
+        for _ in 0..6 {
+            debts.window((0..3).map(|task| (task, 1.0, 50 * MS)));
+        }
+        assert_eq!(debts.growers(), 3);
+        debts.window([(3, 1.0, 50 * MS)]);
+        assert_eq!(debts.growers(), 4);
     }
 
     #[test]

@@ -3,9 +3,12 @@
 //! The kernel knows which task charges a page. From outside there are each task's page faults (exact,
 //! but a fault on a page that somebody else was charged for counts as well), its process's resident set
 //! (which shows huge pages, but is counted in batches), and the group's usage (which has everything,
-//! what is written to tmpfs included). Faults say who; usage bounds how much in all.
+//! what is written to tmpfs included). Faults say who; usage bounds how much in all. What faults do not explain is
+//! put down to those who read and wrote meanwhile (tmpfs, pipes, page cache), by the bytes, and what is left then to
+//! those who were in the kernel: CPU time is counted in ticks of 10 ms, some forty windows long.
 
 use super::curve::HUGE;
+use cgroupfs::units::page_size;
 use std::collections::BTreeMap;
 
 /// By so many pages the sum over tasks may be ahead of the group's usage, or behind: usage moves in
@@ -25,6 +28,8 @@ pub struct Change {
     pub resident: i64,
     /// CPU time in the kernel, in whatever unit: who writes without faulting.
     pub kernel_time: u64,
+    /// Bytes that it read and wrote by system calls, where that was asked for.
+    pub transferred: u64,
 }
 
 /// By how much a task grew.
@@ -50,6 +55,8 @@ pub struct Attribution {
 pub struct Shares {
     /// To whom.
     pub grown: Vec<Grown>,
+    /// The part of it that is put down to reading and writing: task and pages.
+    pub written: Vec<(u32, u64)>,
     /// Pages that none of the tasks is known for: somebody else grows.
     pub unexplained: u64,
 }
@@ -73,11 +80,15 @@ impl Attribution {
             unexplained = self.ahead.abs_diff(-FUZZ);
             self.ahead = -FUZZ;
         }
+        let mut written = Vec::new();
+        if unexplained > 0 {
+            (written, unexplained) = by_transfer(changes, unexplained, batch, &mut grown);
+        }
         if unexplained > 0 {
             unexplained = by_kernel_time(changes, unexplained, batch, &mut grown);
         }
         grown.retain(|grown| grown.pages > 0);
-        Shares { grown, unexplained }
+        Shares { grown, written, unexplained }
     }
 }
 
@@ -131,6 +142,32 @@ fn by_faults(changes: &[Change], batch: u64) -> Vec<Grown> {
     changes.iter().map(share).collect()
 }
 
+/// Shares what faults do not explain among those who read and wrote, by the bytes and no more than these; to whom, and
+/// how much is left over.
+fn by_transfer(
+    changes: &[Change],
+    pages: u64,
+    batch: u64,
+    grown: &mut [Grown],
+) -> (Vec<(u32, u64)>, u64) {
+    let of = |change: &Change| change.transferred.div_ceil(page_size());
+    let all: u64 = changes.iter().map(of).fold(0, u64::saturating_add);
+    let shared = pages.min(all);
+    let mut written = Vec::new();
+    for (change, grown) in changes.iter().zip(grown) {
+        let share = (u128::from(shared) * u128::from(of(change)) / u128::from(all.max(1))) as u64;
+        if share > 0 {
+            if grown.pages < share {
+                grown.unit = batch;
+            }
+            grown.pages += share;
+            written.push((change.task, share));
+        }
+    }
+    let found: u64 = written.iter().map(|(_, share)| share).sum();
+    (written, pages - found)
+}
+
 /// Shares what faults do not explain among those who were in the kernel; how much is left over.
 fn by_kernel_time(changes: &[Change], pages: u64, batch: u64, grown: &mut [Grown]) -> u64 {
     let time: u64 = changes.iter().map(|change| change.kernel_time).sum();
@@ -176,7 +213,7 @@ mod tests {
     #[test]
     fn threads_share_their_resident_set_by_their_faults() {
         let change =
-            |task, faults| Change { task, process: 1, faults, resident: 4096, kernel_time: 0 };
+            |task, faults| Change { process: 1, resident: 4096, ..self::faults(task, faults) };
         let shares = Attribution::default().share(&[change(1, 6), change(2, 2)], 4096, 64);
         let pages: Vec<u64> = shares.grown.iter().map(|grown| grown.pages).collect();
         assert_eq!(pages, [3072, 1024]);
@@ -199,6 +236,26 @@ mod tests {
         let shares = Attribution::default().share(&[change, faults(2, 10)], 5000, 64);
         assert_eq!(shares.unexplained, 0);
         assert!(shares.grown[0].task == 1 && shares.grown[0].pages > 4000, "{shares:?}");
+    }
+
+    #[test]
+    fn what_is_written_is_put_down_to_who_wrote_it_whoever_was_in_the_kernel() {
+        let bytes = |pages: u64| pages * page_size();
+        let writer = Change { transferred: bytes(64), ..faults(1, 0) };
+        let busy = Change { kernel_time: 5, transferred: bytes(1), ..faults(2, 0) };
+        let mut attribution = Attribution { ahead: -FUZZ };
+        let shares = attribution.share(&[writer, busy], 64, 64);
+        let grown = |task, pages| Grown { task, pages, unit: 64 };
+        assert_eq!(shares.grown, [grown(1, 63), grown(2, 1)]);
+        assert_eq!(shares.written, [(1, 63)]);
+    }
+
+    #[test]
+    fn nobody_wrote_more_than_it_wrote() {
+        let writer = Change { transferred: 10 * page_size(), ..faults(1, 0) };
+        let mut attribution = Attribution { ahead: -FUZZ };
+        let shares = attribution.share(&[writer], 5000, 64);
+        assert_eq!((&*shares.written, shares.unexplained), (&[(1, 10)][..], 4990));
     }
 
     #[test]
@@ -235,12 +292,14 @@ mod tests {
     proptest! {
         #[test]
         fn tasks_never_pay_for_more_than_the_group_grew_by(
-            rounds in prop::collection::vec((0u64..10_000, 0u64..10_000, -100i64..10_000, 0u64..3, 0u64..10_000), 1..50),
+            rounds in prop::collection::vec(
+                (0u64..10_000, 0u64..10_000, -100i64..10_000, 0u64..3, 0u64..10_000, 0u64..1 << 26), 1..50),
         ) {
             let mut attribution = Attribution::default();
             let (mut paid, mut usage) = (0u64, 0u64);
-            for (a, b, resident, kernel_time, grew) in rounds {
-                let changes = [Change { resident, kernel_time, ..faults(1, a) }, faults(2, b)];
+            for (a, b, resident, kernel_time, grew, transferred) in rounds {
+                let writer = Change { transferred, ..faults(2, b) };
+                let changes = [Change { resident, kernel_time, ..faults(1, a) }, writer];
                 let shares = attribution.share(&changes, grew, 64);
                 paid += shares.grown.iter().map(|grown| grown.pages).sum::<u64>() + shares.unexplained;
                 usage += grew;

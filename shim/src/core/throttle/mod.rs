@@ -3,7 +3,7 @@
 //! Tasks that grow while usage is above high owe time on the kernel's own [`Curve`]. They are frozen
 //! together, in pulses as long as the largest debt and of 2 s at most; what is left of a debt is
 //! carried. Between two pulses is a window in which they may grow by one charge each: that is what the
-//! kernel grants between two sleeps.
+//! kernel grants between two sleeps. Where that is much, and sleeps are long, they take turns (`turns.rs`).
 //!
 //! ```text
 //!          │◀── window ──▶│◀────── pulse ──────▶│◀─ window ─▶│
@@ -16,19 +16,29 @@
 //! achieves nothing.
 
 mod account;
+mod change;
 mod curve;
 mod debt;
 mod growth;
 pub mod native;
 mod pace;
+mod strange;
+mod trial;
+mod turns;
 mod way_out;
 mod who;
 
+pub use change::Changed;
 pub use curve::{Curve, HUGE, IGNORED, LONGEST};
 pub use growth::{Attribution, Change, Grown, Shares};
 pub use pace::{NAP, Pace};
+pub use strange::{Seen, Strange};
+pub use trial::Trial;
 pub use way_out::{APPROACH, BUDGET, BadWayOut, Cause, Guard, Then, WayOut};
-pub use who::{Found, STARTING, Standing, Step, found, who_faulted_alone, who_grows};
+pub use who::{
+    Found, STARTING, Sought, Standing, Step, chance, found, is_bystander, who_faulted_alone,
+    who_grows, writes,
+};
 
 use crate::core::event::Now;
 use cgroupfs::units::page_size;
@@ -36,6 +46,7 @@ use cgroupfs::{Bytes, Limit};
 use debt::Debts;
 use std::collections::BTreeSet;
 use std::time::Duration;
+use turns::Turns;
 
 /// A window is over after so long even if nobody grew by a whole charge.
 pub const WINDOW: Duration = Duration::from_millis(20);
@@ -43,8 +54,20 @@ pub const WINDOW: Duration = Duration::from_millis(20);
 /// The leak of a freeze is averaged over about so many.
 const LEAKS: f64 = 8.0;
 
+/// Of so many charges in a window, at most, each is looked at: of more of them, some.
+const CHARGES: u64 = 32;
+
 /// So many highs count for one container at most: its own, and those nearest above it (a pod's, say).
 pub const MOST_LEVELS: usize = 4;
+
+/// So much page cache above high is not slept on, or 1 % of high: half of what a high is to be exceeded by at most.
+const AHEAD: Bytes = Bytes::mib(8);
+
+/// How much of this clean page cache is not slept on: somebody reclaims it, and who fills it waits only where it is
+/// further ahead than that.
+pub fn not_slept_on(clean_file: Bytes, high: Bytes) -> Bytes {
+    clean_file.min(AHEAD.max(high.scale(1, 100)))
+}
 
 /// A group that has a high, with what it uses.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -112,6 +135,9 @@ pub struct Throttle {
     sleep: Duration,
     growers: u64,
     unit: u64,
+    turns: Turns,
+    /// Turns since all had one.
+    had: u64,
     /// What usage still grows by, about, once a freeze has been decided on.
     leak: f64,
     totals: ThrottleTotals,
@@ -130,6 +156,8 @@ impl Throttle {
             sleep: Duration::ZERO,
             growers: 1,
             unit: curve.batch(),
+            turns: Turns::new(1, curve.batch(), Duration::ZERO, high),
+            had: 0,
             leak: 0.0,
             totals: ThrottleTotals::default(),
         }
@@ -155,7 +183,7 @@ impl Throttle {
 
     /// What was done so far.
     pub fn totals(&self) -> ThrottleTotals {
-        ThrottleTotals { debt: self.debts.due(), ..self.totals }
+        ThrottleTotals { debt: self.debts.due().saturating_sub(self.turns.open()), ..self.totals }
     }
 
     /// The high of the nth level to throttle above now ([`Guard::effective`]).
@@ -219,27 +247,70 @@ impl Throttle {
             (self.overage, self.sleep) = (0.0, Duration::ZERO);
             return Duration::ZERO;
         }
-        // Each charge is slept for at the usage it led to, not at that which all of them led to: half way,
-        // on the average.
+        // Each charge is slept for at the usage it led to, not at that which all of them led to.
         let unit = grown.iter().map(|grown| grown.unit).max().unwrap_or(0);
         let pages: u64 = grown.iter().map(|grown| grown.pages).fold(0, u64::saturating_add);
-        let later = Bytes((pages.saturating_sub(unit) / 2).saturating_mul(page_size()));
-        let f = self.largest_overage(now, levels, reclaimable, later);
         if unit > 0 {
             self.unit = unit;
         }
-        (self.overage, self.sleep) = (f, self.curve.sleep(f, self.unit));
+        let (f, sleep) = self.charged(now, levels, reclaimable, pages);
+        (self.overage, self.sleep) = (f, sleep);
         let owed = grown.iter().map(|grown| {
             let charges = grown.pages as f64 / grown.unit.max(1) as f64;
-            (grown.task, charges, self.curve.penalty(f, grown.pages, grown.unit))
+            let penalty = match grown.unit {
+                same if same == self.unit => sleep.mul_f64(charges),
+                _ => self.curve.penalty(f, grown.pages, grown.unit),
+            };
+            (grown.task, charges, penalty)
         });
         self.debts.window(owed);
         self.growers = self.debts.growers().max(1) as u64;
+        let f = self.overage(now, levels, reclaimable);
+        let costs = self.curve.sleep(f, self.unit);
+        let high = levels.get(self.decisive).map_or(self.high, |level| level.high);
+        self.turns = Turns::new(self.growers, self.unit, costs, high);
         self.due()
     }
 
+    /// A window was so long: whose turn it was not slept meanwhile, by the kernel's way.
+    pub fn slept_on(&mut self, window: Duration) {
+        self.debts.frozen(self.turns.slept(window));
+    }
+
+    /// Whether with the window that is over all who grow have had a turn since this was so last.
+    pub fn all_had_turns(&mut self) -> bool {
+        self.had += self.turns.granted();
+        let all = self.had >= self.growers;
+        if all {
+            self.had = 0;
+        }
+        all
+    }
+
+    /// What one of the charges that these pages came in cost, and at which overage, on the average.
+    fn charged(
+        &mut self,
+        now: Now,
+        levels: &[Level],
+        reclaimable: Bytes,
+        pages: u64,
+    ) -> (f64, Duration) {
+        let steps = pages.div_ceil(self.unit).clamp(1, CHARGES);
+        let before_the_last = pages.saturating_sub(self.unit);
+        let (mut overages, mut sleeps) = (0.0, Duration::ZERO);
+        for step in 0..steps {
+            let later =
+                u128::from(before_the_last) * u128::from(step) / u128::from(steps.max(2) - 1);
+            let later = Bytes((later as u64).saturating_mul(page_size()));
+            let f = self.largest_overage(now, levels, reclaimable, later);
+            overages += f;
+            sleeps += self.curve.sleep(f, self.unit);
+        }
+        (overages / steps as f64, sleeps / steps as u32)
+    }
+
     fn due(&self) -> Duration {
-        let due = self.debts.due().min(LONGEST);
+        let due = self.debts.due().saturating_sub(self.turns.open()).min(LONGEST);
         // Too short to be slept: carried.
         if due <= IGNORED { Duration::ZERO } else { due }
     }
@@ -290,15 +361,15 @@ impl Throttle {
     }
 
     /// The terms of the window after a pulse of this length: what the group's usage may grow by before it
-    /// is frozen again, and the debt that is left. One charge for each task that grew in the last window,
-    /// less what leaks until a freeze holds; nothing while debt is left: tasks are thawed then only because
-    /// a pulse has to end.
+    /// is frozen again, and the debt that is left. One charge for each task that grew in the last window, or for
+    /// those whose turn it is, less what leaks until a freeze holds; nothing while debt is left: tasks are
+    /// thawed then only because a pulse has to end.
     pub fn after(&self, pulse: Duration) -> (Bytes, Duration) {
-        let carried = self.debts.due().saturating_sub(pulse);
+        let carried = self.debts.due().saturating_sub(self.turns.open()).saturating_sub(pulse);
         if carried > IGNORED {
             return (Bytes(0), carried);
         }
-        let granted = Bytes(self.growers * self.unit * page_size());
+        let granted = Bytes(self.turns.granted() * self.unit * page_size());
         let quota = granted.saturating_sub(Bytes(self.leak as u64)).max(Bytes(page_size()));
         (quota, Duration::ZERO)
     }

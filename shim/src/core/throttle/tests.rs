@@ -258,3 +258,11 @@ proptest! {
         }
     }
 }
+
+#[test]
+fn page_cache_is_not_slept_on_as_far_as_reclaim_may_be_behind() {
+    let mib = Bytes::mib;
+    assert_eq!(not_slept_on(mib(5), mib(64)), mib(5));
+    assert_eq!(not_slept_on(mib(500), mib(64)), mib(8));
+    assert_eq!(not_slept_on(mib(500), mib(2000)), mib(20));
+}

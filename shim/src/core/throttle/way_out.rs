@@ -199,6 +199,25 @@ impl Guard {
         Some(self.way_out.then)
     }
 
+    /// Another way out from now on. What was spent so far counts for this one too, and a release stays in
+    /// force, but where the new one knows of none.
+    pub fn change(&mut self, way_out: WayOut) {
+        if way_out == self.way_out {
+            return;
+        }
+        self.way_out = way_out;
+        if way_out.budget.is_none() || way_out.then == Then::Notify {
+            self.released = None;
+        }
+        self.told = self.released.is_some();
+    }
+
+    /// Usage is at or below high, which may be another one than until now: there is nothing to be released from.
+    pub fn at_high(&mut self, usage: Bytes) {
+        self.released = None;
+        self.progress(usage);
+    }
+
     fn progress(&mut self, usage: Bytes) {
         self.spent = Duration::ZERO;
         self.peak = usage;

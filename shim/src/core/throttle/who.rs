@@ -1,9 +1,11 @@
 //! Who grows, by what each task has shown: its page faults, its process' resident set, its CPU time.
 //!
 //! Near high whoever is there may grow, and is suspected of it. Who is seen to grow is convicted: what is owed is
-//! shared among the convicted alone. Who is not, by the time that others have grown by [`CHANCE`], is let go.
+//! shared among the convicted alone. Who is not, by the time that others have grown by [`CHANCE`], is let go: below high
+//! already ([`chance`]), so that nobody is frozen for being there, else in the first pulses, which are short as long as
+//! some are in them of whom nothing is known ([`super::Trial`]).
 
-use super::account::{Account, Chance};
+use super::account::{Account, Chance, SLEPT};
 use super::curve::HUGE;
 use super::growth::Change;
 use cgroupfs::Bytes;
@@ -33,7 +35,7 @@ const PART: u64 = 64;
 const HUGE_WINDOWS: u32 = 2;
 
 /// Where growth is not explained by faults, a task that was in the kernel for so many clock ticks between two looks is
-/// taken for who writes.
+/// taken for who writes, unless somebody was for more than twice as long: whoever sleeps and wakes is in the kernel.
 const WRITES: u64 = 1;
 
 /// A task that was thawed so often without growing is given back. With more growers than CPUs one of them
@@ -53,6 +55,12 @@ const TURN: u64 = 2;
 /// One that nobody has seen growing is let go when the group has grown by so much since it came.
 const CHANCE: Bytes = Bytes::mib(16);
 
+/// One that slept and woke so often without growing had its chance.
+const RUNS: u64 = 4;
+
+/// Below high that is judged on less where there is less room, but not on less than this.
+const LEAST_CHANCE: Bytes = Bytes::mib(2);
+
 /// Why a task that was not looked after so far is to be.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Found {
@@ -62,29 +70,52 @@ pub enum Found {
     Process,
 }
 
-/// What became of a task that nobody looks after from one look to the next; `others`: somebody is known to grow;
-/// `young`: it started less than [`STARTING`] ago; `unexplained`: faults do not explain what the group grew by.
-pub fn found(
-    before: &TaskStat,
-    now: &TaskStat,
-    others: bool,
-    young: bool,
-    unexplained: bool,
-) -> Option<Found> {
+/// What somebody looks for among tasks that nobody looks after.
+#[derive(Debug, Clone, Copy)]
+pub struct Sought {
+    /// Some are known to grow, who charge so many pages at once: who has not faulted in that many between two looks
+    /// grows no faster than the kernel lets it.
+    pub others: Option<u64>,
+    /// Faults do not explain what the group grew by: who was in the kernel for so many clock ticks is taken for who
+    /// writes ([`writes`]).
+    pub writes: Option<u64>,
+}
+
+/// How long somebody was in the kernel who writes, where the tasks were for so long each between two looks.
+pub fn writes(kernel_time: impl Iterator<Item = u64>) -> u64 {
+    (kernel_time.max().unwrap_or(0) / 2).max(WRITES)
+}
+
+/// What became of a task that nobody looks after from one look to the next; `young`: it started less than
+/// [`STARTING`] ago.
+pub fn found(before: &TaskStat, now: &TaskStat, young: bool, sought: Sought) -> Option<Found> {
     if now.state == b'Z' {
         return None;
     }
-    if unexplained && now.stime.saturating_sub(before.stime) >= WRITES {
+    let kernel_time = now.stime.saturating_sub(before.stime);
+    if sought.writes.is_some_and(|writes| kernel_time >= writes) {
         return Some(Found::Grows);
     }
     // Where nobody is known to grow, whoever does is looked for.
-    if others && young && now.faults() < START && now.rss < START * 8 {
+    if sought.others.is_some() && young && now.faults() < START && now.rss < START * 8 {
         return None;
     }
-    if faults(before, now) >= GROWS {
+    if faults(before, now) >= sought.others.unwrap_or(GROWS).max(GROWS) {
         return Some(Found::Grows);
     }
     grew_huge(before, now).then_some(Found::Process)
+}
+
+/// Whether a task was there only, from one look to the next, in which others were seen growing: it slept.
+pub fn is_bystander(before: &TaskStat, now: &TaskStat) -> bool {
+    now.state == b'S' && faults(before, now) < GROWS && !grew_huge(before, now)
+}
+
+/// By how much the group is to grow, from here on, until those who have not grown with it are let go: half of the way
+/// to where somebody is frozen. `None` where that is too little to tell.
+pub fn chance(room: Bytes) -> Option<Bytes> {
+    let chance = Bytes(room.0 / 2).min(CHANCE);
+    (chance >= LEAST_CHANCE).then_some(chance)
 }
 
 fn faults(before: &TaskStat, now: &TaskStat) -> u64 {
@@ -118,6 +149,12 @@ pub struct Standing {
     /// When it was last seen at work in the kernel.
     worked: TaskStat,
     waits: bool,
+    /// It did not work in the last window; and was not known to have had a turn.
+    passes: bool,
+    idles: bool,
+    /// In the window before it went to sleep by itself.
+    naps: bool,
+    asleep: bool,
     suspect: Option<Suspect>,
 }
 
@@ -130,11 +167,13 @@ struct Suspect {
     /// Windows in which it faulted while its process grew by a huge page; whether the last was one.
     huge: u32,
     now: bool,
+    /// Pages that the group grew by and that are put down to what it read and wrote.
+    wrote: u64,
 }
 
 impl Suspect {
     const fn new(then: TaskStat, usage: Bytes) -> Suspect {
-        Suspect { then, usage, huge: 0, now: false }
+        Suspect { then, usage, huge: 0, now: false, wrote: 0 }
     }
 }
 
@@ -148,14 +187,28 @@ impl Standing {
             ran: None,
             worked: now,
             waits: false,
+            passes: false,
+            idles: false,
+            naps: false,
+            asleep: false,
             suspect: None,
         }
     }
 
-    /// Of one that may grow, in a group that uses so much.
-    pub fn suspect(now: TaskStat, usage: Bytes) -> Standing {
+    /// Of one that may grow, in a group that uses so much; `ran_and_slept`: so far.
+    pub fn suspect(
+        now: TaskStat,
+        usage: Bytes,
+        ran_and_slept: Option<(Duration, u64)>,
+    ) -> Standing {
         let suspect = Some(Suspect::new(now, usage));
-        Standing { suspect, ..Standing::grower(now, Duration::ZERO) }
+        Standing { suspect, ..Standing::born(now, ran_and_slept) }
+    }
+
+    /// Of a child or thread of one that grows: it pays with the others as if it did, until it shows that it does not.
+    pub fn born(now: TaskStat, ran_and_slept: Option<(Duration, u64)>) -> Standing {
+        let account = Account::default();
+        Standing { account, ran: ran_and_slept, ..Standing::grower(now, Duration::ZERO) }
     }
 
     /// As of the last look.
@@ -173,8 +226,15 @@ impl Standing {
         self.waits
     }
 
-    /// It is looked at; `interrupted` tells whether it was stopped amid its own code.
-    pub fn look(&mut self, now: TaskStat, interrupted: impl FnOnce() -> bool) -> Step {
+    /// Whether nothing is learnt of it from the last window: it waits, or did not work and is not known to nap. One that
+    /// slept between two charges when it was frozen has to be given a CPU to go on as well.
+    pub const fn had_no_turn(&self) -> bool {
+        self.waits || self.passes && !self.naps
+    }
+
+    /// It is looked at; `interrupted` tells whether it was stopped amid its own code. That it did not work shows
+    /// something if all of them have had a `turn` since this was so last.
+    pub fn look(&mut self, now: TaskStat, turn: bool, interrupted: impl FnOnce() -> bool) -> Step {
         let before = std::mem::replace(&mut self.last, now);
         let step = Step {
             faults: faults(&before, &now),
@@ -192,9 +252,14 @@ impl Standing {
         }
         let ran = |stat: &TaskStat| stat.utime + stat.stime;
         let had_a_turn = ran(&now).saturating_sub(ran(&self.worked)) >= TURN;
-        self.waits = !works && !had_a_turn && interrupted();
-        if !works && !self.waits {
+        let in_a_call = step.faults == 0 && !interrupted();
+        self.waits = !works && !had_a_turn && !in_a_call;
+        self.asleep = in_a_call;
+        self.passes = !works;
+        self.idles = !works && !self.waits;
+        if self.idles && turn {
             self.idle += 1;
+            self.idles = false;
         }
         step
     }
@@ -205,8 +270,17 @@ impl Standing {
         let Some(suspect) = &self.suspect else { return };
         let part = usage.saturating_sub(suspect.usage).0 / page_size() / PART;
         let huge = suspect.huge >= HUGE_WINDOWS || suspect.now && alone;
-        if huge || faults(&suspect.then, &self.last) >= part.max(GROWS) {
+        if huge || faults(&suspect.then, &self.last) + suspect.wrote >= part.max(GROWS) {
             self.suspect = None;
+            self.account.grew();
+        }
+    }
+
+    /// So many pages that the group grew by in the last window are what it read and wrote.
+    pub fn wrote(&mut self, pages: u64) {
+        (self.idle, self.idles) = (0, false);
+        if let Some(suspect) = &mut self.suspect {
+            suspect.wrote += pages;
         }
     }
 
@@ -215,6 +289,9 @@ impl Standing {
         let grew = |suspect: &Suspect| {
             faults(&suspect.then, &self.last) >= GROWS || grew_huge(&suspect.then, &self.last)
         };
+        if self.suspect.as_ref().is_some_and(grew) {
+            self.account.grew();
+        }
         if self.suspect.as_ref().is_none_or(grew) {
             self.suspect = Some(Suspect::new(self.last, usage));
             self.idle = 0;
@@ -227,6 +304,29 @@ impl Standing {
         let chance =
             |suspect: &Suspect| suspect.huge == 0 && usage.saturating_sub(suspect.usage) >= CHANCE;
         !self.waits && self.suspect.as_ref().is_some_and(chance)
+    }
+
+    /// The same of one that nobody has frozen yet, and by the time that the group has grown by no more than `chance`:
+    /// it sleeps of its own accord.
+    pub fn is_cleared_below(&self, usage: Bytes, chance: Bytes) -> bool {
+        let since = |suspect: &Suspect| {
+            suspect.huge == 0 && usage.saturating_sub(suspect.usage) >= chance.min(CHANCE)
+        };
+        self.last.state == b'S' && self.suspect.as_ref().is_some_and(since)
+    }
+
+    /// Whether it has slept and woken some times since it came, when nobody has frozen it yet: by now it has run for so
+    /// long and slept so often in all. Of one that only waits nothing is known: it may be about to be told to grow.
+    /// (Measured on 6.18: three idle processes that were given back, and then grew, came to 24 MiB before they were
+    /// found again.)
+    pub fn has_run(&self, ran_and_slept: Option<(Duration, u64)>) -> bool {
+        let since = self.ran.zip(ran_and_slept).map(|(before, now)| now.1.saturating_sub(before.1));
+        since.is_some_and(|slept| slept >= RUNS)
+    }
+
+    /// Whether it has not shown yet if it grows, nor been frozen for long.
+    pub fn is_untried(&self) -> bool {
+        self.account.is_untried()
     }
 
     /// A window is over, that was so long, in which it grew by so many pages and owes this for them; by then it had
@@ -246,9 +346,15 @@ impl Standing {
                 window,
                 ran: now.0.saturating_sub(before.0),
                 slept: now.1.saturating_sub(before.1),
+                asleep: self.asleep,
             },
             _ => Chance::default(),
         };
+        // It ran, and went to sleep by itself.
+        self.naps = chance.slept >= SLEPT;
+        if self.idles && self.naps {
+            self.idle += 1;
+        }
         self.account.window(pages, penalty, chance);
     }
 
@@ -259,7 +365,7 @@ impl Standing {
 
     /// Whether it grows no more and has paid for what it grew by, or has done nothing for long.
     pub fn is_done(&self) -> bool {
-        self.idle >= IDLE_WINDOWS || self.account.is_settled()
+        self.idle >= IDLE_WINDOWS || self.account.is_settled() && !self.waits
     }
 }
 
@@ -292,27 +398,31 @@ mod tests {
         TaskStat { state: b'S', minflt, rss, ..TaskStat::default() }
     }
 
+    fn suspect(now: TaskStat) -> Standing {
+        Standing::suspect(now, Bytes(0), None)
+    }
+
     fn grows(standings: &[Standing]) -> Vec<u32> {
         who_grows((1..).zip(standings)).into_iter().collect()
     }
 
     #[test]
     fn as_long_as_nobody_was_seen_growing_all_may() {
-        let mut all = [Standing::suspect(stat(0, 0), Bytes(0)); 3];
+        let mut all = [suspect(stat(0, 0)); 3];
         assert_eq!(grows(&all), [1, 2, 3]);
-        all[1].look(stat(64, 64), || false);
+        all[1].look(stat(64, 64), true, || false);
         all[1].convict(Bytes(64 * page_size()), true);
         assert_eq!(grows(&all), [2]);
     }
 
     #[test]
     fn a_thread_that_faults_once_while_another_fills_huge_pages_is_not_taken_for_a_grower() {
-        let mut main = Standing::suspect(stat(1000, 0), Bytes(0));
-        let mut thread = Standing::suspect(stat(0, 0), Bytes(0));
+        let mut main = suspect(stat(1000, 0));
+        let mut thread = suspect(stat(0, 0));
         for n in 1..=3 {
             // To start the other it faulted; from then on it waits.
-            main.look(stat(1006, n * HUGE), || false);
-            thread.look(stat(n, n * HUGE), || false);
+            main.look(stat(1006, n * HUGE), true, || false);
+            thread.look(stat(n, n * HUGE), true, || false);
             for standing in [&mut main, &mut thread] {
                 standing.convict(Bytes(n * HUGE * page_size()), n > 1);
             }
@@ -322,18 +432,18 @@ mod tests {
 
     #[test]
     fn one_that_fills_huge_pages_is_known_at_once_and_not_let_go_where_others_faulted_too() {
-        let mut standing = Standing::suspect(stat(0, 0), Bytes(0));
-        standing.look(stat(1, HUGE), || false);
+        let mut standing = suspect(stat(0, 0));
+        standing.look(stat(1, HUGE), true, || false);
         let mut beside = standing;
         standing.convict(Bytes::mib(2), true);
         assert!(!standing.is_suspect());
         beside.convict(Bytes::mib(64), false);
         assert!(beside.is_suspect() && !beside.is_cleared(Bytes::mib(64)));
         // The page of another window is no evidence of this one's.
-        beside.look(stat(2, HUGE), || false);
+        beside.look(stat(2, HUGE), true, || false);
         beside.convict(Bytes::mib(64), true);
         assert!(beside.is_suspect());
-        beside.look(stat(3, HUGE * 2), || false);
+        beside.look(stat(3, HUGE * 2), true, || false);
         beside.convict(Bytes::mib(64), false);
         assert!(!beside.is_suspect());
     }
@@ -347,12 +457,12 @@ mod tests {
 
     #[test]
     fn a_few_faults_in_much_growth_are_nobodys_conviction() {
-        let mut standing = Standing::suspect(stat(0, 0), Bytes(0));
-        standing.look(stat(20, 20), || false);
+        let mut standing = suspect(stat(0, 0));
+        standing.look(stat(20, 20), true, || false);
         standing.convict(Bytes::mib(64), true);
         assert!(standing.is_suspect());
         assert!(standing.is_cleared(Bytes::mib(64)) && !standing.is_cleared(Bytes::mib(15)));
-        standing.look(stat(300, 300), || false);
+        standing.look(stat(300, 300), true, || false);
         standing.convict(Bytes::mib(64), true);
         assert!(!standing.is_suspect());
     }
@@ -362,11 +472,11 @@ mod tests {
         let mut all = [Standing::grower(stat(0, 0), Duration::ZERO); 2];
         for n in 1..=u64::from(RESTS) {
             assert_eq!(grows(&all), [1, 2]);
-            all[0].look(stat(n * 64, n * 64), || false);
-            all[1].look(stat(0, 0), || false);
+            all[0].look(stat(n * 64, n * 64), true, || false);
+            all[1].look(stat(0, 0), true, || false);
         }
         assert_eq!(grows(&all), [1]);
-        all[1].look(stat(1, 1), || false);
+        all[1].look(stat(1, 1), true, || false);
         assert_eq!(grows(&all), [1, 2]);
     }
 
@@ -374,21 +484,36 @@ mod tests {
     fn who_waits_for_a_cpu_does_not_rest() {
         let mut all = [Standing::grower(stat(0, 0), Duration::ZERO); 2];
         for n in 1..100 {
-            all[0].look(stat(n * 64, n * 64), || false);
-            all[1].look(stat(0, 0), || true);
+            all[0].look(stat(n * 64, n * 64), true, || false);
+            all[1].look(stat(0, 0), true, || true);
         }
         assert!(all[1].waits() && !all[1].is_done());
         assert_eq!(grows(&all), [1, 2]);
         // Unless it has run.
-        all[1].look(TaskStat { utime: TURN, ..stat(0, 0) }, || true);
+        all[1].look(TaskStat { utime: TURN, ..stat(0, 0) }, true, || true);
         assert!(!all[1].waits());
+    }
+
+    #[test]
+    fn of_one_that_may_not_have_had_a_cpu_nothing_is_learnt_until_it_is_seen_to_nap() {
+        let mut standing = Standing::grower(stat(0, 0), Duration::ZERO);
+        standing.look(stat(64, 64), true, || false);
+        assert!(!standing.had_no_turn());
+        // Frozen, it sleeps once in each window; then it naps as well.
+        for (slept, none) in [(1, true), (2, true), (4, true), (6, false), (8, false)] {
+            standing.look(stat(64, 64), true, || false);
+            assert_eq!(standing.had_no_turn(), none, "{slept}");
+            standing.window(Duration::from_millis(1), 0, Duration::ZERO, || {
+                Some((Duration::ZERO, slept))
+            });
+        }
     }
 
     #[test]
     fn one_that_does_nothing_for_long_is_done_with() {
         let mut standing = Standing::grower(stat(0, 0), Duration::from_secs(1000));
         let windows = (1..).find(|_| {
-            standing.look(stat(0, 0), || false);
+            standing.look(stat(0, 0), true, || false);
             standing.is_done()
         });
         assert_eq!(windows, Some(IDLE_WINDOWS));
@@ -397,20 +522,63 @@ mod tests {
     #[test]
     fn a_probe_is_let_start_unless_somebody_is_looked_for() {
         let (before, now) = (stat(0, 0), stat(500, 400));
-        assert_eq!(found(&before, &now, true, true, false), None);
-        assert_eq!(found(&before, &now, true, false, false), Some(Found::Grows));
-        assert_eq!(found(&before, &now, false, true, false), Some(Found::Grows));
-        assert_eq!(found(&before, &stat(2, HUGE), false, false, false), Some(Found::Process));
-        assert_eq!(found(&before, &stat(2, 2), false, false, false), None);
+        let beside = Sought { others: Some(64), writes: None };
+        let nobody = Sought { others: None, writes: None };
+        assert_eq!(found(&before, &now, true, beside), None);
+        assert_eq!(found(&before, &now, false, beside), Some(Found::Grows));
+        assert_eq!(found(&before, &now, true, nobody), Some(Found::Grows));
+        assert_eq!(found(&before, &stat(2, HUGE), false, nobody), Some(Found::Process));
+        assert_eq!(found(&before, &stat(2, 2), false, nobody), None);
+        // A few faults between two looks are what the kernel lets everybody have, unless nobody else is known.
+        assert_eq!(found(&before, &stat(40, 40), false, beside), None);
+        assert_eq!(found(&before, &stat(40, 40), false, nobody), Some(Found::Grows));
     }
 
     #[test]
     fn who_writes_without_faulting_is_found_where_growth_is_not_explained() {
         let (before, now) = (stat(9, 9), TaskStat { stime: 1, ..stat(9, 9) });
-        assert_eq!(found(&before, &now, true, true, true), Some(Found::Grows));
-        assert_eq!(found(&before, &now, true, true, false), None);
+        let sought = |writes| Sought { others: Some(64), writes };
+        let in_kernel = |times: &[u64]| Some(writes(times.iter().copied()));
+        assert_eq!(found(&before, &now, true, sought(in_kernel(&[1, 0]))), Some(Found::Grows));
+        assert_eq!(found(&before, &now, true, sought(None)), None);
+        // Nor where another was there for longer: who naps and wakes was, too.
+        assert_eq!(found(&before, &now, true, sought(in_kernel(&[1, 5]))), None);
+        assert_eq!(found(&before, &stat(9, 9), true, sought(in_kernel(&[0]))), None);
         let gone = TaskStat { state: b'Z', ..now };
-        assert_eq!(found(&before, &gone, true, true, true), None);
+        assert_eq!(found(&before, &gone, true, sought(in_kernel(&[1]))), None);
+    }
+
+    #[test]
+    fn who_sleeps_while_others_grow_is_left_where_it_is() {
+        assert!(is_bystander(&stat(100, 9), &stat(104, 9)));
+        assert!(!is_bystander(&stat(100, 9), &stat(200, 109)));
+        // Huge pages that somebody of its process fills may be its own, if it faulted.
+        assert!(!is_bystander(&stat(100, 9), &stat(101, 9 + HUGE)));
+        let runs = TaskStat { state: b'R', ..stat(100, 9) };
+        assert!(!is_bystander(&stat(100, 9), &runs));
+    }
+
+    #[test]
+    fn who_does_not_grow_with_the_others_below_high_is_let_go_before_anybody_is_frozen() {
+        let mib = Bytes::mib;
+        assert_eq!(chance(mib(100)), Some(CHANCE));
+        assert_eq!(chance(mib(8)), Some(mib(4)));
+        assert_eq!(chance(mib(3)), None);
+        let naps = suspect(stat(100, 100));
+        assert!(naps.is_cleared_below(mib(4), mib(4)) && !naps.is_cleared_below(mib(3), mib(4)));
+        let came = Standing::suspect(stat(100, 100), Bytes(0), Some((Duration::ZERO, 7)));
+        assert!(came.has_run(Some((Duration::ZERO, 7 + RUNS))));
+        assert!(!came.has_run(Some((Duration::from_secs(1), 8))) && !came.has_run(None));
+        // One that waits for a CPU, or a lock, may grow yet.
+        for state in [b'R', b'D'] {
+            let mut waits = suspect(stat(100, 100));
+            waits.look(TaskStat { state, ..stat(100, 100) }, true, || false);
+            assert!(!waits.is_cleared_below(mib(16), mib(4)));
+        }
+        let mut grew = suspect(stat(100, 100));
+        grew.look(stat(400, 400), true, || false);
+        grew.convict(mib(4), true);
+        assert!(!grew.is_cleared_below(mib(4), mib(4)));
     }
 
     #[test]
@@ -418,9 +586,14 @@ mod tests {
         let mut grower = Standing::grower(stat(0, 0), Duration::ZERO);
         grower.suspect_again(Bytes::mib(10));
         assert!(grower.is_suspect());
-        let mut suspect = Standing::suspect(stat(0, 0), Bytes(0));
-        suspect.suspect_again(Bytes::mib(10));
+        let mut still = suspect(stat(0, 0));
+        still.suspect_again(Bytes::mib(10));
+        // That it grew below high is not forgotten where it is given time to show that it does not.
+        let mut grew = suspect(stat(0, 0));
+        grew.look(stat(64, 64), true, || false);
+        grew.suspect_again(Bytes::mib(10));
+        assert!(grew.is_suspect() && !grew.is_untried());
         // It is measured from when it came.
-        assert!(suspect.is_cleared(Bytes::mib(16)) && !grower.is_cleared(Bytes::mib(16)));
+        assert!(still.is_cleared(Bytes::mib(16)) && !grower.is_cleared(Bytes::mib(16)));
     }
 }

@@ -24,7 +24,7 @@ use nix::fcntl::{PosixFadviseAdvice, posix_fadvise};
 use nix::sched::{CpuSet, sched_getaffinity, sched_setaffinity};
 use nix::unistd::Pid;
 use std::fs::File;
-use std::path::PathBuf;
+use std::path::Path;
 use std::sync::Arc;
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
@@ -284,7 +284,7 @@ impl Cpus {
 struct Job {
     files: Files,
     since: Instant,
-    directory: PathBuf,
+    parent: Option<Arc<Path>>,
     exits: Exits,
 }
 
@@ -300,16 +300,16 @@ impl Emptier {
         Emptier { jobs: None, thread: None, real_time }
     }
 
-    /// Empties the group at `directory` as soon as can be, and tells the sweeper what came of it.
-    pub(super) fn empty(&mut self, files: Files, directory: PathBuf, exits: Exits) {
+    /// Empties a group in `parent` as soon as can be, and tells the sweeper what came of it.
+    pub(super) fn empty(&mut self, files: Files, parent: Option<Arc<Path>>, exits: Exits) {
         if self.jobs.is_none() {
             self.spawn();
         }
         if let Some(jobs) = &self.jobs {
             // Full: it would come too late anyway.
-            let job = Job { files, since: Instant::now(), directory, exits };
+            let job = Job { files, since: Instant::now(), parent, exits };
             if let Err(TrySendError::Full(job)) = jobs.try_send(job) {
-                job.exits.ended(job.directory, false);
+                job.exits.ended(job.parent, false);
             }
         }
     }
@@ -338,7 +338,7 @@ fn work(queue: &Receiver<Job>, real_time: bool) {
         log::debug!("emptying at normal priority: {errno}");
     }
     let cpus = Cpus::find();
-    while let Ok(Job { files, since, directory, exits }) = queue.recv() {
+    while let Ok(Job { files, since, parent, exits }) = queue.recv() {
         let mut emptied = false;
         if since.elapsed() < TOO_LATE {
             let began = Instant::now();
@@ -350,7 +350,7 @@ fn work(queue: &Receiver<Job>, real_time: bool) {
             );
             emptied = wrote.is_ok();
         }
-        exits.ended(directory, emptied);
+        exits.ended(parent, emptied);
     }
 }
 

@@ -64,8 +64,10 @@ impl Level {
 /// A container.
 pub(super) struct Group {
     pub(super) group: Arc<Cgroup>,
-    pub(super) path: String,
-    pub(super) level: Arc<Level>,
+    pub(super) path: Arc<str>,
+    version: Version,
+    /// Until it is gone.
+    level: Option<Arc<Level>>,
     /// From the parent upwards.
     pub(super) above: Vec<Arc<Level>>,
     pub(super) above_paths: Vec<PathBuf>,
@@ -80,7 +82,7 @@ pub(super) struct Group {
     /// Kills of groups beneath that were removed since.
     counted_by_gone: u64,
     /// Pids in it while memory was running out, their groups, and when they were last seen there.
-    members: HashMap<i32, (String, Instant)>,
+    members: HashMap<i32, (Arc<str>, Instant)>,
     /// When the members may be read again.
     members_again: Option<Instant>,
     /// Its init, and until when a kill of that pid is this one's: once it has exited, not for long.
@@ -109,8 +111,9 @@ impl Group {
         deeds: Arc<Deeds>,
     ) -> Result<Group> {
         let level = Arc::new(Level::open(&group, memory)?);
+        let version = level.memory.version();
         let dir: Arc<dyn ControlDir> = group.clone();
-        let (peak, oom) = match level.memory.version() {
+        let (peak, oom) = match version {
             Version::V1 => ("memory.max_usage_in_bytes", Notification::oom(&group).ok()),
             Version::V2 => ("memory.peak", None),
         };
@@ -119,8 +122,9 @@ impl Group {
             peak: Knob::open(&dir, peak, Access::Read).ok(),
             kmem: Knob::open(&dir, "memory.kmem.usage_in_bytes", Access::Read).ok(),
             group,
-            path,
-            level,
+            path: path.into(),
+            version,
+            level: Some(level),
             above,
             above_paths,
             oom,
@@ -145,7 +149,7 @@ impl Group {
         since: Option<Now>,
         host: &Host,
     ) -> Result<Subject> {
-        let counters = match self.level.memory.counters() {
+        let counters = match self.memory()?.counters() {
             // It may have been killed and removed since it was registered: the log tells.
             Err(error) if error.is_vanished() && since.is_some() => {
                 Counters { oom_kill: identity.oom_kill, ..Counters::default() }
@@ -167,18 +171,31 @@ impl Group {
             container: named(&identity.container),
             cgroup: directory.display().to_string(),
             generation: self.group.inode(),
-            path: self.path.clone(),
+            path: self.path.to_string(),
             ancestors: self.above_paths.iter().map(|path| host.path(path)).collect(),
             init: identity.init,
             oom_kill: announced,
             since,
             levels: self.levels(),
-            v1: self.level.memory.version() == Version::V1,
+            v1: self.version == Version::V1,
         })
     }
 
+    /// [`cgroupfs::Error::Vanished`] once it is known that the group is gone.
+    fn memory(&self) -> Result<&Arc<dyn Memory>> {
+        let gone = || cgroupfs::Error::Vanished { path: self.group.path().into() };
+        Ok(&self.level.as_ref().ok_or_else(gone)?.memory)
+    }
+
+    /// What can be read of the group itself now.
+    pub(super) fn own_level(&self) -> LevelLook {
+        self.level.as_ref().map(|level| level.look()).unwrap_or_default()
+    }
+
     fn levels(&self) -> Vec<LevelLook> {
-        std::iter::once(&self.level).chain(&self.above).map(|level| level.look()).collect()
+        std::iter::once(self.own_level())
+            .chain(self.above.iter().map(|level| level.look()))
+            .collect()
     }
 
     /// Looks at the counter, and at everything if told so or if it rose.
@@ -186,7 +203,7 @@ impl Group {
     /// [`cgroupfs::Error::Vanished`] once the group is gone.
     pub(super) fn look(&mut self, all: bool) -> Result<Look> {
         // First what vanishes first.
-        let counters = self.level.memory.counters()?;
+        let counters = self.memory()?.counters()?;
         let counted = (counters.oom_kill, self.count_beneath());
         let rose = counted != self.counted;
         self.counted = counted;
@@ -197,7 +214,7 @@ impl Group {
             own.failcnt = own.failcnt.or(counters.failcnt).or(counters.max);
         }
         // What was read after a kill is not to be taken for what was there before it.
-        if let (true, Ok(now)) = (all && !rose, self.level.memory.counters()) {
+        if let (true, Ok(now)) = (all && !rose, self.memory()?.counters()) {
             self.counted.0 = now.oom_kill;
         }
         let counted = self.counted;
@@ -211,7 +228,8 @@ impl Group {
 
     /// Opens what emptying it takes.
     pub(super) fn prepare_to_empty(&mut self) {
-        self.files = Files::open(&self.group, &self.level.memory, &self.deeds);
+        self.files =
+            self.memory().ok().and_then(|memory| Files::open(&self.group, memory, &self.deeds));
     }
 
     /// Nothing of ours is in the way of its end.
@@ -221,7 +239,7 @@ impl Group {
 
     /// It is gone. Who was in it, and its signals, are still asked for: the rest is let go, before it is forgotten.
     pub(super) fn is_removed(&mut self) {
-        (self.peak, self.kmem, self.files) = (None, None, None);
+        (self.level, self.peak, self.kmem, self.files) = (None, None, None, None);
         (self.above, self.above_paths, self.beneath) = (Vec::new(), Vec::new(), HashMap::new());
         // With it, its place in the journal.
         self.deeds = Arc::default();
@@ -229,16 +247,18 @@ impl Group {
 
     /// Usage, for whoever is told at once.
     pub(super) fn usage(&self) -> Bytes {
-        self.level.memory.usage().unwrap_or_default()
+        self.memory().and_then(|memory| memory.usage()).unwrap_or_default()
     }
 
     fn detail(&self) -> Detail {
         let levels = self.levels();
-        let stat = self.level.memory.stat().unwrap_or_default();
+        let stat = self.memory().and_then(|memory| memory.stat()).unwrap_or_default();
         let bytes = |bytes: Option<Bytes>| bytes.map(|bytes| bytes.0);
         let (declared, deeds, lowered) = self.deeds.look();
-        let v2 = self.level.memory.version() == Version::V2;
-        let swap = if v2 { self.level.memory.swap_usage().ok().flatten() } else { stat.swap };
+        let swap = match self.version {
+            Version::V1 => stat.swap,
+            Version::V2 => self.memory().ok().and_then(|memory| memory.swap_usage().ok().flatten()),
+        };
         Detail {
             levels,
             breakdown: Breakdown {
@@ -272,7 +292,7 @@ impl Group {
     }
 
     /// The group of this pid, if it was seen here lately.
-    pub(super) fn group_of(&self, pid: i32) -> Option<&String> {
+    pub(super) fn group_of(&self, pid: i32) -> Option<&str> {
         let now = Instant::now();
         if let Some((path, seen)) = self.members.get(&pid)
             && now < *seen + MEMBER_FOR
@@ -280,7 +300,7 @@ impl Group {
             return Some(path);
         }
         let (init, until) = self.init?;
-        (init == pid && until.is_none_or(|until| now < until)).then_some(&self.path)
+        (init == pid && until.is_none_or(|until| now < until)).then_some(&*self.path)
     }
 
     /// The pids in it and beneath, while they are there: the log may name one of them and no group. Others
@@ -297,14 +317,13 @@ impl Group {
     }
 
     fn add_members(&mut self, now: Instant) {
-        let groups = std::iter::once((&self.path, &self.group))
-            .map(|(path, group)| (path.clone(), group.clone()))
-            .chain(
-                self.beneath
-                    .iter()
-                    .map(|(name, child)| (format!("{}/{name}", self.path), child.group.clone())),
-            )
-            .collect::<Vec<_>>();
+        let groups =
+            std::iter::once((&self.path, &self.group))
+                .map(|(path, group)| (path.clone(), group.clone()))
+                .chain(self.beneath.iter().map(|(name, child)| {
+                    (format!("{}/{name}", self.path).into(), child.group.clone())
+                }))
+                .collect::<Vec<_>>();
         for (path, group) in groups {
             for pid in group.procs().unwrap_or_default() {
                 if self.members.len() >= MOST_MEMBERS && !self.members.contains_key(&pid) {
@@ -318,7 +337,7 @@ impl Group {
     /// Finds the groups beneath (v1): `oom_kill` rises in the victim's own. One that was made after the
     /// watch began has counted from 0.
     fn find_beneath(&mut self, at_start: bool) {
-        if self.level.memory.version() == Version::V2 {
+        if self.version == Version::V2 {
             return;
         }
         let mut queue = vec![(String::new(), self.group.clone())];

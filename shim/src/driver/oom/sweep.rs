@@ -49,13 +49,16 @@ pub(super) struct Sweeper {
 
 /// Tells it of exits.
 #[derive(Clone)]
-pub(super) struct Exits(Sender<(PathBuf, bool)>);
+pub(super) struct Exits(Sender<(Arc<Path>, bool)>);
 
 impl Exits {
-    /// A container whose group is, or was, at `directory` has ended, and was emptied or not.
-    pub(super) fn ended(&self, directory: PathBuf, emptied: bool) {
-        // More than it can take: the next exit there is soon enough.
-        let _ = self.0.try_send((directory, emptied));
+    /// A container in the group at `parent` has ended, and was emptied or not. `None`: the root, which cannot be
+    /// reclaimed from.
+    pub(super) fn ended(&self, parent: Option<Arc<Path>>, emptied: bool) {
+        if let Some(parent) = parent {
+            // More than it can take: the next exit there is soon enough.
+            let _ = self.0.try_send((parent, emptied));
+        }
     }
 }
 
@@ -92,7 +95,7 @@ fn above(hierarchy: &MemoryHierarchy, directory: &Path) -> Option<PathBuf> {
     beneath.then(|| parent.to_owned())
 }
 
-fn work(hierarchy: &MemoryHierarchy, exits: &Receiver<(PathBuf, bool)>) {
+fn work(hierarchy: &MemoryHierarchy, exits: &Receiver<(Arc<Path>, bool)>) {
     sys::become_interruptible();
     let alarm = match sys::Alarm::new() {
         Ok(alarm) => alarm,
@@ -106,11 +109,7 @@ fn work(hierarchy: &MemoryHierarchy, exits: &Receiver<(PathBuf, bool)>) {
             None => exits.recv().map_err(|_| RecvTimeoutError::Disconnected),
         };
         match exit {
-            Ok((directory, emptied)) => {
-                if let Some(parent) = above(hierarchy, &directory) {
-                    sweeps.ended(start.elapsed(), &parent, emptied);
-                }
-            }
+            Ok((parent, emptied)) => sweeps.ended(start.elapsed(), &parent, emptied),
             Err(RecvTimeoutError::Timeout) => {}
             Err(RecvTimeoutError::Disconnected) => return,
         }

@@ -1,21 +1,23 @@
-//! The watch's loop: what happens goes into the books, what they ask for is done.
+//! The watch's loop: what happens goes into the books, what they ask for is done. Who is watched is in `members`, what
+//! comes of the log in `lines`.
+
+mod lines;
+mod members;
 
 use super::empty::Emptier;
-use super::group::{Group, Level, open_level};
+use super::group::{Group, Level};
 use super::log::Log;
 use super::names::Host;
 use super::sweep::Sweeper;
-use super::{Command, OomOptions, Sources, ToWatch, Told, stamp};
+use super::{Command, OomOptions, Sources, Told, stamp};
 use crate::core::Now;
-use crate::core::oom::{Action, Event, From, Ledger, LogKill};
+use crate::core::oom::{Action, Event, Ledger};
 use crate::driver::sys;
 use crate::oom::Store;
 use cgroupfs::events::{ModifiedSet, Notification, Watch};
 use cgroupfs::files::ControlDir;
-use cgroupfs::kmsg::oom::Killed;
 use cgroupfs::memory::Version;
-use cgroupfs::procfs::Zoneinfo;
-use cgroupfs::{Cgroup, Error, Membership, Op, Result};
+use cgroupfs::{Cgroup, Error, Op, Result};
 use crossbeam_channel::{Receiver, Sender, TryRecvError};
 use nix::errno::Errno;
 use nix::sys::epoll::{Epoll, EpollCreateFlags, EpollEvent, EpollFlags, EpollTimeout};
@@ -25,18 +27,12 @@ use nix::sys::timer::{Expiration, TimerSetTimeFlags};
 use nix::sys::timerfd::{ClockId, TimerFd, TimerFlags};
 use std::collections::{BTreeSet, HashMap, VecDeque};
 use std::os::fd::{AsFd, BorrowedFd};
-use std::path::PathBuf;
+use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 /// How often counters are read where nothing tells of a kill for want of host memory.
 const SLOW_POLL: Duration = Duration::from_secs(1);
-
-/// A flood of the log is read in pieces, with this long for everything else between.
-const FLOOD_PAUSE: Duration = Duration::from_millis(1);
-
-/// All groups are looked at for a kill of nobody known at most this often.
-const ALL_EVERY: Duration = Duration::from_millis(10);
 
 /// What an epoll token stands for.
 const WAKE: u64 = 1;
@@ -50,7 +46,7 @@ const SHIFT: u32 = 56;
 
 /// A group that containers are in: watched once for all of them.
 struct Above {
-    directory: PathBuf,
+    directory: Arc<Path>,
     group: Arc<Cgroup>,
     level: Arc<Level>,
     oom: Option<Notification>,
@@ -63,6 +59,8 @@ struct Above {
 struct Watched {
     group: Group,
     above: Vec<u64>,
+    /// The directory that it is in, where what it leaves is swept: one of the groups above.
+    parent: Option<Arc<Path>>,
     watch: Option<Watch>,
     /// v2: `oom` of the group itself and of its subtree, as read last.
     ooms: (u64, u64),
@@ -256,23 +254,6 @@ impl Watcher {
             .map_err(|errno| Error::refused(Op::Watch, "the OOM watch", errno))
     }
 
-    /// Listens to the log, unless it is in flood, or there is no reason to.
-    fn hear_the_log(&mut self) {
-        let Some(log) = &self.log else { return };
-        let wanted = self.log_wakes || self.ledger.deadline().is_some();
-        let hear = wanted && self.log_again.is_none();
-        if hear != self.log_heard {
-            let flags = if hear { EpollFlags::EPOLLIN } else { EpollFlags::empty() };
-            let mut event = EpollEvent::new(flags, LOG << SHIFT);
-            if self.epoll.modify(log.fd(), &mut event).is_ok() {
-                self.log_heard = hear;
-            }
-        }
-        if !wanted {
-            self.log_again = None;
-        }
-    }
-
     fn set_timer(&self) {
         let now = self.start.elapsed();
         let next = [self.ledger.deadline(), self.slow, self.log_again];
@@ -333,120 +314,6 @@ impl Watcher {
         self.work(tell);
     }
 
-    fn watch(
-        &mut self,
-        key: u64,
-        ToWatch { group, memory, mut identity, deeds }: ToWatch,
-        tell: &mut impl FnMut(Told),
-    ) -> Result<()> {
-        let directory = group.path().to_path_buf();
-        let (mut levels, mut ids) = (Vec::new(), Vec::new());
-        for (n, path) in self.host.ancestors(&directory).into_iter().enumerate() {
-            // A group above that cannot be read (a delegated subtree) ends the chain.
-            let Ok(id) = self.share(&path) else { break };
-            if let Some(above) = self.above.get_mut(&id) {
-                above.users.insert((key, n + 1));
-                levels.push((path, above.level.clone()));
-                ids.push(id);
-            }
-        }
-        let path = self.host.path(&directory);
-        let mut group = Group::open(group, memory, levels, path, deeds)?;
-        if let Some(oom) = &group.oom {
-            self.listen(oom.as_fd(), OWN, key)?;
-        }
-        let watch = match &mut self.modified {
-            Some(modified) => modified.watch(&group.group, "memory.events", key << 1).ok(),
-            None => None,
-        };
-        let recorded =
-            self.recorded.remove(&(directory.display().to_string(), group.group.inode()));
-        let told_of = identity.oom_kill;
-        identity.oom_kill = identity.oom_kill.max(recorded);
-        let since = identity.since.map(|since| since.saturating_duration_since(self.start));
-        let subject = group.subject(&identity, since, &self.host)?;
-        // Whoever was before us wrote them down, and ended before it could tell.
-        if let (Some(told_of), Some(now)) = (told_of, subject.oom_kill)
-            && now > told_of
-        {
-            tell(Told::Killed(key, now - told_of, group.usage(), Some(now)));
-        }
-        let own = subject.levels.first().copied().unwrap_or_default();
-        let ooms = (own.oom_local.unwrap_or(0), own.oom.unwrap_or(0));
-        let watched =
-            Watched { group, above: ids, watch, ooms, gone: false, unheard: 0, ended: false };
-        self.groups.insert(key, Box::new(watched));
-        self.queue.push_back(Event::Watch(key, Box::new(subject)));
-        if let Some(pid) = identity.init {
-            self.init(key, pid);
-        }
-        // Between the books' first page and the first event.
-        self.look(key, false);
-        if self.slow.is_none()
-            && !matches!(self.log, Some(Log::Kmsg(..)))
-            && self.host.hierarchy.version == Version::V1
-        {
-            self.slow = Some(self.start.elapsed() + SLOW_POLL);
-        }
-        Ok(())
-    }
-
-    /// The group at `directory`, opened and listened to once.
-    fn share(&mut self, directory: &std::path::Path) -> Result<u64> {
-        let known = self
-            .above
-            .iter()
-            .find(|(_, above)| above.directory == *directory && !above.group.is_gone());
-        if let Some((id, _)) = known {
-            return Ok(*id);
-        }
-        let (group, level) = open_level(&self.host, directory)?;
-        self.next_above += 1;
-        let id = self.next_above;
-        let (mut oom, mut watch) = (None, None);
-        match &mut self.modified {
-            None => oom = Notification::oom(&group).ok(),
-            Some(modified) => {
-                watch = modified.watch(&group, "memory.events.local", id << 1 | 1).ok();
-            }
-        }
-        if let Some(oom) = &oom {
-            self.listen(oom.as_fd(), ABOVE, id)?;
-        }
-        let oom_local = level.look().oom_local.unwrap_or(0);
-        let level = Arc::new(level);
-        let directory = directory.to_path_buf();
-        let users = BTreeSet::new();
-        self.above.insert(id, Above { directory, group, level, oom, watch, oom_local, users });
-        Ok(id)
-    }
-
-    fn init(&mut self, key: u64, pid: i32) {
-        let Some(watched) = self.groups.get_mut(&key) else { return };
-        self.queue.push_back(Event::Init(key, pid));
-        watched.group.has_init(pid);
-        match sys::pidfd_open(pid) {
-            Ok(pidfd) => {
-                let added = self
-                    .epoll
-                    .add(pidfd.as_fd(), EpollEvent::new(EpollFlags::EPOLLIN, INIT << SHIFT | key));
-                if added.is_ok() {
-                    watched.group.pidfd = Some(pidfd);
-                    if self.emptier.is_some() {
-                        watched.group.prepare_to_empty();
-                    }
-                }
-            }
-            Err(Errno::ESRCH) => {
-                watched.group.init_is_gone();
-                self.look(key, false);
-                self.queue.push_back(Event::InitExited(key));
-            }
-            // Before 5.3: whether it survived stays unknown.
-            Err(errno) => log::debug!("pidfd of {pid}: {errno}"),
-        }
-    }
-
     fn own(&mut self, key: u64) {
         let Some(watched) = self.groups.get_mut(&key) else { return };
         let signals = watched.group.oom.as_ref().map_or(0, Notification::signals);
@@ -501,7 +368,7 @@ impl Watcher {
                 continue;
             }
             let Some(watched) = self.groups.get_mut(&id) else { continue };
-            let own = watched.group.level.look();
+            let own = watched.group.own_level();
             let ooms = (own.oom_local.unwrap_or(0), own.oom.unwrap_or(0));
             if ooms.0 > watched.ooms.0 || ooms.1 > watched.ooms.1 {
                 watched.ooms = ooms;
@@ -525,88 +392,11 @@ impl Watcher {
             && let (Some(files), Some(exits)) = (watched.group.files.take(), sweeper.exits())
         {
             watched.ended = true;
-            emptier.empty(files, watched.group.group.path().to_path_buf(), exits.clone());
+            emptier.empty(files, watched.parent.clone(), exits.clone());
         }
         // Meanwhile, before its runtime removes the group: emptying changes no counter.
         self.look(key, false);
         self.queue.push_back(Event::InitExited(key));
-    }
-
-    fn read_log(&mut self, tell: &mut impl FnMut(Told)) {
-        let Some(log) = &mut self.log else { return };
-        let from = log.from();
-        let brought = match log.read() {
-            Ok(brought) => brought,
-            Err(error) => {
-                ::log::warn!("{error}; victims of the OOM killer are not known from now on");
-                let _ = self.epoll.delete(log.fd());
-                self.log = None;
-                self.log_again = None;
-                self.queue.push_back(Event::LogReadable(false));
-                return;
-            }
-        };
-        self.log_again = brought.more.then(|| self.start.elapsed() + FLOOD_PAUSE);
-        // What was overwritten while nobody had a reason to read is not missed.
-        if brought.lost && (self.log_wakes || self.log_heard) {
-            self.queue.push_back(Event::LogLost);
-        }
-        for killed in brought.kills {
-            self.killed(killed, from);
-            self.work(tell);
-        }
-    }
-
-    fn killed(&mut self, killed: Killed, from: From) {
-        let group = match killed.task_memcg {
-            Some(_) => None,
-            None => self.group_of(&killed),
-        };
-        if killed.task_memcg.is_none() && group.is_none() {
-            // Whoever it was: the counters tell whether it was one of ours.
-            let now = self.start.elapsed();
-            if self.all_looked.is_none_or(|at| now >= at + ALL_EVERY) {
-                self.all_looked = Some(now);
-                self.look_at_all();
-            }
-        }
-        let node_has_room = match killed.memcg {
-            Some(false) if killed.order.is_some_and(|order| order > 0) => {
-                Zoneinfo::read().ok().map(|zones| zones.free() > zones.low_watermarks())
-            }
-            _ => None,
-        };
-        self.queue.push_back(Event::Killed(Box::new(LogKill {
-            killed,
-            from,
-            group,
-            node_has_room,
-        })));
-    }
-
-    /// The group of a victim that the log does not name: while it is there, `/proc` tells (on v1 only until
-    /// it starts to exit: then it is shown in `/`), else who was in which group when memory ran out.
-    fn group_of(&self, killed: &Killed) -> Option<(String, From)> {
-        if !self.pids_are_ours {
-            return None;
-        }
-        let pid = u32::try_from(killed.pid).ok()?;
-        let same = killed.comm.is_empty()
-            || std::fs::read(format!("/proc/{pid}/comm"))
-                .is_ok_and(|comm| comm.strip_suffix(b"\n") == Some(&killed.comm));
-        if same && let Ok(membership) = Membership::read(pid) {
-            let path = match self.host.hierarchy.version {
-                Version::V1 => membership.path("memory"),
-                Version::V2 => membership.unified_group().map(|group| group.path.as_path()),
-            };
-            if let Some(path) = path.and_then(|path| path.to_str()).filter(|path| *path != "/") {
-                return Some((path.to_owned(), From::Procfs));
-            }
-        }
-        let mut found =
-            self.groups.values().filter_map(|watched| watched.group.group_of(killed.pid));
-        let only = found.next()?;
-        found.all(|other| other == only).then(|| (only.clone(), From::Members))
     }
 
     fn look_at_all(&mut self) {
@@ -645,7 +435,7 @@ impl Watcher {
             && let Some(exits) = sweeper.exits()
             && !std::mem::replace(&mut watched.ended, true)
         {
-            exits.ended(watched.group.group.path().to_path_buf(), false);
+            exits.ended(watched.parent.clone(), false);
         }
     }
 
@@ -694,31 +484,6 @@ impl Watcher {
                     );
                 }
             }
-        }
-    }
-
-    fn drop_group(&mut self, key: u64) {
-        let above = match self.groups.remove(&key) {
-            Some(watched) => {
-                if let (Some(modified), Some(watch)) = (&mut self.modified, &watched.watch) {
-                    modified.forget(watch);
-                }
-                watched.above
-            }
-            None => self.above.keys().copied().collect(),
-        };
-        for id in above {
-            let Some(shared) = self.above.get_mut(&id) else { continue };
-            shared.users.retain(|(user, _)| *user != key);
-            if shared.users.is_empty()
-                && let Some(shared) = self.above.remove(&id)
-                && let (Some(modified), Some(watch)) = (&mut self.modified, &shared.watch)
-            {
-                modified.forget(watch);
-            }
-        }
-        if self.groups.is_empty() {
-            self.slow = None;
         }
     }
 }

@@ -3,12 +3,14 @@
 
 use super::taken::Taken;
 use crate::core::throttle::{
-    Change, Found, Grown, STARTING, Standing, found, who_faulted_alone, who_grows,
+    Attribution, Change, Found, Grown, STARTING, Shares, Sought, Standing, found, is_bystander,
+    who_faulted_alone, who_grows, writes,
 };
 use cgroupfs::files::ControlDir;
 use cgroupfs::freezer::{self, Freezer, FreezerGroup, Kind};
 use cgroupfs::memory::Memory;
-use cgroupfs::procfs::{Task, TaskStat, ran_and_slept};
+use cgroupfs::procfs::{Task, TaskStat, ran_and_slept, transferred};
+use cgroupfs::units::page_size;
 use cgroupfs::{Bytes, Cgroup, Result};
 use nix::time::{ClockId, clock_gettime};
 use nix::unistd::{SysconfVar, sysconf};
@@ -23,10 +25,26 @@ const MOST: usize = 8192;
 /// Groups beneath the container's that are looked into, at most so deep.
 const DEEPEST: usize = 16;
 
+/// For so long at least a task has a chance to grow with the others, however fast they are.
+const SHOWN: Duration = Duration::from_millis(50);
+
+/// What tasks read and write is looked at for so many windows after one whose growth faults did not explain.
+const WRITING: u32 = 64;
+
 /// A task that was moved.
 struct Grower {
     task: Arc<Task>,
     standing: Standing,
+    since: Instant,
+    /// What it had read and written at the last look, if that was asked for.
+    transferred: Option<u64>,
+}
+
+impl Grower {
+    fn new(task: Task, standing: Standing) -> Grower {
+        let (since, transferred) = (Instant::now(), transferred(task.tid()));
+        Grower { task: Arc::new(task), standing, since, transferred }
+    }
 }
 
 /// The growers of one container.
@@ -44,6 +62,8 @@ pub(super) struct Growers {
     scan_took: Duration,
     /// Tasks of other freezer groups: not ours to move.
     strangers: usize,
+    /// For so many more windows it is looked at what they read and write.
+    writing: u32,
 }
 
 impl Growers {
@@ -66,6 +86,7 @@ impl Growers {
             last_scan: None,
             scan_took: Duration::ZERO,
             strangers: 0,
+            writing: WRITING,
         }
     }
 
@@ -86,7 +107,7 @@ impl Growers {
 
     /// Who had no turn in the last window.
     pub(super) fn waiting(&self) -> BTreeSet<u32> {
-        self.that(Standing::waits)
+        self.that(Standing::had_no_turn)
     }
 
     fn that(&self, is: impl Fn(&Standing) -> bool) -> BTreeSet<u32> {
@@ -101,44 +122,55 @@ impl Growers {
 
     /// Looks at all tasks of the container, and moves those into `group` that grew since the last scan;
     /// with `unexplained`, those too that were in the kernel for long; all of them, if there are no more than
-    /// `few`. They come owing what this growth `costs`. How many were moved.
+    /// `few`, but those who were only there while others grew. Pages are charged in units of `batch`. They come owing what this growth `costs`. How many were moved.
     pub(super) fn scan(
         &mut self,
         group: &FreezerGroup,
         unexplained: bool,
         few: usize,
+        batch: u64,
         costs: impl Fn(u64) -> Duration,
     ) -> Result<usize> {
         let start = Instant::now();
         let tids = all(&self.memory, &|group| self.taken.has(group))?;
         let all = tids.len() <= few;
         let young = ticks_since_boot().map(|now| now.saturating_sub(ticks(STARTING)));
-        let mut seen = BTreeMap::new();
-        let mut growing = Vec::new();
-        for tid in tids {
-            if self.moved.contains_key(&tid) {
-                continue;
-            }
+        let mut others = Vec::new();
+        for tid in tids.into_iter().filter(|tid| !self.moved.contains_key(tid)) {
             let Ok(task) = Task::open(tid) else { continue };
             let Some(stat) = task.stat() else { continue };
-            if let Some(before) = self.seen.get(&tid)
-                && before.starttime == stat.starttime
-            {
+            let before = self.seen.get(&tid).filter(|seen| seen.starttime == stat.starttime);
+            others.push((tid, task, stat, before.copied()));
+        }
+        let kernel_time = others.iter().filter_map(|(_, _, stat, before)| {
+            before.map(|before| stat.stime.saturating_sub(before.stime))
+        });
+        let sought = Sought {
+            others: (!self.moved.is_empty()).then_some(batch),
+            writes: unexplained.then(|| writes(kernel_time)),
+        };
+        let mut seen = BTreeMap::new();
+        let mut growing = Vec::new();
+        for (tid, task, stat, before) in others {
+            if let Some(before) = before {
                 let young = young.is_some_and(|young| stat.starttime >= young);
-                let others = !self.moved.is_empty();
-                if let Some(found) = found(before, &stat, others, young, unexplained) {
+                if let Some(found) = found(&before, &stat, young, sought) {
                     let debt = costs(stat.faults().saturating_sub(before.faults()));
                     growing.push((task, stat, found, debt));
                     continue;
                 }
             }
-            if all {
+            let beside = sought.others.is_some()
+                && before.is_some_and(|before| is_bystander(&before, &stat));
+            if all && !beside {
                 growing.push((task, stat, Found::Process, Duration::ZERO));
                 continue;
             }
             seen.insert(tid, stat);
         }
         self.seen = seen;
+        // Without the moves, which wait for grace periods: whoever is left must be found soon.
+        self.scan_took = start.elapsed();
         let mut moved = 0;
         self.strangers = 0;
         let usage = self.usage();
@@ -150,16 +182,16 @@ impl Growers {
             }
             if group.take(tid)? {
                 moved += 1;
+                log::trace!("task {tid} is taken in: {found:?}, {} faults so far", stat.faults());
                 let standing = match found {
                     Found::Grows => Standing::grower(stat, debt),
-                    Found::Process => Standing::suspect(stat, usage),
+                    Found::Process => Standing::suspect(stat, usage, ran_and_slept(tid)),
                 };
-                self.moved.insert(tid, Grower { task: Arc::new(task), standing });
+                self.moved.insert(tid, Grower::new(task, standing));
             }
         }
         // Children and threads of those that were moved are in the group from their birth.
         self.adopt(group)?;
-        self.scan_took = start.elapsed();
         self.last_scan = Some(Instant::now());
         Ok(moved)
     }
@@ -182,12 +214,15 @@ impl Growers {
                 self.seen.remove(&tid);
                 // Of its process' resident set, part was there before it.
                 let (process, faults, kernel_time) = (task.pid(), last.faults(), last.stime);
-                born.push(Change { task: tid, process, faults, resident: 0, kernel_time });
+                let change =
+                    Change { task: tid, process, faults, kernel_time, ..Change::default() };
+                born.push(change);
+                let so_far = ran_and_slept(tid);
                 let standing = match suspects {
-                    Some(usage) => Standing::suspect(last, usage),
-                    None => Standing::grower(last, Duration::ZERO),
+                    Some(usage) => Standing::suspect(last, usage, so_far),
+                    None => Standing::born(last, so_far),
                 };
-                self.moved.insert(tid, Grower { task: Arc::new(task), standing });
+                self.moved.insert(tid, Grower::new(task, standing));
             }
         }
         Ok(born)
@@ -201,7 +236,7 @@ impl Growers {
 
     /// The same for those that have grown: who has not since it came is as suspect as it was.
     pub(super) fn suspect_again(&mut self) {
-        self.look();
+        self.look(true);
         let usage = self.usage();
         self.moved.values_mut().for_each(|grower| grower.standing.suspect_again(usage));
     }
@@ -211,11 +246,59 @@ impl Growers {
     }
 
     /// Convicts those whom the last look saw growing: what is owed is theirs alone from then on.
-    pub(super) fn convict(&mut self, changes: &[Change]) {
+    pub(super) fn convict(&mut self, changes: &[Change], shares: &Shares) {
         let (usage, alone) = (self.usage(), who_faulted_alone(changes));
+        self.writing = match shares.unexplained > 0 || !shares.written.is_empty() {
+            true => WRITING,
+            false => self.writing.saturating_sub(1),
+        };
+        for (task, pages) in &shares.written {
+            if let Some(grower) = self.moved.get_mut(task) {
+                grower.standing.wrote(*pages);
+            }
+        }
         for (tid, grower) in &mut self.moved {
             grower.standing.convict(usage, alone.contains(tid));
         }
+    }
+
+    /// Whether some of them have not shown yet if they grow.
+    pub(super) fn has_untried(&self) -> bool {
+        self.moved.values().any(|grower| grower.standing.is_untried())
+    }
+
+    /// What the kernel has put into the resident sets of processes since they were looked at last.
+    pub(super) fn filled(&self) -> Bytes {
+        let mut processes = BTreeMap::new();
+        for grower in self.moved.values() {
+            processes.entry(grower.task.pid()).or_insert_with(|| {
+                let now = grower.task.stat().map_or(0, |stat| stat.rss);
+                now.saturating_sub(grower.standing.last().rss)
+            });
+        }
+        Bytes(processes.into_values().fold(0, u64::saturating_add).saturating_mul(page_size()))
+    }
+
+    /// The group has grown by `chance` below high: who has not grown with it is given back before anybody is frozen.
+    pub(super) fn sift_below(
+        &mut self,
+        group: &FreezerGroup,
+        chance: Bytes,
+        batch: u64,
+    ) -> Result<()> {
+        let changes = self.look(true);
+        let pages = chance.0 / page_size();
+        let shares = Attribution::default().share(&changes, pages, batch);
+        self.convict(&changes, &shares);
+        let usage = self.usage();
+        // Others may have been told a moment sooner to grow.
+        let those = self.moved.iter().filter(|(_, grower)| {
+            grower.since.elapsed() >= SHOWN && grower.standing.is_cleared_below(usage, chance)
+        });
+        let those = those.filter(|(tid, grower)| grower.standing.has_run(ran_and_slept(**tid)));
+        let cleared: BTreeSet<u32> = those.map(|(tid, _)| *tid).collect();
+        log::trace!("{} of {} do not grow, with {usage} in use", cleared.len(), self.len());
+        self.return_cleared(group, cleared)
     }
 
     /// Clears of suspicion who does not grow: they are given back, and may run again at once.
@@ -225,6 +308,10 @@ impl Growers {
         }
         let usage = self.usage();
         let cleared = self.that(|standing| standing.is_cleared(usage));
+        self.return_cleared(group, cleared)
+    }
+
+    fn return_cleared(&mut self, group: &FreezerGroup, cleared: BTreeSet<u32>) -> Result<()> {
         // Moving a task of the unified freezer takes the whole process: the others may grow.
         let grows = self.moved.values().any(|grower| !grower.standing.is_suspect());
         if grows && group.kind() == Kind::V1 {
@@ -241,24 +328,30 @@ impl Growers {
             }
             group.give_back(tid)?;
             if let Some(grower) = self.moved.remove(&tid) {
+                log::trace!("task {tid} is given back: {:?}", grower.standing);
                 self.seen.insert(tid, *grower.standing.last());
             }
         }
         Ok(())
     }
 
-    /// What each of them did since the last look. Those that are gone are forgotten.
-    pub(super) fn look(&mut self) -> Vec<Change> {
+    /// What each of them did since the last look; `turn`: all of them have had one since this was so last. Those
+    /// that are gone are forgotten.
+    pub(super) fn look(&mut self, turn: bool) -> Vec<Change> {
         let mut changes = Vec::with_capacity(self.moved.len());
+        let writing = self.writing > 0;
         self.moved.retain(|tid, grower| {
             let Some(stat) = grower.task.stat() else { return false };
-            let step = grower.standing.look(stat, || grower.task.was_interrupted());
+            let step = grower.standing.look(stat, turn, || grower.task.was_interrupted());
+            let now = if writing { transferred(*tid) } else { None };
+            let before = std::mem::replace(&mut grower.transferred, now);
             changes.push(Change {
                 task: *tid,
                 process: grower.task.pid(),
                 faults: step.faults,
                 resident: step.resident,
                 kernel_time: step.kernel_time,
+                transferred: now.zip(before).map_or(0, |(now, before)| now.saturating_sub(before)),
             });
             true
         });

@@ -4,9 +4,10 @@
 use super::ThrottleConfig;
 use super::near::near;
 use crate::core::floor::Floor;
-use crate::core::throttle::{Level, MOST_LEVELS, WayOut};
+use crate::core::throttle::{Level, MOST_LEVELS, WayOut, not_slept_on};
 use crate::driver::worker::survey;
 use cgroupfs::events::Notification;
+use cgroupfs::files::ControlDir as _;
 use cgroupfs::memory::Memory;
 use cgroupfs::{Bytes, Cgroup, Result};
 use std::sync::Arc;
@@ -56,6 +57,32 @@ impl Levels {
         Levels(all.take(MOST_LEVELS).map(|of| High { of, surveyed: None }).collect())
     }
 
+    /// As of new: which of them each was until now.
+    pub(super) fn change(
+        &mut self,
+        config: &ThrottleConfig,
+        memory: &Arc<dyn Memory>,
+    ) -> Vec<Option<usize>> {
+        let mut before = std::mem::replace(self, Levels::new(config, memory)).0;
+        let which = self.0.iter_mut().map(|high| {
+            let inode = high.of.group.inode();
+            let n = before.iter().position(|before| before.of.group.inode() == inode)?;
+            high.surveyed = before.get_mut(n).and_then(|before| before.surveyed.take());
+            Some(n)
+        });
+        which.collect()
+    }
+
+    /// The container's own first.
+    pub(super) fn all(&self) -> impl Iterator<Item = &Ancestor> {
+        self.0.iter().map(|high| &high.of)
+    }
+
+    /// Which groups those above are.
+    pub(super) fn inodes_above(&self) -> Vec<u64> {
+        self.above().map(|above| above.group.inode()).collect()
+    }
+
     pub(super) fn get(&self, n: usize) -> Option<&Ancestor> {
         self.0.get(n).map(|high| &high.of)
     }
@@ -102,13 +129,17 @@ impl Levels {
         self.threshold(&nears.collect::<Vec<_>>())
     }
 
-    /// Wakes when one of them crosses its threshold.
+    /// Wakes when one of them crosses its threshold. A group above that is gone crosses none any more.
     pub(super) fn threshold(&self, at: &[Option<Bytes>]) -> Result<Notification> {
         let groups: Vec<(&Cgroup, Bytes)> = self
             .0
             .iter()
             .zip(at)
-            .filter_map(|(high, at)| Some((&*high.of.group, (*at)?)))
+            .enumerate()
+            .filter_map(|(n, (high, at))| {
+                let there = n == 0 || !high.of.group.is_gone();
+                there.then_some((&*high.of.group, (*at)?))
+            })
             .collect();
         Notification::usage_thresholds(&groups)
     }
@@ -130,7 +161,7 @@ impl High {
             return bytes;
         }
         let bytes = survey(&*self.of.memory)
-            .map(|survey| Floor::of(&survey, 0).clean_file)
+            .map(|survey| not_slept_on(Floor::of(&survey, 0).clean_file, self.of.high))
             .unwrap_or_default();
         self.surveyed = Some((Instant::now(), bytes));
         bytes

@@ -5,12 +5,14 @@ use super::levels::{Levels, all_far};
 use super::near::{Ground, Near};
 use super::pulser::{Bar, Order, Report, Terms};
 use super::{Control, EVENTS, ThrottleConfig, ThrottleEvent};
-use crate::core::throttle::{Curve, Level, MOST_LEVELS, Throttle, ThrottleTotals};
+use crate::core::throttle::{Curve, Level, MOST_LEVELS, Throttle, ThrottleTotals, chance};
+use cgroupfs::events::Notification;
 use cgroupfs::files::ControlDir as _;
-use cgroupfs::freezer::Freezer;
+use cgroupfs::freezer::{Freezer, Kind};
 use cgroupfs::memory::Memory;
-use cgroupfs::{Bytes, Result};
+use cgroupfs::{Bytes, Error, Result};
 use crossbeam_channel::Sender;
+use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::eventfd::EventFd;
 use std::os::fd::{AsFd, BorrowedFd};
@@ -24,14 +26,22 @@ const CALM: Duration = Duration::from_secs(5);
 /// A quiet group is looked at again when it has grown by so much.
 const STIR: Bytes = Bytes::kib(256);
 
+/// On the way to high it is looked so often who grows, at most: before it comes to that again it has been above, or
+/// far below.
+const HALVES: usize = 8;
+
+/// All tasks are looked at there so often.
+const SCAN_BELOW: Duration = Duration::from_millis(1);
+
 /// How often a released group is looked at.
 const RELEASED: Duration = Duration::from_secs(1);
 
 /// How often a group is looked at for whose tasks others' growth counts, too.
 const LOOK_ABOVE: Duration = Duration::from_secs(1);
 
-/// What could not be done is tried again after this.
-const AGAIN: Duration = Duration::from_secs(10);
+/// What could not be done is tried again after this, and after twice as long the next time, up to the second.
+const AGAIN: Duration = Duration::from_secs(1);
+const AGAIN_AT_MOST: Duration = Duration::from_secs(10);
 
 /// The manager.
 pub(super) struct Manager {
@@ -41,7 +51,9 @@ pub(super) struct Manager {
     freezer: Freezer,
     pub(super) core: Throttle,
     pub(super) start: Instant,
-    control: Arc<Control>,
+    pub(super) control: Arc<Control>,
+    /// How often its terms have changed.
+    pub(super) changes: u64,
     events: Sender<ThrottleEvent>,
     wake: Arc<EventFd>,
     told_real_time: bool,
@@ -80,6 +92,7 @@ impl Manager {
             freezer,
             start: Instant::now(),
             control,
+            changes: 0,
             events,
             wake,
             told_real_time: false,
@@ -90,37 +103,51 @@ impl Manager {
 
     /// Until it is told to stop, or the group is gone. With what was made ready ahead, if anything was.
     pub(super) fn run(mut self, ahead: Option<Near>) {
-        let mut ahead = ahead;
+        let (mut ahead, mut again) = (ahead, AGAIN);
         loop {
             let cycle = match ahead.take() {
                 Some(at) => self.stay(at, true),
                 None => self.cycle(),
             };
             match cycle {
-                Ok(Woken::Look) => self.told_failed = false,
+                Ok(Woken::Look) => {
+                    self.told_failed = false;
+                    again = AGAIN;
+                }
                 Ok(Woken::Stop) => break,
-                // Its own group is: not one of ours that somebody removed.
-                Err(error) if error.is_vanished() && self.config.group.is_gone() => break,
+                Err(error) if self.is_over(&error) => break,
                 Err(error) => {
                     if !std::mem::replace(&mut self.told_failed, true) {
                         self.tell(ThrottleEvent::Failed(error));
                     }
-                    if self.wait(&[], Some(AGAIN)) == Woken::Stop {
+                    if self.wait(&[], Some(again)) == Woken::Stop {
                         break;
                     }
+                    again = (again * 2).min(AGAIN_AT_MOST);
                 }
             }
         }
         self.control.held.store(true, Ordering::SeqCst);
     }
 
-    fn ground(&self) -> Ground<'_> {
+    /// Its own group is gone, not one of ours that somebody removed; or about to be: its files answer with ENODEV
+    /// before its directory is removed.
+    fn is_over(&self, error: &Error) -> bool {
+        let own = self.config.group.path();
+        match error {
+            Error::Refused { path, errno: Errno::ENODEV, .. } => path.parent() == Some(own),
+            error => error.is_vanished() && self.config.group.is_gone(),
+        }
+    }
+
+    pub(super) fn ground(&self) -> Ground<'_> {
         Ground {
             config: &self.config,
             memory: &self.memory,
             freezer: &self.freezer,
             curve: self.core.curve(),
             beneath: self.control.beneath.load(Ordering::SeqCst),
+            changes: self.changes,
         }
     }
 
@@ -131,9 +158,9 @@ impl Manager {
 
     /// Waits until usage comes near high, and stays until it is away again.
     fn cycle(&mut self) -> Result<Woken> {
-        if self.is_far()? {
-            let threshold = self.levels.near_threshold()?;
-            while self.is_far()? {
+        while self.is_far()? {
+            let (threshold, armed) = (self.levels.near_threshold()?, self.changes);
+            while armed == self.changes && self.is_far()? {
                 if self.wait(&[threshold.as_fd()], self.patience()) == Woken::Stop {
                     return Ok(Woken::Stop);
                 }
@@ -144,7 +171,7 @@ impl Manager {
             Some(at) => self.stay(at, false),
             // All who are in it have throttles of their own.
             None if self.config.taken.has_beneath(&self.config.group) => {
-                Ok(self.wait(&[], Some(AGAIN)))
+                Ok(self.wait(&[], Some(AGAIN_AT_MOST)))
             }
             // Nobody is in it: what there is will be gone, or somebody comes.
             None => Ok(self.wait(&[], Some(RELEASED))),
@@ -185,7 +212,8 @@ impl Manager {
     fn attend(&mut self, at: &mut Near, ahead: bool) -> Result<Woken> {
         // The real-time thread looks after the group while thresholds are registered.
         at.pulser.order(Order::Open(self.terms(Duration::ZERO)?));
-        let near_crossed = self.levels.near_threshold()?;
+        let mut near_crossed = self.levels.near_threshold()?;
+        let mut armed = self.changes;
         let mut below: Option<Instant> = None;
         // Usage when the group was last found not to grow.
         let mut rested: Option<Bytes> = None;
@@ -195,6 +223,13 @@ impl Manager {
             }
             if self.is_stale(at) {
                 return Ok(Woken::Look);
+            }
+            if armed != self.changes {
+                self.renew(at)?;
+                at.pulser.order(Order::Open(self.terms(Duration::ZERO)?));
+                near_crossed = self.levels.near_threshold()?;
+                armed = self.changes;
+                rested = None;
             }
             near_crossed.take();
             let usage = self.memory.usage()?;
@@ -253,7 +288,8 @@ impl Manager {
                 (Some(since), false) if !ahead => Some(CALM.saturating_sub(since.elapsed())),
                 (_, false) => None,
             };
-            let woken = self.wait(&[near_crossed.as_fd(), at.pulser.wake_fd()], patience);
+            let free = upward.first().copied().flatten().filter(|_| !costs);
+            let woken = self.wait_below(at, &near_crossed, free, patience)?;
             let crossed = matches!(at.pulser.report(), Some(Report::Crossed));
             match woken {
                 Woken::Stop => return Ok(Woken::Stop),
@@ -271,6 +307,41 @@ impl Manager {
                 Woken::Look => {}
             }
         }
+    }
+
+    /// Waits for what happens first. Half of the way to where growth is no longer `free`, and half of what is left then,
+    /// and so on, those are let go who do not grow with the others, and taken in who do, so that nobody is frozen who
+    /// was only there. Thresholds tell: who does not grow wakes nobody.
+    fn wait_below(
+        &mut self,
+        at: &mut Near,
+        near_crossed: &Notification,
+        free: Option<Bytes>,
+        patience: Option<Duration>,
+    ) -> Result<Woken> {
+        let group = self.config.group.clone();
+        for _ in 0..HALVES {
+            let usage = self.memory.usage()?;
+            let room = free.map_or(Bytes(0), |free| free.saturating_sub(usage));
+            let Some(chance) = chance(room).filter(|_| at.group.kind() == Kind::V1) else { break };
+            let mark = usage.saturating_add(chance);
+            let half = Notification::usage_thresholds(&[(&group, mark)])?;
+            if self.memory.usage()? < mark {
+                let fds = [near_crossed.as_fd(), at.pulser.wake_fd(), half.as_fd()];
+                let woken = self.wait(&fds, patience);
+                let crossed = half.take();
+                if woken == Woken::Stop || !crossed || at.pulser.has_report() {
+                    return Ok(woken);
+                }
+            }
+            let batch = self.core.curve().batch();
+            at.growers.sift_below(&at.group, chance, batch)?;
+            if at.growers.may_scan(SCAN_BELOW) {
+                at.growers
+                    .scan(&at.group, false, 0, self.core.curve().batch(), |_| Duration::ZERO)?;
+            }
+        }
+        Ok(self.wait(&[near_crossed.as_fd(), at.pulser.wake_fd()], patience))
     }
 
     /// The highs to throttle above; tells when a release has ended.
@@ -298,12 +369,16 @@ impl Manager {
         let (quota, carried) = self.core.after(pulse);
         let (growers, unit) = self.core.growers();
         let levels = self.levels.now(self.memory.usage()?);
+        Ok(Terms { bars: self.bars(&levels), quota, growers, unit, carried })
+    }
+
+    pub(super) fn bars(&mut self, levels: &[Level]) -> [Bar; MOST_LEVELS] {
         let mut bars = [Bar::NONE; MOST_LEVELS];
-        let highs = self.effective(&levels).into_iter().zip(self.levels.surveyed());
+        let highs = self.effective(levels).into_iter().zip(self.levels.surveyed());
         for (bar, (high, reclaimable)) in bars.iter_mut().zip(highs) {
             *bar = Bar { high: high.unwrap_or(Bar::NONE.high), reclaimable };
         }
-        Ok(Terms { bars, quota, growers, unit, carried })
+        bars
     }
 
     pub(super) fn stopped(&self) -> bool {
@@ -315,18 +390,20 @@ impl Manager {
     }
 
     /// Waits for one of `fds`, `patience` at most, and for as long as nothing is to be frozen.
-    fn wait(&self, fds: &[BorrowedFd<'_>], patience: Option<Duration>) -> Woken {
+    fn wait(&mut self, fds: &[BorrowedFd<'_>], patience: Option<Duration>) -> Woken {
         self.poll(fds, patience);
         self.obey()
     }
 
-    /// Waits for as long as nothing is to be frozen. Nothing is frozen when this is called.
-    fn obey(&self) -> Woken {
+    /// Waits for as long as nothing is to be frozen, and takes note of other terms. Nothing is frozen when this is
+    /// called.
+    fn obey(&mut self) -> Woken {
         while self.holding() && !self.stopped() {
             self.control.held.store(true, Ordering::SeqCst);
             self.poll(&[], None);
         }
         self.control.held.store(false, Ordering::SeqCst);
+        self.take_terms();
         match self.stopped() {
             true => Woken::Stop,
             false => Woken::Look,

@@ -11,6 +11,7 @@
 //! | `pulses.rs` | who grew, what is owed ([`crate::core::throttle`]), killed tasks, the way out | there, too |
 //! | `growers.rs` | which tasks those are | there, too |
 //! | `levels.rs` | which highs count: the container's own, and those of groups above it | there, too |
+//! | `change.rs` | other highs and ways out, while it goes on | there, too |
 //! | `taken.rs` | whose throttle a task is, where one group with a throttle is beneath another | |
 //! | `look.rs` | stops all of a container by the same means, for a look before an OOM kill | normal |
 //!
@@ -18,6 +19,7 @@
 //! done. On every way out, a panic included, the growers are thawed and moved back, and the group is
 //! removed.
 
+mod change;
 mod growers;
 mod levels;
 mod look;
@@ -33,6 +35,7 @@ use cgroupfs::files::ControlDir;
 use cgroupfs::freezer::Freezer;
 use cgroupfs::procfs::Task;
 use cgroupfs::{Bytes, Cgroup, Error, Limit, Op, Result};
+pub use change::ThrottleTerms;
 use crossbeam_channel::{Receiver, unbounded};
 pub use levels::Ancestor;
 pub(super) use look::Look;
@@ -198,6 +201,8 @@ struct Control {
     hold: AtomicBool,
     held: AtomicBool,
     kick: EventFd,
+    /// What it is held to from now on, until that is taken note of.
+    terms: Mutex<Option<ThrottleTerms>>,
     totals: Mutex<ThrottleTotals>,
     /// How often throttles of groups beneath this one came, or ended.
     beneath: AtomicU64,
@@ -224,18 +229,17 @@ impl Throttler {
     /// [`Error::NoController`] where there is no freezer; [`Error::Refused`] without threads or
     /// descriptors; what opening the memory group gives.
     pub fn start(config: ThrottleConfig) -> Result<Throttler> {
-        Throttler::after(None, config)
+        Throttler::start_after(None, config)
     }
 
-    /// The same once another throttle of this group has ended: both have the same freezer group.
+    /// The same once another throttle of this group has ended, by this thread: both have the same freezer group.
     ///
     /// # Errors
-    /// As [`Throttler::start`]; the other has ended then, too.
-    pub fn replace(self, config: ThrottleConfig) -> Result<Throttler> {
-        Throttler::after(Some(self), config)
-    }
-
-    fn after(before: Option<Throttler>, mut config: ThrottleConfig) -> Result<Throttler> {
+    /// As [`Throttler::start`].
+    pub fn start_after(
+        before: Option<JoinHandle<()>>,
+        mut config: ThrottleConfig,
+    ) -> Result<Throttler> {
         let freezer = config.freezer.take().map_or_else(Freezer::find, Ok)?;
         let memory = super::open_memory(&config.group)?;
         let at = config.group.path().to_path_buf();
@@ -246,6 +250,7 @@ impl Throttler {
             hold: AtomicBool::new(false),
             held: AtomicBool::new(false),
             kick: event().map_err(no)?,
+            terms: Mutex::default(),
             totals: Mutex::default(),
             beneath: AtomicU64::new(0),
         });
@@ -264,12 +269,25 @@ impl Throttler {
             .spawn(move || {
                 sys::block_signals();
                 // Everybody is moved back, which may take 100 ms.
-                drop(before);
+                let _ = before.map(JoinHandle::join);
                 manager.run(ahead);
             })
             .map_err(|_| no(Errno::EAGAIN))?;
         let (thread, taking) = (Some(thread), Some(taking));
         Ok(Throttler { door, taking, control, events, wake, thread })
+    }
+
+    /// Holds the container to other terms from now on. It goes on with what was done and learnt so far: who grows stays
+    /// in the group that is frozen, and what is owed is owed; who is frozen is thawed at once if usage is above none of
+    /// the highs any more. Of usage above one that was lowered only further growth is paid for.
+    pub fn change(&self, terms: ThrottleTerms) {
+        *self.control.terms.lock().unwrap_or_else(PoisonError::into_inner) = Some(terms);
+        let _ = self.control.kick.write(1);
+    }
+
+    /// Whether it is over: the container's group is gone.
+    pub fn is_over(&self) -> bool {
+        self.thread.as_ref().is_none_or(JoinHandle::is_finished)
     }
 
     /// Made ready ahead: a thread that writes `0` here, before it has others beside it, is in the group that
@@ -301,8 +319,7 @@ impl Throttler {
         self.control.hold.store(true, Ordering::SeqCst);
         let _ = self.control.kick.write(1);
         loop {
-            let ended = self.thread.as_ref().is_none_or(JoinHandle::is_finished);
-            if ended || self.control.held.load(Ordering::SeqCst) {
+            if self.is_over() || self.control.held.load(Ordering::SeqCst) {
                 return true;
             }
             if start.elapsed() > patience {

@@ -7,7 +7,7 @@
 use super::growers::Growers;
 use super::pulser::Pulser;
 use super::{ThrottleConfig, ThrottleEvent};
-use crate::core::throttle::{Attribution, Curve};
+use crate::core::throttle::{Attribution, Curve, MOST_LEVELS, Strange, Trial, chance};
 use crate::guardian::FREEZER_CHILD;
 use cgroupfs::files::ControlDir as _;
 use cgroupfs::freezer::{self, Freezer, FreezerGroup, Kind, Parked};
@@ -24,7 +24,8 @@ use std::time::{Duration, Instant};
 /// How far below high it is made ready, and not below an eighth of it.
 const APPROACH: Bytes = Bytes::mib(128);
 
-/// So many tasks are moved in without asking who grows. In the first pulse those that do not are moved back.
+/// So many tasks are moved in that have not shown whether they grow. On the way to high, or else in the first pulses, those that do
+/// not are moved back.
 const FEW: usize = 64;
 
 /// What is there while throttling is near: dropped from top to bottom.
@@ -32,6 +33,9 @@ pub(super) struct Near {
     pub(super) pulser: Pulser,
     pub(super) growers: Growers,
     pub(super) attribution: Attribution,
+    pub(super) trial: Trial,
+    /// Of the pulse that holds.
+    pub(super) strange: Strange,
     /// When the last pulse ended.
     pub(super) thawed_at: Instant,
     /// Usage when the last pulse held.
@@ -40,6 +44,9 @@ pub(super) struct Near {
     pub(super) elsewhere: bool,
     /// How often throttles beneath this one had come, or ended, before it was made ready.
     pub(super) beneath: u64,
+    /// Which groups above it the real-time thread looks after, and up to which change of terms it was told.
+    pub(super) above: Vec<u64>,
+    pub(super) told: u64,
     pub(super) group: FreezerGroup,
     _parked: Option<Parked>,
 }
@@ -56,6 +63,27 @@ pub(super) struct Ground<'a> {
     pub(super) freezer: &'a Freezer,
     pub(super) curve: Curve,
     pub(super) beneath: u64,
+    pub(super) changes: u64,
+}
+
+impl Ground<'_> {
+    fn pulser(&self, group: &FreezerGroup) -> Result<Pulser> {
+        let config = self.config;
+        Pulser::start(
+            group.switch()?,
+            self.memory.clone(),
+            config.ancestors.iter().map(|ancestor| ancestor.memory.clone()).collect(),
+            self.curve,
+            config.journal.clone(),
+        )
+        .map_err(|errno| Error::refused(cgroupfs::Op::Watch, group.path(), errno))
+    }
+
+    /// Which groups above it looks after.
+    fn above(&self) -> Vec<u64> {
+        let above = self.config.ancestors.iter().take(MOST_LEVELS - 1);
+        above.map(|ancestor| ancestor.group.inode()).collect()
+    }
 }
 
 impl Near {
@@ -66,17 +94,22 @@ impl Near {
         let mut near = Near::make(ground, home, lent)?;
         let Near { growers, group, .. } = &mut near;
         // Below high nothing is owed.
-        let free = |_| Duration::ZERO;
-        if growers.scan(group, false, FEW, free)? == 0 {
-            // Too many: who grows has to be found out. Those that have no CPU right now show only after a
+        let (batch, free) = (ground.curve.batch(), |_| Duration::ZERO);
+        // On the way to high who does not grow has time to show it.
+        let room = |usage| config.high.bytes().map_or(usage, |high| high.saturating_sub(usage));
+        let way = chance(room(ground.memory.usage()?)).is_some();
+        if !way || growers.scan(group, false, FEW, batch, free)? == 0 {
+            // None, or too many: who grows has to be found out. Those that have no CPU right now show only after a
             // while.
+            growers.scan(group, false, 0, batch, free)?;
             for pause in [1, 4, 10] {
                 std::thread::sleep(Duration::from_millis(pause));
-                growers.scan(group, false, 0, free)?;
-                if Limit::Bytes(ground.memory.usage()?) >= config.high {
+                growers.scan(group, false, 0, batch, free)?;
+                if Limit::Bytes(ground.memory.usage()?) >= config.high && growers.len() > 0 {
                     break;
                 }
             }
+            growers.scan(group, false, FEW, batch, free)?;
         }
         log::trace!("{} may grow, with {:?} in use", growers.len(), ground.memory.usage());
         Ok(Some(near))
@@ -98,16 +131,8 @@ impl Near {
             log::debug!("{error}: freezes take a little longer");
             None
         });
-        let pulser = Pulser::start(
-            group.switch()?,
-            ground.memory.clone(),
-            config.ancestors.iter().map(|ancestor| ancestor.memory.clone()).collect(),
-            ground.curve,
-            config.journal.clone(),
-        )
-        .map_err(|errno| Error::refused(cgroupfs::Op::Watch, group.path(), errno))?;
         Ok(Near {
-            pulser,
+            pulser: ground.pulser(&group)?,
             growers: Growers::new(
                 config.group.clone(),
                 config.taken.clone(),
@@ -116,13 +141,25 @@ impl Near {
                 freezer.clone(),
             ),
             attribution: Attribution::default(),
+            trial: Trial::default(),
+            strange: Strange::default(),
             thawed_at: Instant::now(),
             frozen_at: Bytes(0),
             elsewhere: false,
             beneath: ground.beneath,
+            above: ground.above(),
+            told: ground.changes,
             group,
             _parked: parked,
         })
+    }
+
+    /// Another real-time thread, for the groups above that count now. The one until now is at rest.
+    pub(super) fn renew_pulser(&mut self, ground: &Ground<'_>) -> Result<()> {
+        self.pulser = ground.pulser(&self.group)?;
+        self.pulser.watch(self.growers.processes());
+        self.above = ground.above();
+        Ok(())
     }
 
     /// What is to be told of it: real-time priority is refused.

@@ -6,7 +6,7 @@ use super::manager::{Manager, Woken};
 use super::near::Near;
 use super::pulser::{Order, Report};
 use crate::core::floor::Floor;
-use crate::core::throttle::{Cause, LONGEST, Then};
+use crate::core::throttle::{Cause, LONGEST, Seen, Strange, Then};
 use crate::driver::worker::survey;
 use cgroupfs::freezer::State;
 use cgroupfs::memory::Memory;
@@ -20,6 +20,9 @@ use std::time::{Duration, Instant};
 
 /// How often usage is looked at in a pulse.
 const LOOK: Duration = Duration::from_millis(10);
+
+/// Where there is page cache, which somebody reclaims meanwhile: the pulse is over as soon as that is done.
+const LOOK_AT_CACHE: Duration = Duration::from_millis(2);
 
 /// A thaw that was late by more is worth a line in the log.
 const LATE: Duration = Duration::from_millis(20);
@@ -36,9 +39,6 @@ const SETTLED: Duration = Duration::from_secs(1);
 
 /// All tasks are looked at so often while there is growth above high.
 const SCAN: Duration = Duration::from_millis(250);
-
-/// Growth in a pulse that shows that somebody grows who is not frozen.
-const STRANGE: Bytes = Bytes::mib(1);
 
 /// Pages that nobody is known for, from which on all tasks are looked at.
 const UNEXPLAINED: u64 = 512;
@@ -59,17 +59,19 @@ impl Manager {
     pub(super) fn throttle(&mut self, at: &mut Near) -> Result<Woken> {
         let mut pulsing: Option<(u64, Instant)> = None;
         loop {
+            self.take_terms();
             if self.stopped() || self.holding() || self.is_stale(at) {
                 return Ok(self.settle(at));
+            }
+            if let Some(woken) = self.inform(at)? {
+                return Ok(woken);
             }
             match at.pulser.report() {
                 Some(Report::Frozen { pulse, at: when, usage, grown }) => {
                     pulsing = Some((pulse, when));
                     match self.frozen(at, pulse, when, usage, grown)? {
                         Pulse::Due => {}
-                        Pulse::Paused => {
-                            return Ok(self.settle(at));
-                        }
+                        Pulse::Paused => return Ok(self.settle_paused(at)),
                         Pulse::Unfrozen => {
                             pulsing = None;
                             if let Some(woken) = self.let_run(at, UNFROZEN_PAUSE)? {
@@ -93,6 +95,8 @@ impl Manager {
                 Some(Report::Crossed | Report::Parked) => {}
                 Some(Report::Quiet) => return Ok(Woken::Look),
                 Some(Report::Refused(errno)) => {
+                    // It may be the memory group that is gone.
+                    self.memory.usage()?;
                     return Err(at.group.refused("FROZEN", errno));
                 }
                 None => {
@@ -102,7 +106,8 @@ impl Manager {
                     if let Some((pulse, when)) = pulsing {
                         self.watch_pulse(at, pulse, when)?;
                     }
-                    let patience = pulsing.map(|_| LOOK);
+                    let cache = self.levels.surveyed()[0] > Bytes(0);
+                    let patience = pulsing.map(|_| if cache { LOOK_AT_CACHE } else { LOOK });
                     self.poll(&[at.pulser.wake_fd()], patience);
                 }
             }
@@ -111,15 +116,34 @@ impl Manager {
 
     /// Has the real-time thread thaw and park, and takes its last reports.
     pub(super) fn settle(&mut self, at: &mut Near) -> Woken {
+        for report in self.last_reports(at) {
+            if let Report::Thawed { frozen, at: when, late, .. } = report {
+                let _ = self.thawed(at, when, frozen, late);
+            }
+        }
+        self.after_settling()
+    }
+
+    /// The same where somebody else has paused them: the pulse that found that out is none.
+    fn settle_paused(&mut self, at: &mut Near) -> Woken {
+        self.last_reports(at);
+        self.after_settling()
+    }
+
+    fn after_settling(&self) -> Woken {
+        match self.stopped() {
+            true => Woken::Stop,
+            false => Woken::Look,
+        }
+    }
+
+    fn last_reports(&self, at: &Near) -> Vec<Report> {
         at.pulser.order(Order::Park);
-        let start = Instant::now();
+        let (start, mut reports) = (Instant::now(), Vec::new());
         while start.elapsed() < SETTLED && at.pulser.is_alive() {
             match at.pulser.report() {
                 Some(Report::Parked) => break,
-                Some(Report::Thawed { frozen, at: when, late, .. }) => {
-                    let _ = self.thawed(at, when, frozen, late);
-                }
-                Some(_) => {}
+                Some(report) => reports.push(report),
                 None => {
                     let mut fds = [PollFd::new(at.pulser.wake_fd(), PollFlags::POLLIN)];
                     let _ = poll(&mut fds, PollTimeout::from(10u8));
@@ -128,10 +152,7 @@ impl Manager {
         }
         // One that was said before this one was asked for.
         while at.pulser.report().is_some() {}
-        match self.stopped() {
-            true => Woken::Stop,
-            false => Woken::Look,
-        }
+        reports
     }
 
     /// A pulse has begun: who grew, and what they owe for it.
@@ -149,12 +170,13 @@ impl Manager {
             state = at.group.state()?;
         }
         let usage = self.memory.usage()?;
-        at.frozen_at = usage;
+        let first = at.frozen_at == Bytes(0);
+        (at.frozen_at, at.strange) = (usage, Strange::default());
         let leaked = usage.saturating_sub(decided);
         self.core.leaked(leaked);
         let pages = grown.saturating_add(leaked).0 / page_size();
         let nobody = at.growers.len() == 0;
-        let mut changes = at.growers.look();
+        let mut changes = at.growers.look(self.core.all_had_turns());
         let batch = self.core.curve().batch();
         let born = || match nobody {
             // Who is there from before high is no newcomer.
@@ -162,12 +184,13 @@ impl Manager {
             false => at.growers.born(&at.group).unwrap_or_default(),
         };
         let shares = at.attribution.share_with(&mut changes, pages, batch, born);
-        at.growers.convict(&changes);
+        at.growers.convict(&changes, &shares);
         let unexplained = shares.unexplained >= UNEXPLAINED;
         if (unexplained || at.growers.len() == 0) && at.growers.may_scan(SCAN / 10)
-            || at.growers.may_scan(SCAN)
+            || at.growers.may_scan(if first { SCAN / 100 } else { SCAN })
         {
-            at.growers.scan(&at.group, unexplained, 0, |pages| self.core.costs(pages, batch))?;
+            let costs = |pages| self.core.costs(pages, batch);
+            at.growers.scan(&at.group, unexplained, 0, batch, costs)?;
             if at.growers.strangers() > 0 && !std::mem::replace(&mut self.told_strangers, true) {
                 self.tell(ThrottleEvent::Strangers(at.growers.strangers()));
             }
@@ -181,8 +204,9 @@ impl Manager {
             level.usage = level.usage.saturating_sub(reclaimable);
         }
         let now = self.start.elapsed();
-        let due = self.core.window(now, &levels, reclaimable[0], &shares.grown);
         let window = when.saturating_duration_since(at.thawed_at);
+        self.core.slept_on(window);
+        let due = self.core.window(now, &levels, reclaimable[0], &shares.grown);
         at.growers.account(window, &shares.grown, |grown| self.core.costs(grown.pages, grown.unit));
         if at.elsewhere || at.group.container_state()? != State::Thawed {
             return Ok(Pulse::Paused);
@@ -200,6 +224,7 @@ impl Manager {
             // Who grew was not known: for as long as the real-time thread made it.
             return Ok(Pulse::Due);
         }
+        let due = at.trial.length(now, due, at.growers.has_untried());
         let terms = self.terms(due)?;
         at.pulser.order(Order::ThawAt(pulse, when + due, terms));
         at.pulser.watch(at.growers.processes());
@@ -214,10 +239,17 @@ impl Manager {
     fn watch_pulse(&mut self, at: &mut Near, pulse: u64, when: Instant) -> Result<()> {
         let usage = self.memory.usage()?;
         // All growers are frozen: somebody else is one too.
-        if usage.saturating_sub(at.frozen_at) >= STRANGE && at.growers.may_scan(LOOK) {
-            let batch = self.core.curve().batch();
-            at.growers.scan(&at.group, true, 0, |pages| self.core.costs(pages, batch))?;
-            at.frozen_at = usage;
+        let grown = usage.saturating_sub(at.frozen_at);
+        if at.growers.may_scan(LOOK) {
+            let seen = at.strange.look(self.start.elapsed(), grown, || at.growers.filled());
+            if seen != Seen::Nothing {
+                let batch = self.core.curve().batch();
+                let costs = |pages| self.core.costs(pages, batch);
+                at.growers.scan(&at.group, seen == Seen::Somebody, 0, batch, costs)?;
+            }
+            if seen == Seen::Somebody {
+                at.frozen_at = usage;
+            }
         }
         let levels = self.levels.now(usage);
         let effective = self.effective(&levels);
