@@ -8,21 +8,17 @@ mod common;
 mod daemons;
 mod freezers;
 
-use cgroupfs::freezer::Freezer;
 use cgroupfs::memory::Memory;
 use cgroupfs::{Bytes, Cgroup, Limit};
-use cgshim::core::throttle::{Then, WayOut};
 use cgshim::driver::throttle::{Ancestor, Taken, ThrottleConfig, Throttler, curve};
-use common::{Ground, Load, alone, memory, skip, strict, until, without_swap};
+use common::{Ground, Load, alone, memory, strict, until, without_swap};
 use daemons::{Daemon, RunDir, known};
-use freezers::FreezerDir;
+use freezers::{Container, ENDLESS, FreezerDir};
 use nix::sys::signal::Signal;
-use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
 const SECOND: Duration = Duration::from_secs(1);
-const ENDLESS: WayOut = WayOut { budget: None, then: Then::Release };
 const POD: Bytes = Bytes::mib(96);
 /// What each wants, and how fast: more than any high here, and no more than the machine has.
 const MOST: Bytes = Bytes::mib(1024);
@@ -36,29 +32,11 @@ struct Pod {
     ground: Ground,
 }
 
-/// A container in it. Tasks first: frozen in a group of ours they go only when that is gone.
-struct Member {
-    load: Load,
-    freezer: FreezerDir,
-    group: Arc<Cgroup>,
-    memory: Arc<dyn Memory>,
-}
-
 /// `None`, having said so, where the kernel has its own `memory.high`.
 fn pod(test: &str) -> Option<Pod> {
     let _ = env_logger::try_init();
     let ground = Ground::new(test)?;
-    if !ground.v1() {
-        skip(test, "v2 has memory.high: nothing is emulated");
-        return None;
-    }
-    let mount = match Freezer::find() {
-        Ok(freezer) => freezer.mount_point,
-        Err(error) => {
-            skip(test, &error.to_string());
-            return None;
-        }
-    };
+    let mount = freezers::emulated(test, &ground)?;
     let group = ground.group("pod");
     without_swap(&group);
     let freezer = FreezerDir::new(&mount, &format!("pod-{}", group.inode()));
@@ -66,13 +44,10 @@ fn pod(test: &str) -> Option<Pod> {
 }
 
 impl Pod {
-    fn member(&self, name: &str) -> Member {
+    /// A container in it.
+    fn member(&self, name: &str) -> Container {
         let group = Arc::new(self.group.create_child(name).unwrap());
-        without_swap(&group);
-        let freezer = self.freezer.child(name);
-        let load = Load::in_group(&group);
-        freezer.take(load.pid());
-        Member { load, freezer, memory: memory(&group), group }
+        Container::new(group, self.freezer.child(name))
     }
 
     fn usage(&self) -> Bytes {
@@ -85,43 +60,8 @@ impl Pod {
     }
 }
 
-impl Member {
-    fn usage(&self) -> Bytes {
-        self.memory.usage().unwrap()
-    }
-
-    /// Our group in its freezer group.
-    fn ours(&self) -> PathBuf {
-        self.freezer.0.join("cgshim")
-    }
-
-    /// Whether some of its tasks are in that.
-    fn is_ours(&self) -> bool {
-        std::fs::read_to_string(self.ours().join("tasks")).is_ok_and(|tasks| !tasks.is_empty())
-    }
-
-    /// Groups of ours in its freezer group.
-    fn groups_of_ours(&self) -> usize {
-        let entries = std::fs::read_dir(&self.freezer.0).unwrap().flatten();
-        entries.filter(|entry| entry.file_name().to_string_lossy().starts_with("cgshim")).count()
-    }
-
-    /// All of its threads are where its runtime put them.
-    fn is_home(&self) -> bool {
-        let tasks = std::fs::read_dir(format!("/proc/{}/task", self.load.pid())).unwrap();
-        let tids = tasks.flatten().filter_map(|task| task.file_name().to_str()?.parse().ok());
-        let freezer = Freezer::find().unwrap();
-        tids.collect::<Vec<u32>>()
-            .into_iter()
-            .all(|tid| freezer.path_of(tid).is_ok_and(|path| path == self.freezer.0))
-    }
-
-    /// It grows by what would take two minutes so far above high.
-    fn grows_freely(&self) {
-        let most = self.usage().saturating_add(Bytes::mib(16));
-        until("it grows", 20 * SECOND, || self.usage() > most);
-    }
-}
+/// By what would take two minutes so far above high.
+const FREELY: Bytes = Bytes::mib(16);
 
 /// A throttle as an engine starts it.
 fn throttler(
@@ -181,7 +121,7 @@ fn containers_of_a_pod_are_throttled_for_its_high_each_with_its_own_and_without_
     }
     for member in &members {
         assert!(member.is_home() && member.groups_of_ours() == 0);
-        member.grows_freely();
+        member.grows_freely(FREELY);
     }
 }
 
@@ -211,7 +151,7 @@ fn a_container_with_a_throttle_of_its_own_is_let_go_by_its_pods_and_taken_again_
     assert!(pod.usage() < POD.saturating_add(POD), "{}", pod.usage());
     outer.stop();
     assert!(member.is_home() && member.groups_of_ours() == 0);
-    member.grows_freely();
+    member.grows_freely(FREELY);
 }
 
 #[test]
@@ -237,7 +177,7 @@ fn what_a_killed_throttle_of_the_pod_left_in_a_container_is_the_containers_again
 struct Node {
     /// The pod's own task.
     task: Load,
-    members: [Member; 2],
+    members: [Container; 2],
     pod: Pod,
     run_dir: RunDir,
 }
@@ -289,14 +229,14 @@ fn the_daemon_throttles_whoever_grows_in_a_pod_and_nobody_once_its_high_is_gone(
     assert!(node.members.iter().all(|member| member.is_ours()));
     // A lower high of its own counts from then on, and the pod's no more.
     daemon.set("pod", "high", "max").unwrap();
-    node.members[1].grows_freely();
+    node.members[1].grows_freely(FREELY);
     assert!(daemon.stat("other").throttled.is_none());
     until("it is home", 20 * SECOND, || node.members[1].is_home());
     daemon.set("pod", "high", "64M").unwrap();
     let before = node.pulses(&daemon, "other");
     until("pulses again", 60 * SECOND, || node.pulses(&daemon, "other") > before);
     daemon.release("pod").unwrap();
-    node.members[1].grows_freely();
+    node.members[1].grows_freely(FREELY);
     daemon.stop();
     assert!(node.members.iter().all(|member| member.is_home() && member.groups_of_ours() == 0));
 }
@@ -316,14 +256,10 @@ fn a_daemon_killed_while_it_throttles_for_a_pod_leaves_nobody_frozen() {
     for run in 0..4 {
         let member = &node.members[run % 2];
         let daemon = node.run_dir.start();
-        let frozen = || {
-            let state = std::fs::read_to_string(member.ours().join("freezer.state"));
-            state.is_ok_and(|state| state.trim() == "FROZEN")
-        };
-        until("frozen", 60 * SECOND, frozen);
+        until("frozen", 60 * SECOND, || member.is_frozen());
         daemon.signal(if run < 3 { Signal::SIGKILL } else { Signal::SIGSTOP });
         for member in &node.members {
-            member.grows_freely();
+            member.grows_freely(FREELY);
         }
         // A pod that is full is one whose tasks rest.
         if node.members.iter().any(|member| member.usage().0 * 2 > MOST.0) {

@@ -7,100 +7,29 @@ mod common;
 mod daemons;
 mod freezers;
 
-use cgroupfs::freezer::Freezer;
-use cgroupfs::memory::Memory;
-use cgroupfs::{Bytes, Cgroup, Limit};
+use cgroupfs::{Bytes, Limit};
 use cgshim::core::throttle::{Then, WayOut};
 use cgshim::driver::throttle::{Ancestor, ThrottleConfig, ThrottleEvent, ThrottleTerms, Throttler};
-use common::{Ground, Load, alone, memory, strict, until, without_swap};
+use common::{alone, memory, strict, until};
 use daemons::{Daemon, RunDir, known};
-use freezers::FreezerDir;
+use freezers::{Container, ENDLESS, container};
 use nix::sys::signal::Signal;
 use std::collections::BTreeSet;
-use std::os::unix::fs::MetadataExt as _;
-use std::path::PathBuf;
-use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 const SECOND: Duration = Duration::from_secs(1);
-const ENDLESS: WayOut = WayOut { budget: None, then: Then::Release };
 const HIGH: Bytes = Bytes::mib(64);
 /// What the load wants: more than any high here, and no more than the machine has.
 const MOST: Bytes = Bytes::mib(1024);
 
-/// A container as a runtime makes it, with a load in it. The load first: frozen in a group of ours it goes only when
-/// that is gone.
-struct Container {
-    load: Load,
-    freezer: FreezerDir,
-    group: Arc<Cgroup>,
-    memory: Arc<dyn Memory>,
-    ground: Ground,
-}
-
-/// `None`, having said so, where the kernel has its own `memory.high`.
-fn container(test: &str) -> Option<Container> {
-    let _ = env_logger::try_init();
-    let ground = Ground::new(test)?;
-    let mount = freezers::emulated(test, &ground)?;
-    let group = ground.group("g");
-    without_swap(&group);
-    let freezer = FreezerDir::new(&mount, &format!("change-{}", group.inode()));
-    let load = Load::in_group(&group);
-    freezer.take(load.pid());
-    Some(Container { load, freezer, memory: memory(&group), group, ground })
-}
-
-impl Container {
-    fn usage(&self) -> Bytes {
-        self.memory.usage().unwrap()
-    }
-
-    fn config(&self) -> ThrottleConfig {
-        ThrottleConfig { way_out: ENDLESS, ..ThrottleConfig::new(self.group.clone(), HIGH) }
-    }
-
-    fn ours(&self) -> PathBuf {
-        self.freezer.0.join("cgshim")
-    }
-
-    /// Our group, and who is in it; `None` where it is not there.
-    fn held(&self) -> Option<(u64, BTreeSet<u32>)> {
-        let tasks = std::fs::read_to_string(self.ours().join("tasks")).ok()?;
-        let inode = std::fs::metadata(self.ours()).ok()?.ino();
-        Some((inode, tasks.lines().map(|tid| tid.parse().unwrap()).collect()))
-    }
-
-    fn is_frozen(&self) -> bool {
-        let state = std::fs::read_to_string(self.ours().join("freezer.state"));
-        state.is_ok_and(|state| state.trim() == "FROZEN")
-    }
-
-    /// All of its threads are where its runtime put them.
-    fn is_home(&self) -> bool {
-        let tasks = std::fs::read_dir(format!("/proc/{}/task", self.load.pid())).unwrap();
-        let tids = tasks.flatten().filter_map(|task| task.file_name().to_str()?.parse().ok());
-        let freezer = Freezer::find().unwrap();
-        tids.collect::<Vec<u32>>()
-            .into_iter()
-            .all(|tid| freezer.path_of(tid).is_ok_and(|path| path == self.freezer.0))
-    }
-
-    /// Fills memory as fast as it can, and is throttled: who is in our group once only the thread that grows is.
-    fn throttled(&mut self, throttler: &Throttler) -> (u64, BTreeSet<u32>) {
-        self.load.grow(Bytes(0), MOST);
-        until("pulses", 20 * SECOND, || throttler.totals().pulses > 3);
-        until("who does not grow is given back", 20 * SECOND, || {
-            self.held().is_some_and(|(_, tids)| tids.len() == 1)
-        });
-        self.held().unwrap()
-    }
-
-    /// It is throttled still: frozen again.
-    fn is_throttled_on(&self, throttler: &Throttler) {
-        let before = throttler.totals().pulses;
-        until("pulses", 20 * SECOND, || throttler.totals().pulses > before + 1);
-    }
+/// Fills memory as fast as it can, and is throttled: who is in our group once only the thread that grows is.
+fn throttled(at: &mut Container, throttler: &Throttler) -> (u64, BTreeSet<u32>) {
+    at.load.grow(Bytes(0), MOST);
+    until("pulses", 20 * SECOND, || throttler.totals().pulses > 3);
+    until("who does not grow is given back", 20 * SECOND, || {
+        at.held().is_some_and(|(_, tids)| tids.len() == 1)
+    });
+    at.held().unwrap()
 }
 
 /// These terms of the container's own, and none above it.
@@ -112,10 +41,10 @@ fn own(high: Bytes, way_out: WayOut) -> ThrottleTerms {
 fn a_higher_high_thaws_and_a_lower_one_throttles_on_with_the_same_tasks_in_the_same_group() {
     let test =
         "a_higher_high_thaws_and_a_lower_one_throttles_on_with_the_same_tasks_in_the_same_group";
-    let Some(mut at) = container(test) else { return };
+    let Some((_ground, mut at)) = container(test) else { return };
     let _alone = alone();
-    let throttler = Throttler::start(at.config()).unwrap();
-    let held = at.throttled(&throttler);
+    let throttler = Throttler::start(at.config(HIGH)).unwrap();
+    let held = throttled(&mut at, &throttler);
     // Far under what is in use, where a charge costs 2 s: what is there is not paid for, and further growth is.
     throttler.change(own(Bytes::mib(16), ENDLESS));
     at.is_throttled_on(&throttler);
@@ -142,11 +71,11 @@ fn a_higher_high_thaws_and_a_lower_one_throttles_on_with_the_same_tasks_in_the_s
 #[test]
 fn changes_in_pulses_leave_nobody_frozen_and_who_grows_in_the_group_it_is_in() {
     let test = "changes_in_pulses_leave_nobody_frozen_and_who_grows_in_the_group_it_is_in";
-    let Some(mut at) = container(test) else { return };
+    let Some((_ground, mut at)) = container(test) else { return };
     let _alone = alone();
     let changes = std::env::var("CGSHIM_TEST_CHANGES").map_or(20, |n| n.parse::<u32>().unwrap());
-    let throttler = Throttler::start(at.config()).unwrap();
-    let held = at.throttled(&throttler);
+    let throttler = Throttler::start(at.config(HIGH)).unwrap();
+    let held = throttled(&mut at, &throttler);
     let ways_out = [ENDLESS, "notify=1s".parse().unwrap(), "release=600s".parse().unwrap()];
     let (mut raised, mut pulses) = (0, 0);
     for n in 0..changes {
@@ -174,17 +103,18 @@ fn changes_in_pulses_leave_nobody_frozen_and_who_grows_in_the_group_it_is_in() {
     assert!(at.usage() < most, "{} of {most}", at.usage());
     throttler.stop();
     assert!(at.is_home() && !at.ours().exists());
-    let before = at.usage();
-    until("it grows freely", 20 * SECOND, || at.usage() > before.saturating_add(Bytes::mib(32)));
+    at.grows_freely(Bytes::mib(32));
 }
 
 #[test]
 fn what_was_spent_of_a_budget_counts_for_another_way_out() {
-    let Some(mut at) = container("what_was_spent_of_a_budget_counts_for_another_way_out") else {
+    let Some((_ground, mut at)) =
+        container("what_was_spent_of_a_budget_counts_for_another_way_out")
+    else {
         return;
     };
     let _alone = alone();
-    let throttler = Throttler::start(at.config()).unwrap();
+    let throttler = Throttler::start(at.config(HIGH)).unwrap();
     at.load.grow(Bytes(0), MOST);
     until("it was frozen for 3 s", 30 * SECOND, || throttler.totals().frozen > 3 * SECOND);
     assert_eq!(throttler.totals().released, 0);
@@ -195,8 +125,7 @@ fn what_was_spent_of_a_budget_counts_for_another_way_out() {
     // By the pulse that was going on, or the next.
     let more = throttler.totals().frozen - frozen;
     assert!(more < 3 * SECOND, "{more:?}");
-    let usage = at.usage();
-    until("it grows freely", 20 * SECOND, || at.usage() > usage.saturating_add(Bytes::mib(32)));
+    at.grows_freely(Bytes::mib(32));
     // One that knows of no release: throttled at high again.
     throttler.change(own(HIGH, ENDLESS));
     at.is_throttled_on(&throttler);
@@ -209,11 +138,11 @@ fn what_was_spent_of_a_budget_counts_for_another_way_out() {
 #[test]
 fn highs_of_groups_above_come_and_go_with_the_same_tasks_in_the_same_group() {
     let test = "highs_of_groups_above_come_and_go_with_the_same_tasks_in_the_same_group";
-    let Some(mut at) = container(test) else { return };
+    let Some((ground, mut at)) = container(test) else { return };
     let _alone = alone();
-    let throttler = Throttler::start(at.config()).unwrap();
-    let held = at.throttled(&throttler);
-    let group = at.ground.dir.clone();
+    let throttler = Throttler::start(at.config(HIGH)).unwrap();
+    let held = throttled(&mut at, &throttler);
+    let group = ground.dir.clone();
     let pod = |high| {
         let memory = memory(&group);
         vec![Ancestor { group: group.clone(), memory, high, way_out: ENDLESS, reclaims: false }]
@@ -243,9 +172,9 @@ fn highs_of_groups_above_come_and_go_with_the_same_tasks_in_the_same_group() {
 #[test]
 fn a_high_that_comes_down_to_what_is_in_use_is_noticed_without_a_threshold_crossed() {
     let test = "a_high_that_comes_down_to_what_is_in_use_is_noticed_without_a_threshold_crossed";
-    let Some(mut at) = container(test) else { return };
+    let Some((_ground, mut at)) = container(test) else { return };
     let _alone = alone();
-    let config = ThrottleConfig { high: Limit::Bytes(Bytes::mib(4096)), ..at.config() };
+    let config = ThrottleConfig { high: Limit::Bytes(Bytes::mib(4096)), ..at.config(HIGH) };
     let throttler = Throttler::start(config).unwrap();
     assert!(at.load.anon(Bytes::mib(80)));
     // It waits far below its high: no group of ours.
@@ -262,12 +191,12 @@ fn a_high_that_comes_down_to_what_is_in_use_is_noticed_without_a_threshold_cross
 #[test]
 fn a_high_that_is_set_while_the_daemon_throttles_changes_the_throttle_that_is_there() {
     let test = "a_high_that_is_set_while_the_daemon_throttles_changes_the_throttle_that_is_there";
-    let Some(mut at) = container(test) else { return };
+    let Some((ground, mut at)) = container(test) else { return };
     let _alone = alone();
     let config = "[defaults]\nhigh = '64M'\nwatermark = 'off'\nway_out = 'never'\n";
     let run_dir = RunDir::new(config);
     let daemon = run_dir.serve();
-    daemon.register(&known(&at.ground, "a", at.load.pid())).unwrap();
+    daemon.register(&known(&ground, "a", at.load.pid())).unwrap();
     at.load.grow(Bytes(0), MOST);
     let pulses = |daemon: &Daemon| daemon.stat("a").throttled.map_or(0, |seen| seen.pulses);
     until("pulses", 60 * SECOND, || pulses(&daemon) > 3);

@@ -6,74 +6,33 @@
 mod common;
 mod freezers;
 
-use cgroupfs::memory::Memory;
-use cgroupfs::{Bytes, Cgroup, Limit};
-use cgshim::core::throttle::{Then, WayOut};
+use cgroupfs::{Bytes, Limit};
 use cgshim::driver::throttle::{Ancestor, ThrottleConfig, Throttler};
-use common::{Ground, Load, alone, memory, until, without_swap};
-use freezers::FreezerDir;
-use std::path::PathBuf;
-use std::sync::Arc;
+use common::{Load, alone, memory, until, without_swap};
+use freezers::{Container, ENDLESS, container};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 const SECOND: Duration = Duration::from_secs(1);
-const ENDLESS: WayOut = WayOut { budget: None, then: Then::Release };
 const HIGH: Bytes = Bytes::mib(64);
 const MOST: Bytes = Bytes::mib(2048);
 const RATE: Bytes = Bytes::mib(20);
 
-/// A container as a runtime makes it. The load first: frozen in a group of ours it goes only when that is gone.
-struct Container {
-    load: Load,
-    freezer: FreezerDir,
-    group: Arc<Cgroup>,
-    memory: Arc<dyn Memory>,
-    ground: Ground,
-}
-
-/// `None`, having said so, where the kernel has its own `memory.high`.
-fn container(test: &str) -> Option<Container> {
-    let _ = env_logger::try_init();
-    let ground = Ground::new(test)?;
-    let mount = freezers::emulated(test, &ground)?;
-    let group = ground.group("g");
-    without_swap(&group);
-    let freezer = FreezerDir::new(&mount, &format!("vanished-{}", group.inode()));
-    let load = Load::in_group(&group);
-    freezer.take(load.pid());
-    Some(Container { load, freezer, memory: memory(&group), group, ground })
-}
-
-impl Container {
-    fn config(&self) -> ThrottleConfig {
-        ThrottleConfig { way_out: ENDLESS, ..ThrottleConfig::new(self.group.clone(), HIGH) }
-    }
-
-    fn ours(&self) -> PathBuf {
-        self.freezer.0.join("cgshim")
-    }
-
-    fn grows_until_throttled(&mut self, throttler: &Throttler) {
-        self.load.grow(RATE, MOST);
-        self.is_throttled_on(throttler);
-    }
-
-    fn is_throttled_on(&self, throttler: &Throttler) {
-        let before = throttler.totals().pulses;
-        until("pulses", 30 * SECOND, || throttler.totals().pulses > before + 1);
-        assert!(!throttler.is_over());
-    }
+fn grows_until_throttled(at: &mut Container, throttler: &Throttler) {
+    at.load.grow(RATE, MOST);
+    at.is_throttled_on(throttler);
 }
 
 #[test]
 fn a_throttle_whose_freezer_group_is_removed_begins_anew() {
-    let Some(mut at) = container("a_throttle_whose_freezer_group_is_removed_begins_anew") else {
+    let Some((_ground, mut at)) =
+        container("a_throttle_whose_freezer_group_is_removed_begins_anew")
+    else {
         return;
     };
     let _alone = alone();
-    let throttler = Throttler::start(at.config()).unwrap();
-    at.grows_until_throttled(&throttler);
+    let throttler = Throttler::start(at.config(HIGH)).unwrap();
+    grows_until_throttled(&mut at, &throttler);
     // Somebody moves everybody out, as often as we move them in, until it can be removed.
     until("our group is removed", 30 * SECOND, || {
         let tasks = std::fs::read_to_string(at.ours().join("tasks")).unwrap_or_default();
@@ -92,23 +51,24 @@ fn a_throttle_whose_freezer_group_is_removed_begins_anew() {
 
 #[test]
 fn a_throttle_goes_on_without_a_group_above_that_is_gone() {
-    let Some(mut at) = container("a_throttle_goes_on_without_a_group_above_that_is_gone") else {
+    let Some((ground, mut at)) = container("a_throttle_goes_on_without_a_group_above_that_is_gone")
+    else {
         return;
     };
     let _alone = alone();
     // Not above it in truth: that could not be removed while it is there.
-    let group = at.ground.group("above");
+    let group = ground.group("above");
     let memory = memory(&group);
     let above = Ancestor { group, memory, high: HIGH, way_out: ENDLESS, reclaims: true };
     let mut wakes = Vec::new();
     for early in [true, false] {
-        let config = ThrottleConfig { ancestors: vec![above.clone()], ..at.config() };
+        let config = ThrottleConfig { ancestors: vec![above.clone()], ..at.config(HIGH) };
         let throttler = Throttler::start(config).unwrap();
         if early {
-            at.ground.dir.remove_child("above", SECOND).unwrap();
+            ground.dir.remove_child("above", SECOND).unwrap();
         }
         match wakes.is_empty() {
-            true => at.grows_until_throttled(&throttler),
+            true => grows_until_throttled(&mut at, &throttler),
             false => at.is_throttled_on(&throttler),
         }
         wakes.push(throttler.stop().pulses);
@@ -118,11 +78,13 @@ fn a_throttle_goes_on_without_a_group_above_that_is_gone() {
 
 #[test]
 fn groups_beneath_that_come_and_go_do_not_end_a_throttle() {
-    let Some(mut at) = container("groups_beneath_that_come_and_go_do_not_end_a_throttle") else {
+    let Some((_ground, mut at)) =
+        container("groups_beneath_that_come_and_go_do_not_end_a_throttle")
+    else {
         return;
     };
     let _alone = alone();
-    let throttler = Throttler::start(at.config()).unwrap();
+    let throttler = Throttler::start(at.config(HIGH)).unwrap();
     let stop = AtomicBool::new(false);
     std::thread::scope(|scope| {
         let (group, stop) = (at.group.clone(), &stop);
@@ -150,13 +112,14 @@ fn groups_beneath_that_come_and_go_do_not_end_a_throttle() {
 
 #[test]
 fn a_throttle_ends_with_its_group_and_leaves_nothing() {
-    let Some(mut at) = container("a_throttle_ends_with_its_group_and_leaves_nothing") else {
+    let Some((ground, mut at)) = container("a_throttle_ends_with_its_group_and_leaves_nothing")
+    else {
         return;
     };
     let _alone = alone();
     // Far below its high, near it, and throttled.
     for (n, high) in [Bytes::mib(4096), Bytes::mib(128), HIGH].into_iter().enumerate() {
-        let group = at.ground.group(&format!("g{n}"));
+        let group = ground.group(&format!("g{n}"));
         without_swap(&group);
         let mut load = Load::in_group(&group);
         at.freezer.take(load.pid());
@@ -176,7 +139,7 @@ fn a_throttle_ends_with_its_group_and_leaves_nothing() {
         }
         drop(load);
         assert!(!throttler.is_over());
-        at.ground.dir.remove_child(&format!("g{n}"), 10 * SECOND).unwrap();
+        ground.dir.remove_child(&format!("g{n}"), 10 * SECOND).unwrap();
         until("it is over", 30 * SECOND, || throttler.is_over());
         assert!(!at.ours().exists());
         let events = throttler.events();
