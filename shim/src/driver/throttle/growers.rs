@@ -342,7 +342,7 @@ impl Growers {
         let writing = self.writing > 0;
         self.moved.retain(|tid, grower| {
             let Some(stat) = grower.task.stat() else { return false };
-            let step = grower.standing.look(stat, turn, || grower.task.was_interrupted());
+            let step = grower.standing.look(stat, turn, || grower.task.stopped());
             let now = if writing { transferred(*tid) } else { None };
             let before = std::mem::replace(&mut grower.transferred, now);
             changes.push(Change {
@@ -352,6 +352,7 @@ impl Growers {
                 resident: step.resident,
                 kernel_time: step.kernel_time,
                 transferred: now.zip(before).map_or(0, |(now, before)| now.saturating_sub(before)),
+                rests: step.rests,
             });
             true
         });
