@@ -1,55 +1,36 @@
 //! The kernel's own `memory.high` beside its formula: a table for README.md.
 //!
-//!     ci/vm/tests v2-6.1-nothp host_native_curve -- --ignored --nocapture
+//!     ci/vm/tests v2-6.1-nothp host_native_curve -- --ignored --exact table --nocapture
+//!     ci/vm/tests v2-6.1 host_native_curve -- --ignored --exact huge_pages --nocapture
 
-#![allow(clippy::unwrap_used)] // helpers outside of #[test] functions
-
-#[path = "common/cgctl.rs"]
-mod cgctl;
-mod common;
-
-use cgroupfs::files::ControlDir;
-use cgroupfs::{Bytes, Limit};
-use cgshim::core::throttle::Curve;
-use common::{Ground, MIB, memory, skip, without_swap};
-use std::io::Write;
-use std::process::{Child, Command, Stdio};
-use std::time::{Duration, Instant};
-
-/// High in MiB, growers, their pace in MiB/s (0: as fast as they can).
-const ROWS: [(u64, u32, u64); 5] = [(64, 1, 0), (64, 4, 0), (100, 1, 0), (100, 4, 0), (256, 1, 50)];
-const AT: [u64; 5] = [2, 5, 10, 20, 30];
-
-/// It waits to be told to go, in the group.
-fn grower(group: &dyn ControlDir, pace: u64) -> Child {
-    let pace = if pace == 0 { String::new() } else { format!("--rate {pace}M") };
-    let script = format!(
-        "echo $$ > \"$0\" && read -r go && exec {} anon --size 4G {pace}",
-        cgctl::memload()
-    );
-    Command::new("/bin/sh")
-        .arg("-c")
-        .arg(script)
-        .arg(group.path().join("cgroup.procs"))
-        .stdin(Stdio::piped())
-        .stdout(Stdio::null())
-        .stderr(Stdio::null())
-        .spawn()
-        .unwrap()
-}
-
-#[test]
+#![allow(clippy::unwrap_used)] // helpers outside of #[test]
 #[ignore = "a measurement of three minutes"]
 fn table() {
-    let Some(ground) = Ground::new("table") else { return };
+    measure("table", &ROWS, None);
+}
+
+/// The same in charges of 2 MiB: where steps are that large, when a round of them is due is all that counts.
+#[test]
+#[ignore = "a measurement of three minutes"]
+fn huge_pages() {
+    const FILE: &str = "/sys/kernel/mm/transparent_hugepage/enabled";
+    if !std::fs::read_to_string(FILE).is_ok_and(|said| said.contains("[always]")) {
+        return skip("huge_pages", "not for everybody on this machine");
+    }
+    measure("huge_pages", &HUGE_ROWS, Some(HUGE));
+}
+
+fn measure(test: &str, rows: &[Row], unit: Option<u64>) {
+    let Some(ground) = Ground::new(test) else { return };
     if ground.v1() {
-        return skip("table", "cgroup v1: ci/bench-throttle measures what is emulated");
+        return skip(test, "cgroup v1: ci/bench-throttle measures what is emulated");
     }
     let release = std::fs::read_to_string("/proc/sys/kernel/osrelease").unwrap();
     let jiffy = nix::time::clock_getres(nix::time::ClockId::CLOCK_MONOTONIC_COARSE).unwrap();
     let curve = Curve::new(Curve::batch_of(&release), jiffy.into());
     println!("Linux {}", release.trim());
-    for (high, growers, pace) in ROWS {
+    let unit = unit.unwrap_or(curve.batch());
+    for (high, growers, pace) in rows.iter().copied() {
         let name = format!("g{high}-{growers}-{pace}");
         let group = ground.group(&name);
         let memory = memory(&group);
@@ -73,7 +54,6 @@ fn table() {
             std::thread::sleep(Duration::from_secs(at).saturating_sub(start.elapsed()));
             let over = Curve::overage(memory.usage().unwrap(), Bytes::mib(high)) * 100.0;
             let bytes = (pace > 0).then_some(pace * MIB);
-            let unit = curve.batch();
             let time = Duration::from_secs(at);
             let formula = curve.overage_after(Bytes::mib(high), growers, bytes, unit, time) * 100.0;
             row += &format!("{over:.1} ({formula:.1}), ");

@@ -86,8 +86,9 @@ pub fn writes(kernel_time: impl Iterator<Item = u64>) -> u64 {
     (kernel_time.max().unwrap_or(0) / 2).max(WRITES)
 }
 
-/// What became of a task that nobody looks after from one look to the next; `young`: it started less than
-/// [`STARTING`] ago.
+/// What became of a task that nobody looks after from one look to the next; `young`: its process started less than
+/// [`STARTING`] ago. (Measured with huge pages, taken of a thread by itself: one that had just been started filled 16 MiB
+/// in a pulse beside it.)
 pub fn found(before: &TaskStat, now: &TaskStat, young: bool, sought: Sought) -> Option<Found> {
     if now.state == b'Z' {
         return None;
