@@ -160,6 +160,8 @@ pub struct Standing {
     asleep: bool,
     /// It waits for somebody else.
     rests: bool,
+    /// It was started by one that grows.
+    born: bool,
     suspect: Option<Suspect>,
 }
 
@@ -197,6 +199,7 @@ impl Standing {
             naps: false,
             asleep: false,
             rests: false,
+            born: false,
             suspect: None,
         }
     }
@@ -208,13 +211,19 @@ impl Standing {
         ran_and_slept: Option<(Duration, u64)>,
     ) -> Standing {
         let suspect = Some(Suspect::new(now, usage));
-        Standing { suspect, ..Standing::born(now, ran_and_slept) }
+        let account = Account::default();
+        Standing { suspect, account, ran: ran_and_slept, ..Standing::grower(now, Duration::ZERO) }
     }
 
     /// Of a child or thread of one that grows: it pays with the others as if it did, until it shows that it does not.
     pub fn born(now: TaskStat, ran_and_slept: Option<(Duration, u64)>) -> Standing {
-        let account = Account::default();
-        Standing { account, ran: ran_and_slept, ..Standing::grower(now, Duration::ZERO) }
+        let account = Account::born();
+        Standing {
+            account,
+            born: true,
+            ran: ran_and_slept,
+            ..Standing::grower(now, Duration::ZERO)
+        }
     }
 
     /// As of the last look.
@@ -266,7 +275,8 @@ impl Standing {
         let had_a_turn = ran(&now).saturating_sub(ran(&self.worked)) >= TURN;
         let in_a_call = step.faults == 0 && stopped != Stopped::Running;
         self.waits = !works && !had_a_turn && !in_a_call;
-        self.asleep = in_a_call;
+        // A sleep may be over by now, and it may only have had no CPU.
+        self.asleep = in_a_call && (stopped == Stopped::Waiting || !self.born);
         self.passes = !works;
         self.idles = !works && !self.waits;
         if self.idles && turn && self.rests {

@@ -156,7 +156,8 @@ impl Growers {
                 // A thread of a process that is not is at work, and does not start.
                 let young = young.is_some_and(|young| {
                     stat.starttime >= young
-                        && (task.pid() == tid || starttime(task.pid()).is_some_and(|at| at >= young))
+                        && (task.pid() == tid
+                            || starttime(task.pid()).is_some_and(|at| at >= young))
                 });
                 if let Some(found) = found(&before, &stat, young, sought) {
                     let debt = costs(stat.faults().saturating_sub(before.faults()));
