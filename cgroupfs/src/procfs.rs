@@ -5,6 +5,7 @@
 mod cgroups;
 mod meminfo;
 mod psi;
+mod stopped;
 mod swaps;
 mod task;
 mod zoneinfo;
@@ -12,6 +13,7 @@ mod zoneinfo;
 pub use cgroups::{Controller, Controllers};
 pub use meminfo::Meminfo;
 pub use psi::{Psi, Stall};
+pub use stopped::Stopped;
 pub use swaps::{Swap, Swaps};
 pub use task::{Task, TaskStat, process_of, ran_and_slept, starttime, transferred};
 pub use zoneinfo::{Zone, Zoneinfo};

@@ -2,6 +2,7 @@
 //! three minutes:
 //!
 //!     CGSHIM_TEST_CURVE=all ci/vm/tests v2-6.1-nothp host_native_curve -- --nocapture
+//!     CGSHIM_TEST_CURVE=huge ci/vm/tests v2-6.1 host_native_curve -- --nocapture     in charges of huge pages
 
 #![allow(clippy::unwrap_used)] // helpers outside of #[test] functions
 
@@ -11,7 +12,7 @@ mod common;
 
 use cgroupfs::files::ControlDir;
 use cgroupfs::{Bytes, Limit};
-use cgshim::core::throttle::Curve;
+use cgshim::core::throttle::{Curve, HUGE};
 use common::{Ground, MIB, memory, skip, without_swap};
 use std::io::Write;
 use std::process::{Child, Command, Stdio};
@@ -19,6 +20,8 @@ use std::time::{Duration, Instant};
 
 /// High in MiB, growers, their pace in MiB/s (0: as fast as they can).
 const ROWS: [(u64, u32, u64); 5] = [(64, 1, 0), (64, 4, 0), (100, 1, 0), (100, 4, 0), (256, 1, 50)];
+/// Where everybody is given huge pages.
+const HUGE_ROWS: [(u64, u32, u64); 4] = [(64, 1, 10), (64, 4, 200), (256, 4, 50), (256, 4, 0)];
 /// Seconds after it was above high.
 const AT: [u64; 5] = [2, 5, 10, 20, 30];
 /// What is always run: so many of the rows, and of the seconds.
@@ -51,8 +54,13 @@ fn growers_above_a_native_high_follow_the_formula() {
     if ground.v1() {
         return skip(test, "cgroup v1: ci/bench-throttle measures what is emulated");
     }
-    let all = std::env::var("CGSHIM_TEST_CURVE").is_ok_and(|which| which == "all");
-    let (rows, at) = if all { (&ROWS[..], &AT[..]) } else { (&ROWS[..SHORT.0], &AT[..SHORT.1]) };
+    let which = std::env::var("CGSHIM_TEST_CURVE").unwrap_or_default();
+    let (all, huge) = (!which.is_empty(), which == "huge");
+    let (rows, at) = match (all, huge) {
+        (false, _) => (&ROWS[..SHORT.0], &AT[..SHORT.1]),
+        (true, false) => (&ROWS[..], &AT[..]),
+        (true, true) => (&HUGE_ROWS[..], &AT[..]),
+    };
     let release = std::fs::read_to_string("/proc/sys/kernel/osrelease").unwrap();
     let jiffy = nix::time::clock_getres(nix::time::ClockId::CLOCK_MONOTONIC_COARSE).unwrap();
     let curve = Curve::new(Curve::batch_of(&release), jiffy.into());
@@ -81,7 +89,7 @@ fn growers_above_a_native_high_follow_the_formula() {
             std::thread::sleep(Duration::from_secs(at).saturating_sub(start.elapsed()));
             let over = Curve::overage(memory.usage().unwrap(), Bytes::mib(high)) * 100.0;
             let bytes = (pace > 0).then_some(pace * MIB);
-            let unit = curve.batch();
+            let unit = if huge { HUGE } else { curve.batch() };
             let time = Duration::from_secs(at);
             let formula = curve.overage_after(Bytes::mib(high), growers, bytes, unit, time) * 100.0;
             row += &format!("{over:.1} ({formula:.1}), ");

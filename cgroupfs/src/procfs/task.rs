@@ -1,6 +1,7 @@
 //! `/proc/PID/task/TID/stat`: what one task (thread) faults in, and whether it is about to die.
 
 use super::slurp;
+use super::stopped::Stopped;
 use crate::error::{Error, Op, Result};
 use crate::flat::words;
 use nix::errno::Errno;
@@ -115,11 +116,10 @@ impl Task {
         TaskStat::parse(&buf[..n])
     }
 
-    /// Whether it was stopped amid its own code, and not in a system call: a frozen task that would go on at
-    /// once, had it a CPU (`/proc/TID/syscall` says -1). False where the kernel does not tell.
-    pub fn was_interrupted(&self) -> bool {
+    /// Where it is, if it does not run (`/proc/TID/syscall`). [`Stopped::Called`] where the kernel does not tell.
+    pub fn stopped(&self) -> Stopped {
         let path = format!("/proc/{}/task/{}/syscall", self.tid, self.tid);
-        std::fs::read(path).is_ok_and(|said| said.starts_with(b"-1 "))
+        std::fs::read(path).map_or(Stopped::Called, |said| Stopped::parse(&said))
     }
 }
 

@@ -76,28 +76,31 @@ impl Debts {
         // what they all grow by.
         let weight = charges.min(1.0) / WINDOWS;
         let part = (charges / self.growers().max(1) as f64).min(1.0) / WINDOWS;
-        let mut given_up = 0.0;
+        let (mut given_up, mut lost) = (0.0, 0.0);
         for (task, share) in &mut self.shares {
             let grew = owed.iter().any(|(grown, ..)| grown == task);
             if !grew && self.waiting.contains(task) {
                 continue;
             }
             let shown = self.shown.entry(*task).or_default();
-            let gives_up = *share
-                * match grew {
-                    true => part,
-                    false if charges >= GROWS => shown.pass().max(weight),
-                    false => weight,
-                };
+            let unproven = match grew {
+                false if charges >= GROWS => *share * shown.pass(),
+                _ => 0.0,
+            };
+            let gives_up = (*share - unproven) * if grew { part } else { weight };
             if grew {
                 *shown = Shown { grew: shown.grew.saturating_add(1), passed: 0 };
             }
-            *share -= gives_up;
+            *share -= gives_up + unproven;
             given_up += gives_up;
+            lost += unproven;
         }
         for (task, own, _) in &owed {
             *self.shares.entry(*task).or_default() += given_up * own / charges;
         }
+        // Who did not grow at all leaves its part to all of them, not to whose turn it was.
+        let left = (1.0 - lost).max(f64::MIN_POSITIVE);
+        self.shares.values_mut().for_each(|share| *share /= left);
         let penalty: f64 = owed.iter().map(|(_, _, penalty)| penalty.as_secs_f64()).sum();
         self.debt += penalty * self.largest_share();
     }
@@ -269,6 +272,22 @@ mod tests {
             debts.window((4..8).map(|task| (task, 1.0, 50 * MS)));
         }
         assert_eq!(debts.growers(), 4);
+    }
+
+    #[test]
+    fn what_those_have_left_who_did_not_grow_goes_to_all_and_not_to_whose_turn_it_was() {
+        let mut debts = Debts::default();
+        (0..8).for_each(|task| debts.enroll(task));
+        debts.window((0..4).map(|task| (task, 0.1, 5 * MS)));
+        for _ in 0..4 {
+            debts.waiting([5, 6, 7].into());
+            debts.window([(4, 1.0, 50 * MS)]);
+        }
+        assert_eq!(debts.growers(), 4);
+        debts.frozen(debts.due());
+        debts.waiting([5, 6, 7].into());
+        debts.window([(4, 1.0, 48 * MS)]);
+        assert!(close(debts.due(), 12 * MS), "{:?}", debts.due());
     }
 
     #[test]

@@ -30,6 +30,8 @@ pub struct Change {
     pub kernel_time: u64,
     /// Bytes that it read and wrote by system calls, where that was asked for.
     pub transferred: u64,
+    /// It waits for somebody else, and hardly faulted before.
+    pub rests: bool,
 }
 
 /// By how much a task grew.
@@ -93,9 +95,10 @@ impl Attribution {
 }
 
 impl Attribution {
-    /// The same; where these do not explain it all, `born` is asked who came to be since they were looked at last, with
-    /// all that those have done so far: a task that a known one has started grows in the first window as in any other.
-    /// (Measured on 6.18 with huge pages: the first of each of four threads, 2 MiB, cost nothing.)
+    /// The same; where these do not explain it all, or huge pages were filled, which somebody of their process may have
+    /// been, `born` is asked who came to be since they were looked at last, with all that those have done so far: a task
+    /// that a known one has started grows in the first window as in any other. (Measured on 6.18 with huge pages: the
+    /// first of each of four threads, 2 MiB, cost nothing, or was put down to who had started it.)
     pub fn share_with(
         &mut self,
         changes: &mut Vec<Change>,
@@ -105,7 +108,7 @@ impl Attribution {
     ) -> Shares {
         let before = *self;
         let shares = self.share(changes, usage, batch);
-        if shares.unexplained == 0 {
+        if shares.unexplained == 0 && !processes(changes).values().any(Process::is_huge) {
             return shares;
         }
         let born = born();
@@ -118,25 +121,47 @@ impl Attribution {
     }
 }
 
-fn by_faults(changes: &[Change], batch: u64) -> Vec<Grown> {
-    // Faults and resident set of each process.
-    let mut processes: BTreeMap<u32, (u64, i64)> = BTreeMap::new();
+/// What the tasks of a process did together.
+#[derive(Debug, Clone, Copy, Default)]
+struct Process {
+    faults: u64,
+    /// Those of tasks that did not come to rest.
+    at_work: u64,
+    resident: u64,
+}
+
+impl Process {
+    /// Whether it filled huge pages, each of which is one fault.
+    fn is_huge(&self) -> bool {
+        self.faults > 0 && self.resident >= HUGE && self.resident >= self.faults.saturating_mul(4)
+    }
+
+    /// Pages that a task of it filled, and in which units. Of two that faulted, one of which rests, the other filled the
+    /// huge ones: to start a thread takes some faults.
+    fn share(&self, change: &Change, batch: u64) -> (u64, u64) {
+        let those = if self.at_work > 0 { self.at_work } else { self.faults };
+        if !self.is_huge() || change.rests && self.at_work > 0 {
+            return (change.faults, batch);
+        }
+        ((u128::from(self.resident) * u128::from(change.faults) / u128::from(those)) as u64, HUGE)
+    }
+}
+
+fn processes(changes: &[Change]) -> BTreeMap<u32, Process> {
+    let mut processes: BTreeMap<u32, Process> = BTreeMap::new();
     for change in changes {
         let process = processes.entry(change.process).or_default();
-        process.0 += change.faults;
-        process.1 = process.1.max(change.resident);
+        process.faults += change.faults;
+        process.at_work += if change.rests { 0 } else { change.faults };
+        process.resident = process.resident.max(u64::try_from(change.resident).unwrap_or(0));
     }
+    processes
+}
+
+fn by_faults(changes: &[Change], batch: u64) -> Vec<Grown> {
+    let processes = processes(changes);
     let share = |change: &Change| {
-        let (faults, resident) = processes[&change.process];
-        let resident = u64::try_from(resident).unwrap_or(0);
-        let huge = faults > 0 && resident >= HUGE && resident >= faults.saturating_mul(4);
-        let (pages, unit) = match huge {
-            true => (
-                (u128::from(resident) * u128::from(change.faults) / u128::from(faults)) as u64,
-                HUGE,
-            ),
-            false => (change.faults, batch),
-        };
+        let (pages, unit) = processes[&change.process].share(change, batch);
         Grown { task: change.task, pages, unit }
     };
     changes.iter().map(share).collect()
@@ -276,9 +301,23 @@ mod tests {
         assert_eq!(shares.grown, [Grown { task: 2, pages: HUGE, unit: HUGE }]);
         assert_eq!((shares.unexplained, changes.len()), (0, 2));
         // Where all is explained nobody is asked.
-        let again = vec![Change { resident: HUGE as i64, ..faults(2, 1) }];
-        let shares = attribution.share_with(&mut again.clone(), HUGE, 64, || panic!("asked"));
-        assert_eq!(shares.grown, [Grown { task: 2, pages: HUGE, unit: HUGE }]);
+        let shares = attribution.share_with(&mut vec![faults(2, 64)], 64, 64, || panic!("asked"));
+        assert_eq!(shares.grown, [Grown { task: 2, pages: 64, unit: 64 }]);
+    }
+
+    #[test]
+    fn who_starts_a_thread_that_fills_huge_pages_does_not_pay_for_them() {
+        // What it faulted for that explains all, until it is known who else there is.
+        let parent = Change { resident: HUGE as i64, rests: true, ..faults(1, 3) };
+        let born = Change { process: 1, ..faults(2, 1) };
+        let mut changes = vec![parent];
+        let mut attribution = Attribution::default();
+        let shares = attribution.share_with(&mut changes, HUGE, 64, || vec![born]);
+        let grown = |task, pages, unit| Grown { task, pages, unit };
+        assert_eq!(shares.grown, [grown(1, 3, 64), grown(2, HUGE, HUGE)]);
+        // Alone, it was it.
+        let shares = attribution.share_with(&mut vec![parent], HUGE, 64, Vec::new);
+        assert_eq!(shares.grown, [grown(1, HUGE, HUGE)]);
     }
 
     #[test]

@@ -9,7 +9,7 @@ use super::account::{Account, Chance, SLEPT};
 use super::curve::HUGE;
 use super::growth::Change;
 use cgroupfs::Bytes;
-use cgroupfs::procfs::TaskStat;
+use cgroupfs::procfs::{Stopped, TaskStat};
 use cgroupfs::units::page_size;
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
@@ -86,8 +86,9 @@ pub fn writes(kernel_time: impl Iterator<Item = u64>) -> u64 {
     (kernel_time.max().unwrap_or(0) / 2).max(WRITES)
 }
 
-/// What became of a task that nobody looks after from one look to the next; `young`: it started less than
-/// [`STARTING`] ago.
+/// What became of a task that nobody looks after from one look to the next; `young`: its process started less than
+/// [`STARTING`] ago. (Measured with huge pages, taken of a thread by itself: one that had just been started filled 16 MiB
+/// in a pulse beside it.)
 pub fn found(before: &TaskStat, now: &TaskStat, young: bool, sought: Sought) -> Option<Found> {
     if now.state == b'Z' {
         return None;
@@ -136,6 +137,8 @@ pub struct Step {
     pub resident: i64,
     /// Clock ticks in the kernel.
     pub kernel_time: u64,
+    /// It waits for somebody else, and hardly did anything before.
+    pub rests: bool,
 }
 
 /// What one task has shown so far.
@@ -155,6 +158,10 @@ pub struct Standing {
     /// In the window before it went to sleep by itself.
     naps: bool,
     asleep: bool,
+    /// It waits for somebody else.
+    rests: bool,
+    /// It was started by one that grows.
+    born: bool,
     suspect: Option<Suspect>,
 }
 
@@ -191,6 +198,8 @@ impl Standing {
             idles: false,
             naps: false,
             asleep: false,
+            rests: false,
+            born: false,
             suspect: None,
         }
     }
@@ -202,13 +211,19 @@ impl Standing {
         ran_and_slept: Option<(Duration, u64)>,
     ) -> Standing {
         let suspect = Some(Suspect::new(now, usage));
-        Standing { suspect, ..Standing::born(now, ran_and_slept) }
+        let account = Account::default();
+        Standing { suspect, account, ran: ran_and_slept, ..Standing::grower(now, Duration::ZERO) }
     }
 
     /// Of a child or thread of one that grows: it pays with the others as if it did, until it shows that it does not.
     pub fn born(now: TaskStat, ran_and_slept: Option<(Duration, u64)>) -> Standing {
-        let account = Account::default();
-        Standing { account, ran: ran_and_slept, ..Standing::grower(now, Duration::ZERO) }
+        let account = Account::born();
+        Standing {
+            account,
+            born: true,
+            ran: ran_and_slept,
+            ..Standing::grower(now, Duration::ZERO)
+        }
     }
 
     /// As of the last look.
@@ -232,16 +247,22 @@ impl Standing {
         self.waits || self.passes && !self.naps
     }
 
-    /// It is looked at; `interrupted` tells whether it was stopped amid its own code. That it did not work shows
-    /// something if all of them have had a `turn` since this was so last.
-    pub fn look(&mut self, now: TaskStat, turn: bool, interrupted: impl FnOnce() -> bool) -> Step {
+    /// It is looked at; `stopped` tells where it was stopped. That it did not work shows something if all of them have
+    /// had a `turn` since this was so last, and it waits for somebody else: one that sleeps may be due by now, and have
+    /// had no CPU (measured: of four that fill huge pages one had ten turns on end, until the others were taken not to
+    /// grow).
+    pub fn look(&mut self, now: TaskStat, turn: bool, stopped: impl FnOnce() -> Stopped) -> Step {
         let before = std::mem::replace(&mut self.last, now);
-        let step = Step {
+        let mut step = Step {
             faults: faults(&before, &now),
             resident: i64::try_from(now.rss).unwrap_or(i64::MAX)
                 - i64::try_from(before.rss).unwrap_or(i64::MAX),
             kernel_time: now.stime.saturating_sub(before.stime),
+            rests: false,
         };
+        let stopped = if step.faults < GROWS { stopped() } else { Stopped::Called };
+        step.rests = stopped == Stopped::Waiting && step.kernel_time == 0;
+        self.rests = step.rests;
         if let Some(suspect) = &mut self.suspect {
             suspect.now = grew_huge(&before, &now);
             suspect.huge += u32::from(suspect.now);
@@ -252,12 +273,13 @@ impl Standing {
         }
         let ran = |stat: &TaskStat| stat.utime + stat.stime;
         let had_a_turn = ran(&now).saturating_sub(ran(&self.worked)) >= TURN;
-        let in_a_call = step.faults == 0 && !interrupted();
+        let in_a_call = step.faults == 0 && stopped != Stopped::Running;
         self.waits = !works && !had_a_turn && !in_a_call;
-        self.asleep = in_a_call;
+        // A sleep may be over by now, and it may only have had no CPU.
+        self.asleep = in_a_call && (stopped == Stopped::Waiting || !self.born);
         self.passes = !works;
         self.idles = !works && !self.waits;
-        if self.idles && turn {
+        if self.idles && turn && self.rests {
             self.idle += 1;
             self.idles = false;
         }
@@ -278,7 +300,7 @@ impl Standing {
 
     /// So many pages that the group grew by in the last window are what it read and wrote.
     pub fn wrote(&mut self, pages: u64) {
-        (self.idle, self.idles) = (0, false);
+        (self.idle, self.idles, self.rests) = (0, false, false);
         if let Some(suspect) = &mut self.suspect {
             suspect.wrote += pages;
         }
@@ -369,13 +391,15 @@ impl Standing {
     }
 }
 
-/// Which of these tasks grow, those included that had no turn yet, and without those that rest: all, as long as none
-/// was seen to.
+/// Which of these tasks grow, those included that had no turn yet, and without those that wait for somebody else or have
+/// not grown for long: all, as long as none was seen to. (Measured with huge pages: of eight, four that had started the
+/// others, and waited for them, had half of what was owed for a dozen turns.)
 pub fn who_grows<'a, I>(tasks: I) -> BTreeSet<u32>
 where
     I: Iterator<Item = (u32, &'a Standing)> + Clone,
 {
-    let seen = |standing: &Standing| !standing.is_suspect() && standing.idle < RESTS;
+    let seen =
+        |standing: &Standing| !standing.is_suspect() && standing.idle < RESTS && !standing.rests;
     let any = tasks.clone().any(|(_, standing)| seen(standing));
     let grows = |standing: &Standing| !any || seen(standing) || standing.waits;
     tasks.filter(|(_, standing)| grows(standing)).map(|(task, _)| task).collect()
@@ -391,209 +415,4 @@ pub fn who_faulted_alone(changes: &[Change]) -> BTreeSet<u32> {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn stat(minflt: u64, rss: u64) -> TaskStat {
-        TaskStat { state: b'S', minflt, rss, ..TaskStat::default() }
-    }
-
-    fn suspect(now: TaskStat) -> Standing {
-        Standing::suspect(now, Bytes(0), None)
-    }
-
-    fn grows(standings: &[Standing]) -> Vec<u32> {
-        who_grows((1..).zip(standings)).into_iter().collect()
-    }
-
-    #[test]
-    fn as_long_as_nobody_was_seen_growing_all_may() {
-        let mut all = [suspect(stat(0, 0)); 3];
-        assert_eq!(grows(&all), [1, 2, 3]);
-        all[1].look(stat(64, 64), true, || false);
-        all[1].convict(Bytes(64 * page_size()), true);
-        assert_eq!(grows(&all), [2]);
-    }
-
-    #[test]
-    fn a_thread_that_faults_once_while_another_fills_huge_pages_is_not_taken_for_a_grower() {
-        let mut main = suspect(stat(1000, 0));
-        let mut thread = suspect(stat(0, 0));
-        for n in 1..=3 {
-            // To start the other it faulted; from then on it waits.
-            main.look(stat(1006, n * HUGE), true, || false);
-            thread.look(stat(n, n * HUGE), true, || false);
-            for standing in [&mut main, &mut thread] {
-                standing.convict(Bytes(n * HUGE * page_size()), n > 1);
-            }
-        }
-        assert_eq!(grows(&[main, thread]), [2]);
-    }
-
-    #[test]
-    fn one_that_fills_huge_pages_is_known_at_once_and_not_let_go_where_others_faulted_too() {
-        let mut standing = suspect(stat(0, 0));
-        standing.look(stat(1, HUGE), true, || false);
-        let mut beside = standing;
-        standing.convict(Bytes::mib(2), true);
-        assert!(!standing.is_suspect());
-        beside.convict(Bytes::mib(64), false);
-        assert!(beside.is_suspect() && !beside.is_cleared(Bytes::mib(64)));
-        // The page of another window is no evidence of this one's.
-        beside.look(stat(2, HUGE), true, || false);
-        beside.convict(Bytes::mib(64), true);
-        assert!(beside.is_suspect());
-        beside.look(stat(3, HUGE * 2), true, || false);
-        beside.convict(Bytes::mib(64), false);
-        assert!(!beside.is_suspect());
-    }
-
-    #[test]
-    fn who_faults_alone_is_told_by_process() {
-        let change = |task, process, faults| Change { task, process, faults, ..Change::default() };
-        let changes = [change(1, 1, 5), change(2, 1, 1), change(3, 3, 1), change(4, 3, 0)];
-        assert_eq!(who_faulted_alone(&changes), [3].into());
-    }
-
-    #[test]
-    fn a_few_faults_in_much_growth_are_nobodys_conviction() {
-        let mut standing = suspect(stat(0, 0));
-        standing.look(stat(20, 20), true, || false);
-        standing.convict(Bytes::mib(64), true);
-        assert!(standing.is_suspect());
-        assert!(standing.is_cleared(Bytes::mib(64)) && !standing.is_cleared(Bytes::mib(15)));
-        standing.look(stat(300, 300), true, || false);
-        standing.convict(Bytes::mib(64), true);
-        assert!(!standing.is_suspect());
-    }
-
-    #[test]
-    fn who_grows_no_more_rests_and_grows_again_when_it_does() {
-        let mut all = [Standing::grower(stat(0, 0), Duration::ZERO); 2];
-        for n in 1..=u64::from(RESTS) {
-            assert_eq!(grows(&all), [1, 2]);
-            all[0].look(stat(n * 64, n * 64), true, || false);
-            all[1].look(stat(0, 0), true, || false);
-        }
-        assert_eq!(grows(&all), [1]);
-        all[1].look(stat(1, 1), true, || false);
-        assert_eq!(grows(&all), [1, 2]);
-    }
-
-    #[test]
-    fn who_waits_for_a_cpu_does_not_rest() {
-        let mut all = [Standing::grower(stat(0, 0), Duration::ZERO); 2];
-        for n in 1..100 {
-            all[0].look(stat(n * 64, n * 64), true, || false);
-            all[1].look(stat(0, 0), true, || true);
-        }
-        assert!(all[1].waits() && !all[1].is_done());
-        assert_eq!(grows(&all), [1, 2]);
-        // Unless it has run.
-        all[1].look(TaskStat { utime: TURN, ..stat(0, 0) }, true, || true);
-        assert!(!all[1].waits());
-    }
-
-    #[test]
-    fn of_one_that_may_not_have_had_a_cpu_nothing_is_learnt_until_it_is_seen_to_nap() {
-        let mut standing = Standing::grower(stat(0, 0), Duration::ZERO);
-        standing.look(stat(64, 64), true, || false);
-        assert!(!standing.had_no_turn());
-        // Frozen, it sleeps once in each window; then it naps as well.
-        for (slept, none) in [(1, true), (2, true), (4, true), (6, false), (8, false)] {
-            standing.look(stat(64, 64), true, || false);
-            assert_eq!(standing.had_no_turn(), none, "{slept}");
-            standing.window(Duration::from_millis(1), 0, Duration::ZERO, || {
-                Some((Duration::ZERO, slept))
-            });
-        }
-    }
-
-    #[test]
-    fn one_that_does_nothing_for_long_is_done_with() {
-        let mut standing = Standing::grower(stat(0, 0), Duration::from_secs(1000));
-        let windows = (1..).find(|_| {
-            standing.look(stat(0, 0), true, || false);
-            standing.is_done()
-        });
-        assert_eq!(windows, Some(IDLE_WINDOWS));
-    }
-
-    #[test]
-    fn a_probe_is_let_start_unless_somebody_is_looked_for() {
-        let (before, now) = (stat(0, 0), stat(500, 400));
-        let beside = Sought { others: Some(64), writes: None };
-        let nobody = Sought { others: None, writes: None };
-        assert_eq!(found(&before, &now, true, beside), None);
-        assert_eq!(found(&before, &now, false, beside), Some(Found::Grows));
-        assert_eq!(found(&before, &now, true, nobody), Some(Found::Grows));
-        assert_eq!(found(&before, &stat(2, HUGE), false, nobody), Some(Found::Process));
-        assert_eq!(found(&before, &stat(2, 2), false, nobody), None);
-        // A few faults between two looks are what the kernel lets everybody have, unless nobody else is known.
-        assert_eq!(found(&before, &stat(40, 40), false, beside), None);
-        assert_eq!(found(&before, &stat(40, 40), false, nobody), Some(Found::Grows));
-    }
-
-    #[test]
-    fn who_writes_without_faulting_is_found_where_growth_is_not_explained() {
-        let (before, now) = (stat(9, 9), TaskStat { stime: 1, ..stat(9, 9) });
-        let sought = |writes| Sought { others: Some(64), writes };
-        let in_kernel = |times: &[u64]| Some(writes(times.iter().copied()));
-        assert_eq!(found(&before, &now, true, sought(in_kernel(&[1, 0]))), Some(Found::Grows));
-        assert_eq!(found(&before, &now, true, sought(None)), None);
-        // Nor where another was there for longer: who naps and wakes was, too.
-        assert_eq!(found(&before, &now, true, sought(in_kernel(&[1, 5]))), None);
-        assert_eq!(found(&before, &stat(9, 9), true, sought(in_kernel(&[0]))), None);
-        let gone = TaskStat { state: b'Z', ..now };
-        assert_eq!(found(&before, &gone, true, sought(in_kernel(&[1]))), None);
-    }
-
-    #[test]
-    fn who_sleeps_while_others_grow_is_left_where_it_is() {
-        assert!(is_bystander(&stat(100, 9), &stat(104, 9)));
-        assert!(!is_bystander(&stat(100, 9), &stat(200, 109)));
-        // Huge pages that somebody of its process fills may be its own, if it faulted.
-        assert!(!is_bystander(&stat(100, 9), &stat(101, 9 + HUGE)));
-        let runs = TaskStat { state: b'R', ..stat(100, 9) };
-        assert!(!is_bystander(&stat(100, 9), &runs));
-    }
-
-    #[test]
-    fn who_does_not_grow_with_the_others_below_high_is_let_go_before_anybody_is_frozen() {
-        let mib = Bytes::mib;
-        assert_eq!(chance(mib(100)), Some(CHANCE));
-        assert_eq!(chance(mib(8)), Some(mib(4)));
-        assert_eq!(chance(mib(3)), None);
-        let naps = suspect(stat(100, 100));
-        assert!(naps.is_cleared_below(mib(4), mib(4)) && !naps.is_cleared_below(mib(3), mib(4)));
-        let came = Standing::suspect(stat(100, 100), Bytes(0), Some((Duration::ZERO, 7)));
-        assert!(came.has_run(Some((Duration::ZERO, 7 + RUNS))));
-        assert!(!came.has_run(Some((Duration::from_secs(1), 8))) && !came.has_run(None));
-        // One that waits for a CPU, or a lock, may grow yet.
-        for state in [b'R', b'D'] {
-            let mut waits = suspect(stat(100, 100));
-            waits.look(TaskStat { state, ..stat(100, 100) }, true, || false);
-            assert!(!waits.is_cleared_below(mib(16), mib(4)));
-        }
-        let mut grew = suspect(stat(100, 100));
-        grew.look(stat(400, 400), true, || false);
-        grew.convict(mib(4), true);
-        assert!(!grew.is_cleared_below(mib(4), mib(4)));
-    }
-
-    #[test]
-    fn a_grower_is_as_suspect_as_the_others_after_a_rest_and_one_that_is_suspect_stays() {
-        let mut grower = Standing::grower(stat(0, 0), Duration::ZERO);
-        grower.suspect_again(Bytes::mib(10));
-        assert!(grower.is_suspect());
-        let mut still = suspect(stat(0, 0));
-        still.suspect_again(Bytes::mib(10));
-        // That it grew below high is not forgotten where it is given time to show that it does not.
-        let mut grew = suspect(stat(0, 0));
-        grew.look(stat(64, 64), true, || false);
-        grew.suspect_again(Bytes::mib(10));
-        assert!(grew.is_suspect() && !grew.is_untried());
-        // It is measured from when it came.
-        assert!(still.is_cleared(Bytes::mib(16)) && !grower.is_cleared(Bytes::mib(16)));
-    }
-}
+mod tests;

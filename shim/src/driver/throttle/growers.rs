@@ -9,7 +9,7 @@ use crate::core::throttle::{
 use cgroupfs::files::ControlDir;
 use cgroupfs::freezer::{self, Freezer, FreezerGroup, Kind};
 use cgroupfs::memory::Memory;
-use cgroupfs::procfs::{Task, TaskStat, ran_and_slept, transferred};
+use cgroupfs::procfs::{Task, TaskStat, ran_and_slept, starttime, transferred};
 use cgroupfs::units::page_size;
 use cgroupfs::{Bytes, Cgroup, Result};
 use nix::time::{ClockId, clock_gettime};
@@ -153,7 +153,12 @@ impl Growers {
         let mut growing = Vec::new();
         for (tid, task, stat, before) in others {
             if let Some(before) = before {
-                let young = young.is_some_and(|young| stat.starttime >= young);
+                // A thread of a process that is not is at work, and does not start.
+                let young = young.is_some_and(|young| {
+                    stat.starttime >= young
+                        && (task.pid() == tid
+                            || starttime(task.pid()).is_some_and(|at| at >= young))
+                });
                 if let Some(found) = found(&before, &stat, young, sought) {
                     let debt = costs(stat.faults().saturating_sub(before.faults()));
                     growing.push((task, stat, found, debt));
@@ -342,7 +347,7 @@ impl Growers {
         let writing = self.writing > 0;
         self.moved.retain(|tid, grower| {
             let Some(stat) = grower.task.stat() else { return false };
-            let step = grower.standing.look(stat, turn, || grower.task.was_interrupted());
+            let step = grower.standing.look(stat, turn, || grower.task.stopped());
             let now = if writing { transferred(*tid) } else { None };
             let before = std::mem::replace(&mut grower.transferred, now);
             changes.push(Change {
@@ -352,6 +357,7 @@ impl Growers {
                 resident: step.resident,
                 kernel_time: step.kernel_time,
                 transferred: now.zip(before).map_or(0, |(now, before)| now.saturating_sub(before)),
+                rests: step.rests,
             });
             true
         });

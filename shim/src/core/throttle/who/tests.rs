@@ -1,0 +1,241 @@
+//! Who grows, by what it has shown.
+
+use super::*;
+
+fn stat(minflt: u64, rss: u64) -> TaskStat {
+    TaskStat { state: b'S', minflt, rss, ..TaskStat::default() }
+}
+
+fn suspect(now: TaskStat) -> Standing {
+    Standing::suspect(now, Bytes(0), None)
+}
+
+fn grows(standings: &[Standing]) -> Vec<u32> {
+    who_grows((1..).zip(standings)).into_iter().collect()
+}
+
+#[test]
+fn as_long_as_nobody_was_seen_growing_all_may() {
+    let mut all = [suspect(stat(0, 0)); 3];
+    assert_eq!(grows(&all), [1, 2, 3]);
+    all[1].look(stat(64, 64), true, || Stopped::Waiting);
+    all[1].convict(Bytes(64 * page_size()), true);
+    assert_eq!(grows(&all), [2]);
+}
+
+#[test]
+fn a_thread_that_faults_once_while_another_fills_huge_pages_is_not_taken_for_a_grower() {
+    let mut main = suspect(stat(1000, 0));
+    let mut thread = suspect(stat(0, 0));
+    for n in 1..=3 {
+        // To start the other it faulted; from then on it waits.
+        main.look(stat(1006, n * HUGE), true, || Stopped::Waiting);
+        thread.look(stat(n, n * HUGE), true, || Stopped::Running);
+        for standing in [&mut main, &mut thread] {
+            standing.convict(Bytes(n * HUGE * page_size()), n > 1);
+        }
+    }
+    assert_eq!(grows(&[main, thread]), [2]);
+}
+
+#[test]
+fn one_that_fills_huge_pages_is_known_at_once_and_not_let_go_where_others_faulted_too() {
+    let mut standing = suspect(stat(0, 0));
+    standing.look(stat(1, HUGE), true, || Stopped::Waiting);
+    let mut beside = standing;
+    standing.convict(Bytes::mib(2), true);
+    assert!(!standing.is_suspect());
+    beside.convict(Bytes::mib(64), false);
+    assert!(beside.is_suspect() && !beside.is_cleared(Bytes::mib(64)));
+    // The page of another window is no evidence of this one's.
+    beside.look(stat(2, HUGE), true, || Stopped::Waiting);
+    beside.convict(Bytes::mib(64), true);
+    assert!(beside.is_suspect());
+    beside.look(stat(3, HUGE * 2), true, || Stopped::Waiting);
+    beside.convict(Bytes::mib(64), false);
+    assert!(!beside.is_suspect());
+}
+
+#[test]
+fn who_faults_alone_is_told_by_process() {
+    let change = |task, process, faults| Change { task, process, faults, ..Change::default() };
+    let changes = [change(1, 1, 5), change(2, 1, 1), change(3, 3, 1), change(4, 3, 0)];
+    assert_eq!(who_faulted_alone(&changes), [3].into());
+}
+
+#[test]
+fn a_few_faults_in_much_growth_are_nobodys_conviction() {
+    let mut standing = suspect(stat(0, 0));
+    standing.look(stat(20, 20), true, || Stopped::Waiting);
+    standing.convict(Bytes::mib(64), true);
+    assert!(standing.is_suspect());
+    assert!(standing.is_cleared(Bytes::mib(64)) && !standing.is_cleared(Bytes::mib(15)));
+    standing.look(stat(300, 300), true, || Stopped::Waiting);
+    standing.convict(Bytes::mib(64), true);
+    assert!(!standing.is_suspect());
+}
+
+#[test]
+fn who_grows_no_more_rests_and_grows_again_when_it_does() {
+    let mut all = [Standing::grower(stat(0, 0), Duration::ZERO); 2];
+    // It naps, as two sleeps in a window show.
+    for n in 1..=u64::from(RESTS) + 1 {
+        assert_eq!(grows(&all), [1, 2]);
+        all[0].look(stat(n * 64, n * 64), true, || Stopped::Running);
+        all[1].look(stat(0, 0), true, || Stopped::Called);
+        let slept = Some((Duration::ZERO, n * 2));
+        all[1].window(Duration::from_millis(1), 0, Duration::ZERO, || slept);
+    }
+    assert_eq!(grows(&all), [1]);
+    all[1].look(stat(1, 1), true, || Stopped::Called);
+    assert_eq!(grows(&all), [1, 2]);
+}
+
+#[test]
+fn who_waits_for_somebody_else_does_not_share_what_is_owed_until_it_grows_again() {
+    let mut all = [Standing::grower(stat(0, 0), Duration::ZERO); 2];
+    // It has started the other, and waits for it.
+    all[0].look(stat(3, HUGE), false, || Stopped::Waiting);
+    all[1].look(stat(1, HUGE), false, || Stopped::Running);
+    assert_eq!(grows(&all), [2]);
+    all[0].look(stat(3 + GROWS, 0), false, || Stopped::Waiting);
+    assert_eq!(grows(&all), [1, 2]);
+}
+
+#[test]
+fn who_sleeps_for_a_time_and_had_no_cpu_since_grows_until_it_is_seen_to_nap() {
+    let mut all = [Standing::grower(stat(0, 0), Duration::ZERO); 2];
+    let mut slept = 0;
+    let mut look = |all: &mut [Standing; 2], n: u64, sleeps: u64| {
+        slept += sleeps;
+        all[0].look(stat(n, n * HUGE), true, || Stopped::Running);
+        all[1].look(stat(0, 0), true, || Stopped::Called);
+        all[1].window(Duration::from_micros(250), 0, Duration::ZERO, || {
+            Some((Duration::ZERO, slept))
+        });
+    };
+    for n in 1..100 {
+        look(&mut all, n, 1);
+        assert_eq!(grows(&all), [1, 2], "{n}");
+    }
+    for n in 100..100 + u64::from(RESTS) {
+        look(&mut all, n, 2);
+    }
+    assert_eq!(grows(&all), [1]);
+}
+
+#[test]
+fn who_waits_for_a_cpu_does_not_rest() {
+    let mut all = [Standing::grower(stat(0, 0), Duration::ZERO); 2];
+    for n in 1..100 {
+        all[0].look(stat(n * 64, n * 64), true, || Stopped::Waiting);
+        all[1].look(stat(0, 0), true, || Stopped::Running);
+    }
+    assert!(all[1].waits() && !all[1].is_done());
+    assert_eq!(grows(&all), [1, 2]);
+    // Unless it has run.
+    all[1].look(TaskStat { utime: TURN, ..stat(0, 0) }, true, || Stopped::Running);
+    assert!(!all[1].waits());
+}
+
+#[test]
+fn of_one_that_may_not_have_had_a_cpu_nothing_is_learnt_until_it_is_seen_to_nap() {
+    let mut standing = Standing::grower(stat(0, 0), Duration::ZERO);
+    standing.look(stat(64, 64), true, || Stopped::Waiting);
+    assert!(!standing.had_no_turn());
+    // Frozen, it sleeps once in each window; then it naps as well.
+    for (slept, none) in [(1, true), (2, true), (4, true), (6, false), (8, false)] {
+        standing.look(stat(64, 64), true, || Stopped::Waiting);
+        assert_eq!(standing.had_no_turn(), none, "{slept}");
+        standing
+            .window(Duration::from_millis(1), 0, Duration::ZERO, || Some((Duration::ZERO, slept)));
+    }
+}
+
+#[test]
+fn one_that_does_nothing_for_long_is_done_with() {
+    let mut standing = Standing::grower(stat(0, 0), Duration::from_secs(1000));
+    let windows = (1..).find(|_| {
+        standing.look(stat(0, 0), true, || Stopped::Waiting);
+        standing.is_done()
+    });
+    assert_eq!(windows, Some(IDLE_WINDOWS));
+}
+
+#[test]
+fn a_probe_is_let_start_unless_somebody_is_looked_for() {
+    let (before, now) = (stat(0, 0), stat(500, 400));
+    let beside = Sought { others: Some(64), writes: None };
+    let nobody = Sought { others: None, writes: None };
+    assert_eq!(found(&before, &now, true, beside), None);
+    assert_eq!(found(&before, &now, false, beside), Some(Found::Grows));
+    assert_eq!(found(&before, &now, true, nobody), Some(Found::Grows));
+    assert_eq!(found(&before, &stat(2, HUGE), false, nobody), Some(Found::Process));
+    assert_eq!(found(&before, &stat(2, 2), false, nobody), None);
+    // A few faults between two looks are what the kernel lets everybody have, unless nobody else is known.
+    assert_eq!(found(&before, &stat(40, 40), false, beside), None);
+    assert_eq!(found(&before, &stat(40, 40), false, nobody), Some(Found::Grows));
+}
+
+#[test]
+fn who_writes_without_faulting_is_found_where_growth_is_not_explained() {
+    let (before, now) = (stat(9, 9), TaskStat { stime: 1, ..stat(9, 9) });
+    let sought = |writes| Sought { others: Some(64), writes };
+    let in_kernel = |times: &[u64]| Some(writes(times.iter().copied()));
+    assert_eq!(found(&before, &now, true, sought(in_kernel(&[1, 0]))), Some(Found::Grows));
+    assert_eq!(found(&before, &now, true, sought(None)), None);
+    // Nor where another was there for longer: who naps and wakes was, too.
+    assert_eq!(found(&before, &now, true, sought(in_kernel(&[1, 5]))), None);
+    assert_eq!(found(&before, &stat(9, 9), true, sought(in_kernel(&[0]))), None);
+    let gone = TaskStat { state: b'Z', ..now };
+    assert_eq!(found(&before, &gone, true, sought(in_kernel(&[1]))), None);
+}
+
+#[test]
+fn who_sleeps_while_others_grow_is_left_where_it_is() {
+    assert!(is_bystander(&stat(100, 9), &stat(104, 9)));
+    assert!(!is_bystander(&stat(100, 9), &stat(200, 109)));
+    // Huge pages that somebody of its process fills may be its own, if it faulted.
+    assert!(!is_bystander(&stat(100, 9), &stat(101, 9 + HUGE)));
+    let runs = TaskStat { state: b'R', ..stat(100, 9) };
+    assert!(!is_bystander(&stat(100, 9), &runs));
+}
+
+#[test]
+fn who_does_not_grow_with_the_others_below_high_is_let_go_before_anybody_is_frozen() {
+    let mib = Bytes::mib;
+    assert_eq!(chance(mib(100)), Some(CHANCE));
+    assert_eq!(chance(mib(8)), Some(mib(4)));
+    assert_eq!(chance(mib(3)), None);
+    let naps = suspect(stat(100, 100));
+    assert!(naps.is_cleared_below(mib(4), mib(4)) && !naps.is_cleared_below(mib(3), mib(4)));
+    let came = Standing::suspect(stat(100, 100), Bytes(0), Some((Duration::ZERO, 7)));
+    assert!(came.has_run(Some((Duration::ZERO, 7 + RUNS))));
+    assert!(!came.has_run(Some((Duration::from_secs(1), 8))) && !came.has_run(None));
+    // One that waits for a CPU, or a lock, may grow yet.
+    for state in [b'R', b'D'] {
+        let mut waits = suspect(stat(100, 100));
+        waits.look(TaskStat { state, ..stat(100, 100) }, true, || Stopped::Waiting);
+        assert!(!waits.is_cleared_below(mib(16), mib(4)));
+    }
+    let mut grew = suspect(stat(100, 100));
+    grew.look(stat(400, 400), true, || Stopped::Waiting);
+    grew.convict(mib(4), true);
+    assert!(!grew.is_cleared_below(mib(4), mib(4)));
+}
+
+#[test]
+fn a_grower_is_as_suspect_as_the_others_after_a_rest_and_one_that_is_suspect_stays() {
+    let mut grower = Standing::grower(stat(0, 0), Duration::ZERO);
+    grower.suspect_again(Bytes::mib(10));
+    assert!(grower.is_suspect());
+    let mut still = suspect(stat(0, 0));
+    still.suspect_again(Bytes::mib(10));
+    // That it grew below high is not forgotten where it is given time to show that it does not.
+    let mut grew = suspect(stat(0, 0));
+    grew.look(stat(64, 64), true, || Stopped::Waiting);
+    grew.suspect_again(Bytes::mib(10));
+    assert!(grew.is_suspect() && !grew.is_untried());
+    // It is measured from when it came.
+    assert!(still.is_cleared(Bytes::mib(16)) && !grower.is_cleared(Bytes::mib(16)));
+}
