@@ -13,7 +13,9 @@ pub use cgroups::{Controller, Controllers};
 pub use meminfo::Meminfo;
 pub use psi::{Psi, Stall};
 pub use swaps::{Swap, Swaps};
-pub use task::{Task, TaskStat, process_of, ran_and_slept, starttime, transferred};
+pub use task::{
+    Stopped, Task, TaskStat, process_of, ran, ran_and_slept, starttime, transferred,
+};
 pub use zoneinfo::{Zone, Zoneinfo};
 
 use crate::error::{Error, Op, Result};

@@ -115,11 +115,82 @@ impl Task {
         TaskStat::parse(&buf[..n])
     }
 
-    /// Whether it was stopped amid its own code, and not in a system call: a frozen task that would go on at
-    /// once, had it a CPU (`/proc/TID/syscall` says -1). False where the kernel does not tell.
-    pub fn was_interrupted(&self) -> bool {
+    /// Where a frozen task was stopped, by `/proc/TID/syscall`; `None` where the kernel does not tell.
+    pub fn stopped(&self) -> Option<Stopped> {
         let path = format!("/proc/{}/task/{}/syscall", self.tid, self.tid);
-        std::fs::read(path).is_ok_and(|said| said.starts_with(b"-1 "))
+        Stopped::parse(&std::fs::read(path).ok()?)
+    }
+}
+
+/// Where a task was when it was frozen.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Stopped {
+    /// Amid its own code: it would go on at once, had it a CPU.
+    InItsOwnCode,
+    /// At the end of a system call by which memory is charged without a page fault. That hardly waits for anybody but a
+    /// disk, or a reader.
+    ChargingCall,
+    /// In another, which it may have been waiting in.
+    Call,
+}
+
+/// Calls by which memory is charged to who makes them, without a page fault: files on tmpfs and page cache, pipes and
+/// sockets, names and inodes, pages that are filled ahead, and page tables.
+const CHARGING: &[libc::c_long] = &[
+    libc::SYS_write,
+    libc::SYS_writev,
+    libc::SYS_pwrite64,
+    libc::SYS_pwritev,
+    libc::SYS_pwritev2,
+    libc::SYS_fallocate,
+    libc::SYS_sendto,
+    libc::SYS_sendmsg,
+    libc::SYS_sendmmsg,
+    libc::SYS_sendfile,
+    libc::SYS_splice,
+    libc::SYS_vmsplice,
+    libc::SYS_copy_file_range,
+    libc::SYS_openat,
+    libc::SYS_mkdirat,
+    libc::SYS_mknodat,
+    libc::SYS_symlinkat,
+    libc::SYS_linkat,
+    libc::SYS_socket,
+    libc::SYS_socketpair,
+    libc::SYS_pipe2,
+    libc::SYS_mmap,
+    libc::SYS_mremap,
+    libc::SYS_madvise,
+    libc::SYS_mlock,
+    libc::SYS_mlock2,
+    libc::SYS_mlockall,
+    libc::SYS_brk,
+    #[cfg(target_arch = "x86_64")]
+    libc::SYS_open,
+    #[cfg(target_arch = "x86_64")]
+    libc::SYS_creat,
+    #[cfg(target_arch = "x86_64")]
+    libc::SYS_mkdir,
+    #[cfg(target_arch = "x86_64")]
+    libc::SYS_mknod,
+    #[cfg(target_arch = "x86_64")]
+    libc::SYS_symlink,
+    #[cfg(target_arch = "x86_64")]
+    libc::SYS_link,
+    #[cfg(target_arch = "x86_64")]
+    libc::SYS_pipe,
+];
+
+impl Stopped {
+    /// Of `/proc/TID/syscall`: the call's number, `-1` in none, or `running`.
+    pub fn parse(content: &[u8]) -> Option<Stopped> {
+        let number = std::str::from_utf8(words(content).next()?).ok()?;
+        match number.parse::<libc::c_long>() {
+            Ok(-1) => Some(Stopped::InItsOwnCode),
+            Ok(number) if CHARGING.contains(&number) => Some(Stopped::ChargingCall),
+            Ok(_) => Some(Stopped::Call),
+            Err(_) => None,
+        }
     }
 }
 
@@ -128,12 +199,16 @@ impl Task {
 /// `CONFIG_SCHED_INFO` the time is 0.
 pub fn ran_and_slept(tid: u32) -> Option<(Duration, u64)> {
     // Of the task itself, as in Task::open().
-    let of = |file| std::fs::read(format!("/proc/{tid}/task/{tid}/{file}")).ok();
-    let slept = crate::flat::get(&of("status")?, "voluntary_ctxt_switches")?;
-    let nanos =
-        |content: Vec<u8>| std::str::from_utf8(words(&content).next()?).ok()?.parse::<u64>().ok();
-    let ran = of("schedstat").and_then(nanos).unwrap_or(0);
-    Some((Duration::from_nanos(ran), slept))
+    let status = std::fs::read(format!("/proc/{tid}/task/{tid}/status")).ok()?;
+    let slept = crate::flat::get(&status, "voluntary_ctxt_switches")?;
+    Some((ran(tid).unwrap_or_default(), slept))
+}
+
+/// CPU time of a task so far (`/proc/TID/schedstat`). `None` once it is gone, and without `CONFIG_SCHED_INFO`.
+pub fn ran(tid: u32) -> Option<Duration> {
+    let content = std::fs::read(format!("/proc/{tid}/task/{tid}/schedstat")).ok()?;
+    let nanos = std::str::from_utf8(words(&content).next()?).ok()?.parse().ok()?;
+    Some(Duration::from_nanos(nanos))
 }
 
 /// Bytes that a task has read and written by system calls so far, to and from whatever (`rchar` and `wchar` of
@@ -164,6 +239,18 @@ pub fn process_of(tid: u32) -> Option<u32> {
 mod tests {
     use super::*;
     use proptest::prelude::*;
+
+    #[test]
+    fn where_a_task_was_stopped_is_told_by_the_call() {
+        let write = format!("{} 0x1 0x7f00 0x1000 0x0 0x0 0x0 0x7ffc 0x7f01\n", libc::SYS_write);
+        let wait = format!("{} 0x1 0x7f00 0x1000 0x0 0x0 0x0 0x7ffc 0x7f01\n", libc::SYS_ppoll);
+        assert_eq!(Stopped::parse(write.as_bytes()), Some(Stopped::ChargingCall));
+        assert_eq!(Stopped::parse(wait.as_bytes()), Some(Stopped::Call));
+        assert_eq!(Stopped::parse(b"-1 0x7ffc 0x7f01\n"), Some(Stopped::InItsOwnCode));
+        for unknown in [&b"running\n"[..], b"", b"\n", b"\xff 1"] {
+            assert_eq!(Stopped::parse(unknown), None);
+        }
+    }
 
     #[test]
     fn a_thread_is_told_from_its_process() {

@@ -226,13 +226,18 @@ impl Standing {
         self.waits
     }
 
+    /// Whether it went to sleep by itself in the window before the last look.
+    pub const fn naps(&self) -> bool {
+        self.naps
+    }
+
     /// Whether nothing is learnt of it from the last window: it waits, or did not work and is not known to nap. One that
     /// slept between two charges when it was frozen has to be given a CPU to go on as well.
     pub const fn had_no_turn(&self) -> bool {
         self.waits || self.passes && !self.naps
     }
 
-    /// It is looked at; `interrupted` tells whether it was stopped amid its own code. That it did not work shows
+    /// It is looked at; `interrupted` tells whether it was stopped where it would go on at once, had it a CPU. That it did not work shows
     /// something if all of them have had a `turn` since this was so last.
     pub fn look(&mut self, now: TaskStat, turn: bool, interrupted: impl FnOnce() -> bool) -> Step {
         let before = std::mem::replace(&mut self.last, now);
