@@ -13,9 +13,7 @@ pub use cgroups::{Controller, Controllers};
 pub use meminfo::Meminfo;
 pub use psi::{Psi, Stall};
 pub use swaps::{Swap, Swaps};
-pub use task::{
-    Stopped, Task, TaskStat, process_of, ran, ran_and_slept, starttime, transferred,
-};
+pub use task::{Stopped, Task, TaskStat, process_of, ran, ran_and_slept, starttime, transferred};
 pub use zoneinfo::{Zone, Zoneinfo};
 
 use crate::error::{Error, Op, Result};

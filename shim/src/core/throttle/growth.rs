@@ -294,15 +294,16 @@ mod tests {
 
     #[test]
     fn what_no_bytes_tell_of_is_put_down_to_who_was_in_a_call_that_charges() {
-        let calls = |task, micros| Change {
-            charging: Duration::from_micros(micros),
-            ..faults(task, 0)
-        };
+        let calls =
+            |task, micros| Change { charging: Duration::from_micros(micros), ..faults(task, 0) };
         let mut attribution = Attribution { ahead: -FUZZ };
         // One who was in such a call for a moment has no part in it, nor who was in the kernel for long.
         let busy = Change { kernel_time: 5, ..faults(3, 0) };
         let shares = attribution.share(&[calls(1, 160), calls(2, 1), busy], 64, 64);
-        assert_eq!(shares.grown, [Grown { task: 1, pages: 63, unit: 64 }, Grown { task: 3, pages: 1, unit: 64 }]);
+        assert_eq!(
+            shares.grown,
+            [Grown { task: 1, pages: 63, unit: 64 }, Grown { task: 3, pages: 1, unit: 64 }]
+        );
         assert_eq!(shares.written, [(1, 63)]);
         // Nor does it for more than it can have filled.
         let mut attribution = Attribution { ahead: -FUZZ };

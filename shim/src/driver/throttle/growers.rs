@@ -352,8 +352,8 @@ impl Growers {
                 stopped == Some(Stopped::InItsOwnCode)
                     || stopped == Some(Stopped::ChargingCall) && !naps
             });
-            let charging = writing
-                && stopped.or_else(|| grower.task.stopped()) == Some(Stopped::ChargingCall);
+            let charging =
+                writing && stopped.or_else(|| grower.task.stopped()) == Some(Stopped::ChargingCall);
             let now = if writing { (transferred(*tid), ran(*tid)) } else { (None, None) };
             let before = std::mem::replace(&mut grower.transferred, now.0);
             let ran_before = std::mem::replace(&mut grower.ran, now.1);
@@ -411,6 +411,11 @@ impl Growers {
         let mut pids = BTreeSet::new();
         let tasks = self.moved.values().map(|grower| grower.task.clone());
         tasks.filter(move |task| pids.insert(task.pid()))
+    }
+
+    /// Whether one of them runs, or waits for a CPU: it is not frozen.
+    pub(super) fn some_run(&self) -> bool {
+        self.moved.values().any(|grower| grower.task.stat().is_some_and(|stat| stat.state == b'R'))
     }
 
     /// Whether one of them has been killed, and cannot die because it is frozen.
