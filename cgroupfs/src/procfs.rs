@@ -15,7 +15,7 @@ pub use meminfo::Meminfo;
 pub use psi::{Psi, Stall};
 pub use stopped::Stopped;
 pub use swaps::{Swap, Swaps};
-pub use task::{Task, TaskStat, process_of, ran_and_slept, starttime, transferred};
+pub use task::{Task, TaskStat, process_of, ran, ran_and_slept, starttime, transferred};
 pub use zoneinfo::{Zone, Zoneinfo};
 
 use crate::error::{Error, Op, Result};

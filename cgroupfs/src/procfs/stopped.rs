@@ -11,13 +11,16 @@ pub enum Stopped {
     Running,
     /// A call that returns only when somebody else does something, whenever that is.
     Waiting,
+    /// A call by which memory is charged without a page fault. That hardly waits for anybody but a disk, or a reader.
+    Charging,
     /// Another call: a sleep that may be over by now, say, or one that nothing is known of.
     Called,
 }
 
 /// Calls that wait for somebody else, without any time limit.
-const WAIT: [c_long; 9] = [
+const WAIT: &[c_long] = &[
     libc::SYS_read,
+    libc::SYS_readv,
     libc::SYS_recvfrom,
     libc::SYS_recvmsg,
     libc::SYS_accept,
@@ -25,27 +28,82 @@ const WAIT: [c_long; 9] = [
     libc::SYS_wait4,
     libc::SYS_waitid,
     libc::SYS_rt_sigsuspend,
-    libc::SYS_readv,
+    #[cfg(target_arch = "x86_64")]
+    libc::SYS_pause,
 ];
 
 /// Those that do if their nth argument is zero: no time is given.
-const WAIT_WITHOUT_TIME: [(c_long, usize); 3] =
-    [(libc::SYS_futex, 3), (libc::SYS_ppoll, 2), (libc::SYS_pselect6, 4)];
+const WAIT_WITHOUT_TIME: &[(c_long, usize)] = &[
+    (libc::SYS_futex, 3),
+    (libc::SYS_ppoll, 2),
+    (libc::SYS_pselect6, 4),
+    #[cfg(target_arch = "x86_64")]
+    (libc::SYS_select, 4),
+];
 
 /// Those that do if their nth argument, an `int`, is less than zero.
-const WAIT_IF_NEGATIVE: [(c_long, usize); 1] = [(libc::SYS_epoll_pwait, 3)];
+const WAIT_IF_NEGATIVE: &[(c_long, usize)] = &[
+    (libc::SYS_epoll_pwait, 3),
+    #[cfg(target_arch = "x86_64")]
+    (libc::SYS_epoll_wait, 3),
+    #[cfg(target_arch = "x86_64")]
+    (libc::SYS_poll, 2),
+];
 
-/// The same calls where only older architectures have them.
-#[cfg(target_arch = "x86_64")]
-const OLDER: (c_long, [(c_long, usize); 1], [(c_long, usize); 2]) =
-    (libc::SYS_pause, [(libc::SYS_select, 4)], [(libc::SYS_poll, 2), (libc::SYS_epoll_wait, 3)]);
-#[cfg(not(target_arch = "x86_64"))]
-const OLDER: (c_long, [(c_long, usize); 0], [(c_long, usize); 0]) = (-2, [], []);
+/// Calls by which memory is charged to who makes them, without a page fault: files on tmpfs and page cache, pipes and
+/// sockets, names and inodes, pages that are filled ahead, and page tables.
+const CHARGING: &[c_long] = &[
+    libc::SYS_write,
+    libc::SYS_writev,
+    libc::SYS_pwrite64,
+    libc::SYS_pwritev,
+    libc::SYS_pwritev2,
+    libc::SYS_fallocate,
+    libc::SYS_sendto,
+    libc::SYS_sendmsg,
+    libc::SYS_sendmmsg,
+    libc::SYS_sendfile,
+    libc::SYS_splice,
+    libc::SYS_vmsplice,
+    libc::SYS_copy_file_range,
+    libc::SYS_openat,
+    libc::SYS_mkdirat,
+    libc::SYS_mknodat,
+    libc::SYS_symlinkat,
+    libc::SYS_linkat,
+    libc::SYS_socket,
+    libc::SYS_socketpair,
+    libc::SYS_pipe2,
+    libc::SYS_mmap,
+    libc::SYS_mremap,
+    libc::SYS_madvise,
+    libc::SYS_mlock,
+    libc::SYS_mlock2,
+    libc::SYS_mlockall,
+    libc::SYS_brk,
+    #[cfg(target_arch = "x86_64")]
+    libc::SYS_open,
+    #[cfg(target_arch = "x86_64")]
+    libc::SYS_creat,
+    #[cfg(target_arch = "x86_64")]
+    libc::SYS_mkdir,
+    #[cfg(target_arch = "x86_64")]
+    libc::SYS_mknod,
+    #[cfg(target_arch = "x86_64")]
+    libc::SYS_symlink,
+    #[cfg(target_arch = "x86_64")]
+    libc::SYS_link,
+    #[cfg(target_arch = "x86_64")]
+    libc::SYS_pipe,
+];
 
-#[cfg(target_arch = "x86_64")]
-const BIRTHS: [c_long; 3] = [libc::SYS_clone, libc::SYS_clone3, libc::SYS_fork];
-#[cfg(not(target_arch = "x86_64"))]
-const BIRTHS: [c_long; 2] = [libc::SYS_clone, libc::SYS_clone3];
+/// Calls by which tasks are made: the new one is in it until it first runs.
+const BIRTHS: &[c_long] = &[
+    libc::SYS_clone,
+    libc::SYS_clone3,
+    #[cfg(target_arch = "x86_64")]
+    libc::SYS_fork,
+];
 
 impl Stopped {
     /// From the content of the file (`proc_pid_syscall()`): the call's number and its arguments, -1 where it is in none,
@@ -58,19 +116,18 @@ impl Stopped {
         if call == -1 || BIRTHS.contains(&call) {
             return Stopped::Running;
         }
+        if CHARGING.contains(&call) {
+            return Stopped::Charging;
+        }
         let is = |calls: &[(c_long, usize)], holds: fn(u64) -> bool| {
             let mut those = calls.iter().filter(|(one, _)| *one == call);
             those.any(|(_, nth)| arguments.get(*nth).is_some_and(|value| holds(*value)))
         };
-        let (pause, without_time, if_negative) = OLDER;
         // The upper half of an int is whatever was in the register.
         let negative = |value: u64| (value as u32 as i32) < 0;
         let waits = WAIT.contains(&call)
-            || call == pause
-            || is(&WAIT_WITHOUT_TIME, |value| value == 0)
-            || is(&without_time, |value| value == 0)
-            || is(&WAIT_IF_NEGATIVE, negative)
-            || is(&if_negative, negative);
+            || is(WAIT_WITHOUT_TIME, |value| value == 0)
+            || is(WAIT_IF_NEGATIVE, negative);
         if waits { Stopped::Waiting } else { Stopped::Called }
     }
 }
@@ -105,6 +162,13 @@ mod tests {
         let epoll = |timeout| call(libc::SYS_epoll_pwait, [4, 0x7f00, 8, timeout, 0, 8]);
         assert_eq!((epoll(-1), epoll(0xffff_ffff), epoll(100)).1, Stopped::Waiting);
         assert_eq!((epoll(-1), epoll(100)), (Stopped::Waiting, Stopped::Called));
+    }
+
+    #[test]
+    fn who_writes_charges() {
+        for charges in [libc::SYS_write, libc::SYS_fallocate, libc::SYS_sendmsg] {
+            assert_eq!(call(charges, [1; 6]), Stopped::Charging);
+        }
     }
 
     #[test]

@@ -128,12 +128,16 @@ impl Task {
 /// `CONFIG_SCHED_INFO` the time is 0.
 pub fn ran_and_slept(tid: u32) -> Option<(Duration, u64)> {
     // Of the task itself, as in Task::open().
-    let of = |file| std::fs::read(format!("/proc/{tid}/task/{tid}/{file}")).ok();
-    let slept = crate::flat::get(&of("status")?, "voluntary_ctxt_switches")?;
-    let nanos =
-        |content: Vec<u8>| std::str::from_utf8(words(&content).next()?).ok()?.parse::<u64>().ok();
-    let ran = of("schedstat").and_then(nanos).unwrap_or(0);
-    Some((Duration::from_nanos(ran), slept))
+    let status = std::fs::read(format!("/proc/{tid}/task/{tid}/status")).ok()?;
+    let slept = crate::flat::get(&status, "voluntary_ctxt_switches")?;
+    Some((ran(tid).unwrap_or_default(), slept))
+}
+
+/// CPU time of a task so far (`/proc/TID/schedstat`). `None` once it is gone, and without `CONFIG_SCHED_INFO`.
+pub fn ran(tid: u32) -> Option<Duration> {
+    let content = std::fs::read(format!("/proc/{tid}/task/{tid}/schedstat")).ok()?;
+    let nanos = std::str::from_utf8(words(&content).next()?).ok()?.parse().ok()?;
+    Some(Duration::from_nanos(nanos))
 }
 
 /// Bytes that a task has read and written by system calls so far, to and from whatever (`rchar` and `wchar` of

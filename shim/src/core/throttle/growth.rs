@@ -4,16 +4,22 @@
 //! but a fault on a page that somebody else was charged for counts as well), its process's resident set
 //! (which shows huge pages, but is counted in batches), and the group's usage (which has everything,
 //! what is written to tmpfs included). Faults say who; usage bounds how much in all. What faults do not explain is
-//! put down to those who read and wrote meanwhile (tmpfs, pipes, page cache), by the bytes, and what is left then to
-//! those who were in the kernel: CPU time is counted in ticks of 10 ms, some forty windows long.
+//! put down to those who read and wrote meanwhile (tmpfs, pipes, page cache), by the bytes; then to those who were
+//! stopped in a call by which memory is charged (`fallocate`, sockets, names), by the time that they ran; and what is left
+//! then to those who were in the kernel, which is counted in ticks of 10 ms, some forty windows long.
 
 use super::curve::HUGE;
 use cgroupfs::units::page_size;
 use std::collections::BTreeMap;
+use std::time::Duration;
 
 /// By so many pages the sum over tasks may be ahead of the group's usage, or behind: usage moves in
 /// batches of 64 pages a CPU.
 const FUZZ: i64 = 256;
+
+/// No call charges more pages in so long than this: 16 GiB/s.
+const CALL: Duration = Duration::from_micros(1);
+const IN_A_CALL: u64 = 4;
 
 /// How one task changed since it was last looked at.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
@@ -32,6 +38,9 @@ pub struct Change {
     pub transferred: u64,
     /// It waits for somebody else, and hardly faulted before.
     pub rests: bool,
+    /// How long it had a CPU, where that was asked for, and it was stopped in a call by which memory is charged without a
+    /// fault.
+    pub charging: Duration,
 }
 
 /// By how much a task grew.
@@ -57,7 +66,7 @@ pub struct Attribution {
 pub struct Shares {
     /// To whom.
     pub grown: Vec<Grown>,
-    /// The part of it that is put down to reading and writing: task and pages.
+    /// The part of it that is put down to reading, writing and other calls: task and pages.
     pub written: Vec<(u32, u64)>,
     /// Pages that none of the tasks is known for: somebody else grows.
     pub unexplained: u64,
@@ -85,6 +94,11 @@ impl Attribution {
         let mut written = Vec::new();
         if unexplained > 0 {
             (written, unexplained) = by_transfer(changes, unexplained, batch, &mut grown);
+        }
+        if unexplained > 0 {
+            let (called, left) = by_call(changes, unexplained, batch, &mut grown);
+            written.extend(called);
+            unexplained = left;
         }
         if unexplained > 0 {
             unexplained = by_kernel_time(changes, unexplained, batch, &mut grown);
@@ -177,6 +191,18 @@ fn by_transfer(
 ) -> (Vec<(u32, u64)>, u64) {
     let of = |change: &Change| change.transferred.div_ceil(page_size());
     let all: u64 = changes.iter().map(of).fold(0, u64::saturating_add);
+    shared_by(changes, pages, all, of, batch, grown)
+}
+
+/// Shares so many pages, by what each of them may have had, which is so much for `all`.
+fn shared_by(
+    changes: &[Change],
+    pages: u64,
+    all: u64,
+    of: impl Fn(&Change) -> u64,
+    batch: u64,
+    grown: &mut [Grown],
+) -> (Vec<(u32, u64)>, u64) {
     let shared = pages.min(all);
     let mut written = Vec::new();
     for (change, grown) in changes.iter().zip(grown) {
@@ -191,6 +217,22 @@ fn by_transfer(
     }
     let found: u64 = written.iter().map(|(_, share)| share).sum();
     (written, pages - found)
+}
+
+/// The same among those who were stopped in a call by which memory is charged, by the time that they ran, and no more
+/// than a call can charge in it.
+fn by_call(
+    changes: &[Change],
+    pages: u64,
+    batch: u64,
+    grown: &mut [Grown],
+) -> (Vec<(u32, u64)>, u64) {
+    let most = |change: &Change| {
+        let most = change.charging.as_nanos() * u128::from(IN_A_CALL) / CALL.as_nanos();
+        u64::try_from(most).unwrap_or(u64::MAX)
+    };
+    let all: u64 = changes.iter().map(most).fold(0, u64::saturating_add);
+    shared_by(changes, pages, all, most, batch, grown)
 }
 
 /// Shares what faults do not explain among those who were in the kernel; how much is left over.
@@ -273,6 +315,25 @@ mod tests {
         let grown = |task, pages| Grown { task, pages, unit: 64 };
         assert_eq!(shares.grown, [grown(1, 63), grown(2, 1)]);
         assert_eq!(shares.written, [(1, 63)]);
+    }
+
+    #[test]
+    fn what_no_bytes_tell_of_is_put_down_to_who_was_in_a_call_that_charges() {
+        let calls =
+            |task, micros| Change { charging: Duration::from_micros(micros), ..faults(task, 0) };
+        let mut attribution = Attribution { ahead: -FUZZ };
+        // One who was in such a call for a moment has no part in it, nor who was in the kernel for long.
+        let busy = Change { kernel_time: 5, ..faults(3, 0) };
+        let shares = attribution.share(&[calls(1, 160), calls(2, 1), busy], 64, 64);
+        assert_eq!(
+            shares.grown,
+            [Grown { task: 1, pages: 63, unit: 64 }, Grown { task: 3, pages: 1, unit: 64 }]
+        );
+        assert_eq!(shares.written, [(1, 63)]);
+        // Nor does it for more than it can have filled.
+        let mut attribution = Attribution { ahead: -FUZZ };
+        let shares = attribution.share(&[calls(1, 100)], 5000, 64);
+        assert_eq!((&*shares.written, shares.unexplained), (&[(1, 400)][..], 4600));
     }
 
     #[test]

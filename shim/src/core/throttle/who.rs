@@ -139,6 +139,8 @@ pub struct Step {
     pub kernel_time: u64,
     /// It waits for somebody else, and hardly did anything before.
     pub rests: bool,
+    /// Where it was stopped, if that was asked for.
+    pub stopped: Option<Stopped>,
 }
 
 /// What one task has shown so far.
@@ -241,6 +243,11 @@ impl Standing {
         self.waits
     }
 
+    /// Whether it went to sleep by itself in the window before the last look.
+    pub const fn naps(&self) -> bool {
+        self.naps
+    }
+
     /// Whether nothing is learnt of it from the last window: it waits, or did not work and is not known to nap. One that
     /// slept between two charges when it was frozen has to be given a CPU to go on as well.
     pub const fn had_no_turn(&self) -> bool {
@@ -259,8 +266,10 @@ impl Standing {
                 - i64::try_from(before.rss).unwrap_or(i64::MAX),
             kernel_time: now.stime.saturating_sub(before.stime),
             rests: false,
+            stopped: None,
         };
-        let stopped = if step.faults < GROWS { stopped() } else { Stopped::Called };
+        step.stopped = (step.faults < GROWS).then(stopped);
+        let stopped = step.stopped.unwrap_or(Stopped::Called);
         step.rests = stopped == Stopped::Waiting && step.kernel_time == 0;
         self.rests = step.rests;
         if let Some(suspect) = &mut self.suspect {
@@ -273,7 +282,9 @@ impl Standing {
         }
         let ran = |stat: &TaskStat| stat.utime + stat.stime;
         let had_a_turn = ran(&now).saturating_sub(ran(&self.worked)) >= TURN;
-        let in_a_call = step.faults == 0 && stopped != Stopped::Running;
+        // One that charges and naps waits for a reader.
+        let goes_on = stopped == Stopped::Running || stopped == Stopped::Charging && !self.naps;
+        let in_a_call = step.faults == 0 && !goes_on;
         self.waits = !works && !had_a_turn && !in_a_call;
         // A sleep may be over by now, and it may only have had no CPU.
         self.asleep = in_a_call && (stopped == Stopped::Waiting || !self.born);
@@ -322,9 +333,11 @@ impl Standing {
 
     /// Whether it had its chance to grow, by the time that the group uses so much, and did not.
     pub fn is_cleared(&self, usage: Bytes) -> bool {
-        // Huge pages that may be its own speak against it.
-        let chance =
-            |suspect: &Suspect| suspect.huge == 0 && usage.saturating_sub(suspect.usage) >= CHANCE;
+        // Huge pages that may be its own speak against it, and what it wrote: of that the group grew by, a part alone shows.
+        let chance = |suspect: &Suspect| {
+            let shown = suspect.huge > 0 || suspect.wrote >= GROWS;
+            !shown && usage.saturating_sub(suspect.usage) >= CHANCE
+        };
         !self.waits && self.suspect.as_ref().is_some_and(chance)
     }
 

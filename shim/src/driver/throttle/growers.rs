@@ -9,7 +9,7 @@ use crate::core::throttle::{
 use cgroupfs::files::ControlDir;
 use cgroupfs::freezer::{self, Freezer, FreezerGroup, Kind};
 use cgroupfs::memory::Memory;
-use cgroupfs::procfs::{Task, TaskStat, ran_and_slept, starttime, transferred};
+use cgroupfs::procfs::{Stopped, Task, TaskStat, ran, ran_and_slept, starttime, transferred};
 use cgroupfs::units::page_size;
 use cgroupfs::{Bytes, Cgroup, Result};
 use nix::time::{ClockId, clock_gettime};
@@ -38,12 +38,15 @@ struct Grower {
     since: Instant,
     /// What it had read and written at the last look, if that was asked for.
     transferred: Option<u64>,
+    /// How long it had run, likewise.
+    ran: Option<Duration>,
 }
 
 impl Grower {
     fn new(task: Task, standing: Standing) -> Grower {
-        let (since, transferred) = (Instant::now(), transferred(task.tid()));
-        Grower { task: Arc::new(task), standing, since, transferred }
+        let (since, tid) = (Instant::now(), task.tid());
+        let (transferred, ran) = (transferred(tid), ran(tid));
+        Grower { task: Arc::new(task), standing, since, transferred, ran }
     }
 }
 
@@ -348,8 +351,12 @@ impl Growers {
         self.moved.retain(|tid, grower| {
             let Some(stat) = grower.task.stat() else { return false };
             let step = grower.standing.look(stat, turn, || grower.task.stopped());
-            let now = if writing { transferred(*tid) } else { None };
-            let before = std::mem::replace(&mut grower.transferred, now);
+            let stopped = || step.stopped.unwrap_or_else(|| grower.task.stopped());
+            let charging = writing && stopped() == Stopped::Charging;
+            let now = if writing { (transferred(*tid), ran(*tid)) } else { (None, None) };
+            let before = std::mem::replace(&mut grower.transferred, now.0);
+            let ran_before = std::mem::replace(&mut grower.ran, now.1);
+            let (now, ran) = (now.0, now.1.zip(ran_before).filter(|_| charging));
             changes.push(Change {
                 task: *tid,
                 process: grower.task.pid(),
@@ -358,6 +365,7 @@ impl Growers {
                 kernel_time: step.kernel_time,
                 transferred: now.zip(before).map_or(0, |(now, before)| now.saturating_sub(before)),
                 rests: step.rests,
+                charging: ran.map_or(Duration::ZERO, |(now, before)| now.saturating_sub(before)),
             });
             true
         });
@@ -403,6 +411,11 @@ impl Growers {
         let mut pids = BTreeSet::new();
         let tasks = self.moved.values().map(|grower| grower.task.clone());
         tasks.filter(move |task| pids.insert(task.pid()))
+    }
+
+    /// Whether one of them runs, or waits for a CPU: it is not frozen.
+    pub(super) fn some_run(&self) -> bool {
+        self.moved.values().any(|grower| grower.task.stat().is_some_and(|stat| stat.state == b'R'))
     }
 
     /// Whether one of them has been killed, and cannot die because it is frozen.

@@ -239,3 +239,30 @@ fn a_grower_is_as_suspect_as_the_others_after_a_rest_and_one_that_is_suspect_sta
     // It is measured from when it came.
     assert!(still.is_cleared(Bytes::mib(16)) && !grower.is_cleared(Bytes::mib(16)));
 }
+
+#[test]
+fn one_that_wrote_is_not_let_go_for_what_the_group_had_grown_by_before() {
+    let (mut naps, mut wrote) = (suspect(stat(0, 0)), suspect(stat(0, 0)));
+    naps.wrote(GROWS - 1);
+    wrote.wrote(106);
+    for standing in [&mut naps, &mut wrote] {
+        standing.convict(Bytes::mib(28), true);
+    }
+    assert!(naps.is_cleared(Bytes::mib(28)));
+    assert!(wrote.is_suspect() && !wrote.is_cleared(Bytes::mib(28)));
+}
+
+/// One that charges without a fault, and is stopped on the way out of the call, would go on at once; one that naps in such a
+/// call waits for a reader.
+#[test]
+fn who_charges_by_calls_waits_for_a_cpu_and_does_not_rest() {
+    let mut standing = Standing::grower(stat(0, 0), Duration::ZERO);
+    let step = standing.look(stat(0, 0), true, || Stopped::Charging);
+    assert_eq!(
+        (standing.waits(), step.rests, step.stopped),
+        (true, false, Some(Stopped::Charging))
+    );
+    standing.naps = true;
+    standing.look(stat(0, 0), true, || Stopped::Charging);
+    assert!(!standing.waits());
+}
