@@ -410,6 +410,12 @@ impl Growers {
         self.moved.values().any(|grower| grower.task.stat().is_some_and(|stat| stat.killed()))
     }
 
+    /// Whether one of them has a CPU, or waits for one.
+    pub(super) fn somebody_runs(&self) -> bool {
+        let runs = |grower: &Grower| grower.task.stat().is_some_and(|stat| stat.state == b'R');
+        self.moved.values().any(runs)
+    }
+
     /// The process among them that has most memory, as the kernel would choose.
     pub(super) fn largest(&self) -> Option<u32> {
         let alive = self.moved.values().filter(|grower| grower.task.stat().is_some());

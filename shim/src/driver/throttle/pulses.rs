@@ -6,7 +6,7 @@ use super::manager::{Manager, Woken};
 use super::near::Near;
 use super::pulser::{Order, Report};
 use crate::core::floor::Floor;
-use crate::core::throttle::{Cause, LONGEST, Seen, Strange, Then};
+use crate::core::throttle::{Cause, LONGEST, Seen, Strange, Then, may_hold_yet};
 use crate::driver::worker::survey;
 use cgroupfs::freezer::State;
 use cgroupfs::memory::Memory;
@@ -27,11 +27,8 @@ const LOOK_AT_CACHE: Duration = Duration::from_millis(2);
 /// A thaw that was late by more is worth a line in the log.
 const LATE: Duration = Duration::from_millis(20);
 
-/// A pulse that has not reached FROZEN by then is thawed: somebody waits for a disk, with others
-/// frozen who may be needed for that. (Measured on 6.18: 0.34 ms in the median, 62 ms once.)
-const NOT_FROZEN: Duration = Duration::from_millis(200);
-
-/// How long tasks run after that.
+/// How long tasks run after a pulse that did not reach FROZEN: somebody waits for a disk, with others frozen who may be
+/// needed for that.
 const UNFROZEN_PAUSE: Duration = Duration::from_millis(50);
 
 /// How long the real-time thread is waited for, which is a nap away.
@@ -165,7 +162,8 @@ impl Manager {
         grown: Bytes,
     ) -> Result<Pulse> {
         let mut state = at.group.state()?;
-        while state != State::Frozen && when.elapsed() < NOT_FROZEN {
+        while state != State::Frozen && may_hold_yet(when.elapsed(), || at.growers.somebody_runs())
+        {
             std::thread::sleep(Duration::from_micros(100));
             state = at.group.state()?;
         }
