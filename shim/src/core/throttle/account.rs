@@ -44,6 +44,8 @@ pub(super) struct Chance {
     pub(super) slept: u64,
     /// It was frozen in a system call that it had made, without having faulted: who fills memory is not.
     pub(super) asleep: bool,
+    /// That may be over by now, and it may only have had no CPU: it was started by one that grows.
+    pub(super) may_be_due: bool,
 }
 
 /// The account.
@@ -59,6 +61,8 @@ pub(super) struct Account {
     /// Since the last stretch ended.
     ran: Duration,
     calm: u32,
+    /// Windows in which it slept on, as far as that can be told.
+    still: u32,
 }
 
 impl Account {
@@ -96,6 +100,8 @@ impl Account {
             // In a call, and has not slept since: it is as it was, and may only have had no CPU (measured: paced growers,
             // let go for that, took a high of 64 MiB to 105).
             let asleep = chance.asleep && !self.grew && chance.slept > 0;
+            self.still += u32::from(asleep && chance.may_be_due);
+            let asleep = asleep && (!chance.may_be_due || self.still.is_multiple_of(CALM));
             if self.ran >= RAN || chance.slept >= SLEPT || asleep {
                 self.ran = Duration::ZERO;
                 let shows = self.grew || !self.born || self.frozen >= BEHIND;
@@ -127,8 +133,13 @@ mod tests {
 
     const MS: Duration = Duration::from_millis(1);
     const WINDOW: Duration = Duration::from_micros(600);
-    const STARVES: Chance =
-        Chance { window: WINDOW, ran: Duration::from_micros(200), slept: 1, asleep: false };
+    const STARVES: Chance = Chance {
+        window: WINDOW,
+        ran: Duration::from_micros(200),
+        slept: 1,
+        asleep: false,
+        may_be_due: false,
+    };
     const SLEEPS: Chance = Chance { ran: Duration::from_micros(10), slept: 2, ..STARVES };
     const SPINS: Chance = Chance { ran: Duration::from_micros(500), ..STARVES };
     const ASLEEP: Chance = Chance { slept: 1, asleep: true, ..SLEEPS };
@@ -174,6 +185,14 @@ mod tests {
         assert!(!account.is_settled() && account.is_untried());
         account.window(0, Duration::ZERO, SLEEPS);
         assert!(account.is_settled());
+    }
+
+    #[test]
+    fn one_whose_sleep_may_be_over_may_only_have_had_no_cpu_for_a_few_windows() {
+        let may_be_due = Chance { may_be_due: true, ..ASLEEP };
+        let after = settled_after(&mut Account::born(), may_be_due, BEHIND);
+        assert_eq!(after, Some(CALM));
+        assert_eq!(settled_after(&mut Account::born(), ASLEEP, BEHIND), Some(2));
     }
 
     #[test]

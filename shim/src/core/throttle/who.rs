@@ -158,6 +158,7 @@ pub struct Standing {
     /// In the window before it went to sleep by itself.
     naps: bool,
     asleep: bool,
+    may_be_due: bool,
     /// It waits for somebody else.
     rests: bool,
     /// It was started by one that grows.
@@ -198,6 +199,7 @@ impl Standing {
             idles: false,
             naps: false,
             asleep: false,
+            may_be_due: false,
             rests: false,
             born: false,
             suspect: None,
@@ -275,8 +277,7 @@ impl Standing {
         let had_a_turn = ran(&now).saturating_sub(ran(&self.worked)) >= TURN;
         let in_a_call = step.faults == 0 && stopped != Stopped::Running;
         self.waits = !works && !had_a_turn && !in_a_call;
-        // A sleep may be over by now, and it may only have had no CPU.
-        self.asleep = in_a_call && (stopped == Stopped::Waiting || !self.born);
+        (self.asleep, self.may_be_due) = (in_a_call, self.born && stopped != Stopped::Waiting);
         self.passes = !works;
         self.idles = !works && !self.waits;
         if self.idles && turn && self.rests {
@@ -369,6 +370,7 @@ impl Standing {
                 ran: now.0.saturating_sub(before.0),
                 slept: now.1.saturating_sub(before.1),
                 asleep: self.asleep,
+                may_be_due: self.may_be_due,
             },
             _ => Chance::default(),
         };
