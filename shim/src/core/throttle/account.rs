@@ -44,8 +44,6 @@ pub(super) struct Chance {
     pub(super) slept: u64,
     /// It was frozen in a system call that it had made, without having faulted: who fills memory is not.
     pub(super) asleep: bool,
-    /// That may be over by now, and it may only have had no CPU: it was started by one that grows.
-    pub(super) may_be_due: bool,
 }
 
 /// The account.
@@ -56,26 +54,15 @@ pub(super) struct Account {
     /// For how long it was frozen in all, and whether it was seen to grow.
     frozen: Duration,
     grew: bool,
-    /// It was started by one that grows.
-    born: bool,
     /// Since the last stretch ended.
     ran: Duration,
     calm: u32,
-    /// Windows in which it slept on, as far as that can be told.
-    still: u32,
 }
 
 impl Account {
     /// Of one that grows, and comes with this debt.
     pub(super) fn owing(debt: Duration) -> Account {
         Account { owed: nanos(debt), grew: true, ..Account::default() }
-    }
-
-    /// Of one that was started by one that grows. That it sleeps by itself shows nothing before it was kept from growing
-    /// for long. (Measured with huge pages, filled at 50 MiB/s, one every 40 ms: two of four threads that slept in
-    /// between were let go, and filled 8 MiB before they were found again.)
-    pub(super) fn born() -> Account {
-        Account { born: true, ..Account::default() }
     }
 
     /// It was seen to grow.
@@ -100,12 +87,9 @@ impl Account {
             // In a call, and has not slept since: it is as it was, and may only have had no CPU (measured: paced growers,
             // let go for that, took a high of 64 MiB to 105).
             let asleep = chance.asleep && !self.grew && chance.slept > 0;
-            self.still += u32::from(asleep && chance.may_be_due);
-            let asleep = asleep && (!chance.may_be_due || self.still.is_multiple_of(CALM));
             if self.ran >= RAN || chance.slept >= SLEPT || asleep {
                 self.ran = Duration::ZERO;
-                let shows = self.grew || !self.born || self.frozen >= BEHIND;
-                self.calm += u32::from(shows);
+                self.calm += 1;
             }
         }
     }
@@ -133,13 +117,8 @@ mod tests {
 
     const MS: Duration = Duration::from_millis(1);
     const WINDOW: Duration = Duration::from_micros(600);
-    const STARVES: Chance = Chance {
-        window: WINDOW,
-        ran: Duration::from_micros(200),
-        slept: 1,
-        asleep: false,
-        may_be_due: false,
-    };
+    const STARVES: Chance =
+        Chance { window: WINDOW, ran: Duration::from_micros(200), slept: 1, asleep: false };
     const SLEEPS: Chance = Chance { ran: Duration::from_micros(10), slept: 2, ..STARVES };
     const SPINS: Chance = Chance { ran: Duration::from_micros(500), ..STARVES };
     const ASLEEP: Chance = Chance { slept: 1, asleep: true, ..SLEEPS };
@@ -174,25 +153,6 @@ mod tests {
         grows.window(64, 100 * MS, SLEEPS);
         assert!(!grows.is_untried());
         assert_eq!(settled_after(&mut grows, SLEEPS, 100 * MS), Some(4));
-    }
-
-    #[test]
-    fn one_that_a_grower_started_is_let_go_when_it_naps_although_it_was_kept_from_growing() {
-        let mut account = Account::born();
-        account.window(0, Duration::ZERO, SLEEPS);
-        account.frozen(BEHIND);
-        // That was before.
-        assert!(!account.is_settled() && account.is_untried());
-        account.window(0, Duration::ZERO, SLEEPS);
-        assert!(account.is_settled());
-    }
-
-    #[test]
-    fn one_whose_sleep_may_be_over_may_only_have_had_no_cpu_for_a_few_windows() {
-        let may_be_due = Chance { may_be_due: true, ..ASLEEP };
-        let after = settled_after(&mut Account::born(), may_be_due, BEHIND);
-        assert_eq!(after, Some(CALM));
-        assert_eq!(settled_after(&mut Account::born(), ASLEEP, BEHIND), Some(2));
     }
 
     #[test]

@@ -158,11 +158,8 @@ pub struct Standing {
     /// In the window before it went to sleep by itself.
     naps: bool,
     asleep: bool,
-    may_be_due: bool,
     /// It waits for somebody else.
     rests: bool,
-    /// It was started by one that grows.
-    born: bool,
     suspect: Option<Suspect>,
 }
 
@@ -199,9 +196,7 @@ impl Standing {
             idles: false,
             naps: false,
             asleep: false,
-            may_be_due: false,
             rests: false,
-            born: false,
             suspect: None,
         }
     }
@@ -213,8 +208,7 @@ impl Standing {
         ran_and_slept: Option<(Duration, u64)>,
     ) -> Standing {
         let suspect = Some(Suspect::new(now, usage));
-        let account = Account::default();
-        Standing { suspect, account, ran: ran_and_slept, ..Standing::grower(now, Duration::ZERO) }
+        Standing { suspect, ..Standing::born(now, ran_and_slept) }
     }
 
     /// Of a child or thread of one that grows: it pays with the others as if it did, until it shows that it does not.
@@ -277,7 +271,7 @@ impl Standing {
         let had_a_turn = ran(&now).saturating_sub(ran(&self.worked)) >= TURN;
         let in_a_call = step.faults == 0 && stopped != Stopped::Running;
         self.waits = !works && !had_a_turn && !in_a_call;
-        (self.asleep, self.may_be_due) = (in_a_call, self.born && stopped != Stopped::Waiting);
+        self.asleep = in_a_call;
         self.passes = !works;
         self.idles = !works && !self.waits;
         if self.idles && turn && self.rests {
@@ -370,7 +364,6 @@ impl Standing {
                 ran: now.0.saturating_sub(before.0),
                 slept: now.1.saturating_sub(before.1),
                 asleep: self.asleep,
-                may_be_due: self.may_be_due,
             },
             _ => Chance::default(),
         };
