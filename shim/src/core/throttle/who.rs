@@ -213,13 +213,8 @@ impl Standing {
 
     /// Of a child or thread of one that grows: it pays with the others as if it did, until it shows that it does not.
     pub fn born(now: TaskStat, ran_and_slept: Option<(Duration, u64)>) -> Standing {
-        let account = Account::born();
-        Standing {
-            account,
-            born: true,
-            ran: ran_and_slept,
-            ..Standing::grower(now, Duration::ZERO)
-        }
+        let account = Account::default();
+        Standing { account, ran: ran_and_slept, ..Standing::grower(now, Duration::ZERO) }
     }
 
     /// As of the last look.
