@@ -54,8 +54,6 @@ pub(super) struct Account {
     /// For how long it was frozen in all, and whether it was seen to grow.
     frozen: Duration,
     grew: bool,
-    /// It was started by one that grows.
-    born: bool,
     /// Since the last stretch ended.
     ran: Duration,
     calm: u32,
@@ -65,13 +63,6 @@ impl Account {
     /// Of one that grows, and comes with this debt.
     pub(super) fn owing(debt: Duration) -> Account {
         Account { owed: nanos(debt), grew: true, ..Account::default() }
-    }
-
-    /// Of one that was started by one that grows. That it sleeps by itself shows nothing before it was kept from growing
-    /// for long. (Measured with huge pages, filled at 50 MiB/s, one every 40 ms: two of four threads that slept in
-    /// between were let go, and filled 8 MiB before they were found again.)
-    pub(super) fn born() -> Account {
-        Account { born: true, ..Account::default() }
     }
 
     /// It was seen to grow.
@@ -98,8 +89,7 @@ impl Account {
             let asleep = chance.asleep && !self.grew && chance.slept > 0;
             if self.ran >= RAN || chance.slept >= SLEPT || asleep {
                 self.ran = Duration::ZERO;
-                let shows = self.grew || !self.born || self.frozen >= BEHIND;
-                self.calm += u32::from(shows);
+                self.calm += 1;
             }
         }
     }
@@ -163,17 +153,6 @@ mod tests {
         grows.window(64, 100 * MS, SLEEPS);
         assert!(!grows.is_untried());
         assert_eq!(settled_after(&mut grows, SLEEPS, 100 * MS), Some(4));
-    }
-
-    #[test]
-    fn one_that_a_grower_started_is_let_go_when_it_naps_although_it_was_kept_from_growing() {
-        let mut account = Account::born();
-        account.window(0, Duration::ZERO, SLEEPS);
-        account.frozen(BEHIND);
-        // That was before.
-        assert!(!account.is_settled() && account.is_untried());
-        account.window(0, Duration::ZERO, SLEEPS);
-        assert!(account.is_settled());
     }
 
     #[test]

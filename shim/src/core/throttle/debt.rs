@@ -24,6 +24,9 @@ const LUCK: f64 = 0.12;
 /// Who has this part of the largest share grows.
 const GROWS: f64 = 0.25;
 
+/// Shares are sums: an equal one may come to a little less.
+const NEARLY: f64 = 0.999;
+
 /// Who has grown in fewer windows may have been taken for another thread of its process: it loses this part of its share
 /// in each window that it lets pass, from the second on. (Measured on 6.18, huge pages: the threads that had started four
 /// growers had half of their debt for five windows, 8 MiB.)
@@ -99,8 +102,10 @@ impl Debts {
             *self.shares.entry(*task).or_default() += given_up * own / charges;
         }
         // Who did not grow at all leaves its part to all of them, not to whose turn it was.
-        let left = (1.0 - lost).max(f64::MIN_POSITIVE);
-        self.shares.values_mut().for_each(|share| *share /= left);
+        if lost > 0.0 {
+            let left = (1.0 - lost).max(f64::MIN_POSITIVE);
+            self.shares.values_mut().for_each(|share| *share /= left);
+        }
         let penalty: f64 = owed.iter().map(|(_, _, penalty)| penalty.as_secs_f64()).sum();
         self.debt += penalty * self.largest_share();
     }
@@ -116,7 +121,7 @@ impl Debts {
             return;
         };
         let equal = 1.0 / self.growers().max(1) as f64;
-        if self.shares.get(&task).is_some_and(|share| *share < equal) {
+        if self.shares.get(&task).is_some_and(|share| *share < equal * NEARLY) {
             self.keep(|other| other != task);
             self.enroll(task);
             self.shown.insert(task, shown);

@@ -19,6 +19,7 @@ mod account;
 mod change;
 mod curve;
 mod debt;
+mod freezing;
 mod growth;
 pub mod native;
 mod pace;
@@ -30,6 +31,7 @@ mod who;
 
 pub use change::Changed;
 pub use curve::{Curve, HUGE, IGNORED, LONGEST};
+pub use freezing::may_hold_yet;
 pub use growth::{Attribution, Change, Grown, Shares};
 pub use pace::{NAP, Pace};
 pub use strange::{Seen, Strange};

@@ -162,8 +162,6 @@ pub struct Standing {
     asleep: bool,
     /// It waits for somebody else.
     rests: bool,
-    /// It was started by one that grows.
-    born: bool,
     suspect: Option<Suspect>,
 }
 
@@ -201,7 +199,6 @@ impl Standing {
             naps: false,
             asleep: false,
             rests: false,
-            born: false,
             suspect: None,
         }
     }
@@ -213,19 +210,13 @@ impl Standing {
         ran_and_slept: Option<(Duration, u64)>,
     ) -> Standing {
         let suspect = Some(Suspect::new(now, usage));
-        let account = Account::default();
-        Standing { suspect, account, ran: ran_and_slept, ..Standing::grower(now, Duration::ZERO) }
+        Standing { suspect, ..Standing::born(now, ran_and_slept) }
     }
 
     /// Of a child or thread of one that grows: it pays with the others as if it did, until it shows that it does not.
     pub fn born(now: TaskStat, ran_and_slept: Option<(Duration, u64)>) -> Standing {
-        let account = Account::born();
-        Standing {
-            account,
-            born: true,
-            ran: ran_and_slept,
-            ..Standing::grower(now, Duration::ZERO)
-        }
+        let account = Account::default();
+        Standing { account, ran: ran_and_slept, ..Standing::grower(now, Duration::ZERO) }
     }
 
     /// As of the last look.
@@ -286,8 +277,7 @@ impl Standing {
         let goes_on = stopped == Stopped::Running || stopped == Stopped::Charging && !self.naps;
         let in_a_call = step.faults == 0 && !goes_on;
         self.waits = !works && !had_a_turn && !in_a_call;
-        // A sleep may be over by now, and it may only have had no CPU.
-        self.asleep = in_a_call && (stopped == Stopped::Waiting || !self.born);
+        self.asleep = in_a_call;
         self.passes = !works;
         self.idles = !works && !self.waits;
         if self.idles && turn && self.rests {

@@ -413,14 +413,15 @@ impl Growers {
         tasks.filter(move |task| pids.insert(task.pid()))
     }
 
-    /// Whether one of them runs, or waits for a CPU: it is not frozen.
-    pub(super) fn some_run(&self) -> bool {
-        self.moved.values().any(|grower| grower.task.stat().is_some_and(|stat| stat.state == b'R'))
-    }
-
     /// Whether one of them has been killed, and cannot die because it is frozen.
     pub(super) fn killed(&self) -> bool {
         self.moved.values().any(|grower| grower.task.stat().is_some_and(|stat| stat.killed()))
+    }
+
+    /// Whether one of them has a CPU, or waits for one.
+    pub(super) fn somebody_runs(&self) -> bool {
+        let runs = |grower: &Grower| grower.task.stat().is_some_and(|stat| stat.state == b'R');
+        self.moved.values().any(runs)
     }
 
     /// The process among them that has most memory, as the kernel would choose.

@@ -6,7 +6,7 @@ use super::manager::{Manager, Woken};
 use super::near::Near;
 use super::pulser::{Order, Report};
 use crate::core::floor::Floor;
-use crate::core::throttle::{Cause, LONGEST, Seen, Strange, Then};
+use crate::core::throttle::{Cause, LONGEST, Seen, Strange, Then, may_hold_yet};
 use crate::driver::worker::survey;
 use cgroupfs::freezer::State;
 use cgroupfs::memory::Memory;
@@ -27,12 +27,8 @@ const LOOK_AT_CACHE: Duration = Duration::from_millis(2);
 /// A thaw that was late by more is worth a line in the log.
 const LATE: Duration = Duration::from_millis(20);
 
-/// A pulse that has not reached FROZEN by then is thawed: somebody waits for a disk, with others
-/// frozen who may be needed for that. (Measured on 6.18: 0.34 ms in the median, 62 ms once.) Unless somebody runs, or
-/// waits for a CPU: four writers beside two busy loops, thawed for that, came to 162 MiB above a high of 96.
-const NOT_FROZEN: Duration = Duration::from_millis(200);
-
-/// How long tasks run after that.
+/// How long tasks run after a pulse that did not reach FROZEN: somebody waits for a disk, with others frozen who may be
+/// needed for that.
 const UNFROZEN_PAUSE: Duration = Duration::from_millis(50);
 
 /// How long the real-time thread is waited for, which is a nap away.
@@ -158,18 +154,12 @@ impl Manager {
 
     /// A pulse holds once all tasks have stopped: FROZEN, or FREEZING if it did not in time. THAWED: it is over already.
     fn wait_for_frozen(at: &Near, when: Instant) -> Result<State> {
-        let mut runs = when;
         loop {
-            let state = at.group.state()?;
-            let over = when.elapsed() >= LONGEST || runs.elapsed() >= NOT_FROZEN;
-            if state != State::Freezing || over {
+            let (state, since) = (at.group.state()?, when.elapsed());
+            if state != State::Freezing || !may_hold_yet(since, || at.growers.somebody_runs()) {
                 return Ok(state);
             }
-            std::thread::sleep(Duration::from_micros(100));
-            // Who has a call to end and waits for a CPU, waits for nobody that is frozen.
-            if runs.elapsed() >= NOT_FROZEN / 10 && at.growers.some_run() {
-                runs = Instant::now();
-            }
+            std::thread::sleep((since / 100).max(Duration::from_micros(100)));
         }
     }
 
