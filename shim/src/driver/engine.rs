@@ -2,7 +2,7 @@
 
 use super::arm::{Armer, Threshold};
 use super::asked::Asked;
-use super::flight::{Flight, INTERRUPT_AGAIN};
+use super::flight::{Flight, INTERRUPT_AGAIN, INTERRUPT_OVERDUE};
 use super::hold::Held;
 use super::journaled::{self, Journaled};
 use super::native::Natives;
@@ -444,7 +444,12 @@ impl Engine {
             {
                 flight.ticket.stop.expire();
                 flight.ticket.interrupt();
-                flight.interrupt_at = Some(now + INTERRUPT_AGAIN);
+                if flight.overdue_at.is_some_and(|at| at <= now) {
+                    self.workers.make_up_for(&flight.ticket);
+                }
+                let overdue = flight.ticket.is_overdue();
+                let again = if overdue { INTERRUPT_OVERDUE } else { INTERRUPT_AGAIN };
+                flight.interrupt_at = Some(now + again);
             }
         }
         for key in recount {

@@ -14,8 +14,14 @@ use std::time::{Duration, Instant};
 /// How often a worker that was told to stop is interrupted again: a signal may come before the write.
 pub(super) const INTERRUPT_AGAIN: Duration = Duration::from_millis(1);
 
-/// How long workers are interrupted for when the engine ends. One that waits for the disk cannot be;
-/// it is then waited for all the same, as its limit is to be restored.
+/// Past its deadline for so long a worker waits for a disk that does not answer: it is made up for.
+const OVERDUE_AFTER: Duration = Duration::from_millis(100);
+
+/// How often that one is interrupted: the signal is pending by then.
+pub(super) const INTERRUPT_OVERDUE: Duration = Duration::from_millis(100);
+
+/// How long workers are interrupted for when the engine ends; for longer than that they are waited for, as their limits
+/// are to be restored. One that is overdue has nothing lowered: its write was never done, and is interrupted.
 const QUIESCE_AT_END: Duration = Duration::from_secs(2);
 
 /// How soon a restore that failed is tried again.
@@ -27,6 +33,8 @@ pub(super) struct Flight {
     pub(super) job: Option<Job>,
     /// When it is to be interrupted (again).
     pub(super) interrupt_at: Option<Now>,
+    /// When nothing got it out, if it still is.
+    pub(super) overdue_at: Option<Now>,
     /// Of [`Engine::reclaim`], not of the core.
     pub(super) asked: bool,
 }
@@ -157,7 +165,8 @@ impl Engine {
             deeds.started(ticket.clone());
         }
         let interrupt_at = job.map(|job| now + job.deadline);
-        enforced.flight = Some(Flight { ticket, job, interrupt_at, asked });
+        let overdue_at = job.map(|job| now + job.deadline + OVERDUE_AFTER);
+        enforced.flight = Some(Flight { ticket, job, interrupt_at, overdue_at, asked });
         Ok(())
     }
 
@@ -202,7 +211,12 @@ impl Drop for Engine {
         for key in keys {
             self.end_hold(key);
             self.end_native(key);
-            self.quiesce(Key(key), QUIESCE_AT_END);
+            let flight = self.containers.get(&key).and_then(|enforced| enforced.flight.as_ref());
+            match flight {
+                // It is interrupted already, and waits for what may never come.
+                Some(flight) if flight.ticket.is_overdue() => flight.ticket.stop.cancel(),
+                _ => self.quiesce(Key(key), QUIESCE_AT_END),
+            }
         }
     }
 }

@@ -436,6 +436,10 @@ fn memory_reclaim(
     }
 }
 
+/// How soon a write is interrupted once more, at first and in the end.
+const INTERRUPT_FIRST: Duration = Duration::from_micros(20);
+const INTERRUPT_SELDOM: Duration = Duration::from_millis(20);
+
 /// `memory.force_empty` has no byte target, but returns EINTR between 32-page passes: a monitor watches
 /// usage and stops it with a signal. Overshoots by what is reclaimed between the monitor's look and the
 /// next pass (measured on 6.18, 100 MiB asked: 103 in the median, 338 at worst).
@@ -455,12 +459,15 @@ fn force_empty(
     tally.steps += 1;
     let written = std::thread::scope(|scope| {
         let monitor = std::thread::Builder::new().stack_size(64 << 10).spawn_scoped(scope, || {
+            let mut again = INTERRUPT_FIRST;
             while !done.load(Ordering::SeqCst) {
                 let enough = memory.usage().is_ok_and(|usage| usage <= job.target);
                 if enough || stop.stopped().is_some() {
                     sys::interrupt(me);
-                    // The signal may have come before the write: again until it is out.
-                    std::thread::sleep(Duration::from_micros(20));
+                    // The signal may have come before the write: again until it is out. One that waits for a disk is
+                    // out when that answers.
+                    std::thread::sleep(again);
+                    again = (again * 2).min(INTERRUPT_SELDOM);
                 }
             }
         });

@@ -1,6 +1,7 @@
 //! Worker threads: the only place where writes that reclaim are made.
 //!
-//! Threads are started when there is work for them and stay until the pool is dropped. They run at
+//! Threads are started when there is work for them and stay until the pool is dropped. One whose write waits for a disk
+//! that does not answer, where no signal reaches it, is made up for by another until it is out. They run at
 //! normal priority: a worker inside a kernel write holds things that others wait for (measured on 6.18
 //! with CPU hogs: one lower and restore took up to 20 ms at normal priority, 650 ms at nice 19).
 
@@ -13,7 +14,9 @@ use cgroupfs::memory::Memory;
 use cgroupfs::{Bytes, Error};
 use crossbeam_channel::{Receiver, Sender, bounded};
 use nix::sys::eventfd::{EfdFlags, EventFd};
+use std::collections::VecDeque;
 use std::os::fd::{AsFd, BorrowedFd};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, OnceLock};
 use std::thread::JoinHandle;
 
@@ -43,6 +46,7 @@ struct Task {
 pub(super) struct Ticket {
     pub(super) stop: Stop,
     thread: OnceLock<sys::Thread>,
+    overdue: AtomicBool,
 }
 
 impl Ticket {
@@ -53,35 +57,51 @@ impl Ticket {
             sys::interrupt(*thread);
         }
     }
+
+    /// Whether it is long past its deadline, and nothing got it out ([`Workers::make_up_for`]).
+    pub(super) fn is_overdue(&self) -> bool {
+        self.overdue.load(Ordering::SeqCst)
+    }
 }
+
+/// So many at once are made up for: each keeps a thread. Beyond that work waits.
+const MOST_OVERDUE: usize = 64;
 
 /// The pool.
 pub(super) struct Workers {
     tasks: Option<Sender<Task>>,
     queue: Receiver<Task>,
-    answers: Receiver<(u64, Answer)>,
-    answer: Sender<(u64, Answer)>,
+    answers: Receiver<(Arc<Ticket>, u64, Answer)>,
+    answer: Sender<(Arc<Ticket>, u64, Answer)>,
     wake: Arc<EventFd>,
     threads: Vec<JoinHandle<()>>,
     most: usize,
+    /// What no thread was told of yet, and how much of it there may be.
+    waiting: VecDeque<Task>,
+    most_waiting: usize,
+    /// What threads were told of and have not answered, and how much of it is overdue.
     in_flight: usize,
+    overdue: usize,
 }
 
 impl Workers {
-    /// A pool of at most `most` threads, none of them started, with room for `queue` waiting tasks.
-    pub(super) fn new(most: usize, queue: usize) -> nix::Result<Workers> {
-        let (tasks, waiting) = bounded(queue);
-        let (answer, answers) = bounded(queue + most);
+    /// A pool of which at most `most` threads are at work, none of them started, with room for `waiting` tasks.
+    pub(super) fn new(most: usize, waiting: usize) -> nix::Result<Workers> {
+        let (tasks, queue) = bounded(most + MOST_OVERDUE);
+        let (answer, answers) = bounded(most + MOST_OVERDUE);
         let wake = EventFd::from_flags(EfdFlags::EFD_CLOEXEC | EfdFlags::EFD_NONBLOCK)?;
         Ok(Workers {
             tasks: Some(tasks),
-            queue: waiting,
+            queue,
             answers,
             answer,
             wake: Arc::new(wake),
             threads: Vec::new(),
             most,
+            waiting: VecDeque::new(),
+            most_waiting: waiting,
             in_flight: 0,
+            overdue: 0,
         })
     }
 
@@ -90,7 +110,7 @@ impl Workers {
         self.wake.as_fd()
     }
 
-    /// Starts `work`; `None` if the queue is full or no thread can be had.
+    /// Starts `work`, or has it wait for a thread; `None` if there is no room, or no thread can be had.
     pub(super) fn start(
         &mut self,
         key: u64,
@@ -98,24 +118,61 @@ impl Workers {
         work: Work,
         slot: Option<Arc<Slot>>,
     ) -> Option<Arc<Ticket>> {
-        if self.in_flight >= self.threads.len() && self.threads.len() < self.most {
-            self.spawn();
-        }
-        if self.threads.is_empty() {
+        if self.waiting.len() >= self.most_waiting {
             return None;
         }
         let ticket = Arc::new(Ticket::default());
-        let task = Task { key, memory, work, ticket: ticket.clone(), slot };
-        self.tasks.as_ref()?.try_send(task).ok()?;
-        self.in_flight += 1;
+        self.waiting.push_back(Task { key, memory, work, ticket: ticket.clone(), slot });
+        self.hand_out();
+        if self.threads.is_empty() {
+            self.waiting.clear();
+            return None;
+        }
         Some(ticket)
+    }
+
+    /// Tells threads of what waits, as long as fewer than the most are at work.
+    fn hand_out(&mut self) {
+        while self.in_flight - self.overdue < self.most
+            && let Some(task) = self.waiting.pop_front()
+        {
+            if self.in_flight >= self.threads.len() {
+                self.spawn();
+            }
+            let refused = match &self.tasks {
+                Some(tasks) if !self.threads.is_empty() => tasks.try_send(task).err(),
+                _ => return self.waiting.push_front(task),
+            };
+            if let Some(refused) = refused {
+                return self.waiting.push_front(refused.into_inner());
+            }
+            self.in_flight += 1;
+        }
+    }
+
+    /// A task in flight is long past its deadline, and is not out for all that it was interrupted: another thread is at
+    /// work for its until it is. Not for one that no thread has begun with.
+    pub(super) fn make_up_for(&mut self, ticket: &Ticket) {
+        if ticket.thread.get().is_some()
+            && self.overdue < MOST_OVERDUE
+            && !ticket.overdue.swap(true, Ordering::SeqCst)
+        {
+            self.overdue += 1;
+            self.hand_out();
+        }
     }
 
     /// The next answer, if one is there.
     pub(super) fn answer(&mut self) -> Option<(u64, Answer)> {
-        let answer = self.answers.try_recv().ok()?;
+        let (ticket, key, answer) = self.answers.try_recv().ok()?;
+        self.answered(&ticket);
+        self.hand_out();
+        Some((key, answer))
+    }
+
+    fn answered(&mut self, ticket: &Ticket) {
         self.in_flight -= 1;
-        Some(answer)
+        self.overdue -= usize::from(ticket.is_overdue());
     }
 
     /// Forgets what the wake-up descriptor was signalled for. Before taking answers, so that none is
@@ -148,16 +205,25 @@ impl Workers {
 }
 
 impl Drop for Workers {
-    /// Waits for the workers: whoever drops the pool has cancelled what was in flight.
+    /// Waits for the workers: whoever drops the pool has cancelled what was in flight. Not for one that is overdue, which
+    /// may be for ever: it ends when it is out, or with the process.
     fn drop(&mut self) {
+        self.waiting.clear();
+        while self.in_flight > self.overdue
+            && let Ok((ticket, ..)) = self.answers.recv()
+        {
+            self.answered(&ticket);
+        }
         self.tasks = None;
-        for thread in self.threads.drain(..) {
-            let _ = thread.join();
+        if self.overdue == 0 {
+            for thread in self.threads.drain(..) {
+                let _ = thread.join();
+            }
         }
     }
 }
 
-fn work_off(queue: &Receiver<Task>, answers: &Sender<(u64, Answer)>, wake: &EventFd) {
+fn work_off(queue: &Receiver<Task>, answers: &Sender<(Arc<Ticket>, u64, Answer)>, wake: &EventFd) {
     let me = sys::become_interruptible();
     let mut attention = Attention::new();
     while let Ok(Task { key, memory, work, ticket, slot }) = queue.recv() {
@@ -171,7 +237,7 @@ fn work_off(queue: &Receiver<Task>, answers: &Sender<(u64, Answer)>, wake: &Even
                 Answer::Done(reclaim::execute(&*memory, &job, &mut at))
             }
         };
-        if answers.send((key, answer)).is_err() {
+        if answers.send((ticket, key, answer)).is_err() {
             return;
         }
         let _ = wake.write(1);
