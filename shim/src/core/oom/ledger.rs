@@ -120,6 +120,11 @@ impl Ledger {
             .min()
     }
 
+    /// Those that something is waited for.
+    pub fn awaited(&self) -> Vec<u64> {
+        self.active.iter().copied().collect()
+    }
+
     /// Containers that are watched, those just gone included.
     pub fn len(&self) -> usize {
         self.watched.len()

@@ -53,6 +53,14 @@ impl Watcher {
             self.queue.push_back(Event::LogLost);
         }
         for killed in brought.kills {
+            if killed.task_memcg.is_none() {
+                // First who may be meant: the victim is about to be looked for in /proc, where it is locked until the
+                // kernel has printed the line (`__oom_kill_process()`), on a serial console 2 ms later.
+                for key in self.ledger.awaited() {
+                    self.look(key, false);
+                }
+                self.work(tell);
+            }
             self.killed(killed, from);
             self.work(tell);
         }
