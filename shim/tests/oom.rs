@@ -3,8 +3,8 @@
 mod books;
 
 use books::{Host, MS};
-use cgroupfs::Bytes;
 use cgroupfs::kmsg::oom::{Constraint, Killed};
+use cgroupfs::{Bytes, Limit};
 use cgshim::core::oom::{Cause, Detail, Event, From, LevelLook, LogKill, Look, Record, Subject};
 use std::time::Duration;
 
@@ -256,6 +256,62 @@ fn a_signal_that_was_heard_only_after_the_removal_is_on_record_and_a_group_above
     assert_eq!((record.name.as_str(), record.cause, record.kills), ("c1", Cause::OwnLimit, 0));
     assert!(record.victim.is_none());
     assert!(record.unknown[0].contains("removed before"), "{:?}", record.unknown);
+}
+
+/// Watched for `watched`, gone, and then a line of its kill that does not say whose limit it was.
+fn gone_and_killed(
+    subject: impl FnOnce(&mut Subject),
+    watched: Duration,
+    above: LevelLook,
+) -> (Cause, Option<String>) {
+    let mut host = Host::new(true);
+    let limit = Some(Limit::Bytes(Bytes::mib(64)));
+    let own = LevelLook { limit, oom_local: Some(0), ..LevelLook::default() };
+    let mut its = Subject {
+        path: "/pod/c1".into(),
+        ancestors: vec!["/pod".into()],
+        all_ancestors: true,
+        levels: vec![own, LevelLook { limit: Some(Limit::Max), ..own }],
+        ..Subject::default()
+    };
+    subject(&mut its);
+    host.event(Event::Watch(1, Box::new(its)));
+    host.pass(watched);
+    host.event(Event::Above(1, vec![above]));
+    host.event(Event::Vanished(1));
+    host.log(1000, Some("/pod/c1"), None);
+    let record = host.only();
+    (record.cause, record.limit_cgroup)
+}
+
+#[test]
+fn of_a_group_that_is_gone_the_limit_was_its_own_if_no_other_can_have_been_hit() {
+    let (short, long) = (10 * MS, Duration::from_secs(3));
+    let limit = Some(Limit::Bytes(Bytes::mib(64)));
+    let free = LevelLook { limit: Some(Limit::Max), oom_local: Some(0), ..LevelLook::default() };
+    let bounded = LevelLook { limit, ..free };
+    let own = (Cause::OwnLimit, Some("/pod/c1".to_owned()));
+    let unknown = (Cause::Unknown, None);
+    let as_it_is = |_: &mut Subject| {};
+    assert_eq!(gone_and_killed(as_it_is, short, free), own);
+    // Limited above: it was not out of memory, if it was watched before that.
+    let above = |subject: &mut Subject| subject.levels[1].limit = limit;
+    assert_eq!(gone_and_killed(above, long, bounded), own);
+    assert_eq!(gone_and_killed(above, short, bounded), unknown);
+    assert_eq!(gone_and_killed(above, short, free), unknown);
+    assert_eq!(gone_and_killed(as_it_is, short, bounded), unknown);
+    let out_of_memory = LevelLook { oom_local: Some(1), ..bounded };
+    assert_eq!(gone_and_killed(above, long, out_of_memory), unknown);
+    // On v1 nothing counts that.
+    let v1 = |subject: &mut Subject| {
+        (subject.levels[1].limit, subject.levels[1].oom_local) = (limit, None);
+    };
+    let look = LevelLook { oom_local: None, ..bounded };
+    assert_eq!(gone_and_killed(v1, long, look), unknown);
+    // It cannot be read, is not all there is, or there was no limit of its own.
+    assert_eq!(gone_and_killed(as_it_is, long, LevelLook::default()), unknown);
+    assert_eq!(gone_and_killed(|its| its.all_ancestors = false, long, free), unknown);
+    assert_eq!(gone_and_killed(|its| its.levels[0].limit = Some(Limit::Max), long, free), unknown);
 }
 
 #[test]

@@ -60,6 +60,9 @@ struct World {
     host: Host,
     group: GroupId,
     child: GroupId,
+    /// The groups beneath it in the order in which they were made, and whose `oom_kill_disable` is the operator's: they
+    /// have no inodes here, but places in this order, from 1.
+    beneath: Vec<(GroupId, bool)>,
     memory: Arc<dyn Memory>,
     journal: Arc<Journal>,
     journaled: Journaled,
@@ -79,6 +82,7 @@ struct Model {
     host: Host,
     memory: GroupId,
     child: GroupId,
+    beneath: Vec<(GroupId, bool)>,
 }
 
 impl Model {
@@ -108,6 +112,19 @@ impl Groups for Model {
     fn frozen_child(&self, path: &str, _: Option<u64>, file: &str) -> Result<Boxed, Errno> {
         assert_eq!(path, "a");
         self.open(self.child, file).map(Boxed)
+    }
+    fn beneath(
+        &self,
+        _: &Place,
+        inode: u64,
+        file: &str,
+        each: &mut dyn FnMut(Boxed) -> Result<(), Errno>,
+    ) -> Result<(), Errno> {
+        let seen = usize::try_from(inode).unwrap();
+        self.beneath
+            .iter()
+            .skip(seen)
+            .try_for_each(|(group, _)| each(Boxed(self.open(*group, file)?)))
     }
 }
 
@@ -206,6 +223,7 @@ impl World {
             host,
             group,
             child,
+            beneath: Vec::new(),
             memory,
             journal,
             journaled,
@@ -297,18 +315,77 @@ impl World {
         }
     }
 
-    /// As the OOM hold does it.
-    fn hold(&self) {
+    /// As the OOM hold does it, while groups are made beneath: the kernel copies the flag into them.
+    fn hold(&mut self, lot: &mut Lot) {
         let slot = self.journaled.slot();
-        let write = |value: &[u8]| {
-            let dir = self.host.dir_as(self.group, DAEMON);
-            dir.open("memory.oom_control", Access::ReadWrite)
-                .is_ok_and(|file| file.write(value).is_ok())
-        };
-        slot.begin_hold(Deadline::after(Duration::from_secs(30)));
-        if write(b"1") && !self.crashed() && write(b"0") && !self.crashed() {
+        let deadline = || Deadline::after(Duration::from_secs(30));
+        slot.end_hold();
+        let mut theirs: Vec<bool> =
+            self.beneath.iter().map(|(group, _)| self.held(*group)).collect();
+        slot.see_to_beneath(Some(self.beneath.len() as u64));
+        slot.begin_hold(deadline());
+        if !self.enable(self.group, b"1") {
+            return;
+        }
+        for _ in 0..lot.draw(4) {
+            for _ in 0..lot.draw(3) {
+                self.make_beneath(lot);
+            }
+            if lot.draw(3) == 0 {
+                continue;
+            }
+            slot.begin_hold(deadline());
+            let newest = self.beneath.len() as u64;
+            if !self.enable_beneath(&mut theirs) {
+                return;
+            }
+            slot.see_to_beneath(Some(newest));
+            // From now on it is the operator's.
+            if let Some(one) = self.beneath.len().checked_sub(1).filter(|_| lot.draw(4) == 0)
+                && theirs.get(one) == Some(&true)
+            {
+                let (group, set) = &mut self.beneath[one];
+                let file = "memory.oom_control";
+                *set = self.host.lock().write(OPERATOR, *group, file, b"1").is_ok();
+            }
+        }
+        if self.enable(self.group, b"0") && self.enable_beneath(&mut theirs) {
             slot.end_hold();
         }
+    }
+
+    /// In the container, or in a group there whose killer works.
+    fn make_beneath(&mut self, lot: &mut Lot) {
+        let within = match self.beneath.last() {
+            Some((last, false)) if lot.draw(2) == 0 => *last,
+            _ => self.group,
+        };
+        let name = format!("b{}", self.beneath.len());
+        if self.beneath.len() < 24
+            && let Ok(made) = self.host.lock().mkdir(within, &name)
+        {
+            self.beneath.push((made, false));
+        }
+    }
+
+    /// The flag is taken from each group once; false if that was the end.
+    fn enable_beneath(&self, theirs: &mut Vec<bool>) -> bool {
+        theirs.resize(self.beneath.len(), false);
+        let mut groups = self.beneath.iter().zip(theirs);
+        groups.all(|((group, _), taken)| {
+            !self.held(*group) || std::mem::replace(taken, true) || self.enable(*group, b"0")
+        })
+    }
+
+    fn held(&self, group: GroupId) -> bool {
+        self.read(group, "memory.oom_control").starts_with("oom_kill_disable 1")
+    }
+
+    /// Written by the daemon, if it is still there.
+    fn enable(&self, group: GroupId, value: &[u8]) -> bool {
+        let dir = self.host.dir_as(group, DAEMON);
+        let file = dir.open("memory.oom_control", Access::ReadWrite);
+        file.is_ok_and(|file| file.write(value).is_ok()) && !self.crashed()
     }
 
     /// As the guard of a native `memory.high` does it: another one of ours, or what was there before.
@@ -352,7 +429,8 @@ fn history(seed: u64) -> bool {
         match lot.draw(64) {
             0 => world.declare(DECLARED - (lot.draw(2) << 20)),
             1 if world.v1() => world.pulse(),
-            2 if world.v1() => world.hold(),
+            2 if world.v1() => world.hold(lot),
+            7 if world.v1() => world.make_beneath(lot),
             3 if world.v1() => {
                 world.crash.lock().unwrap().memsw = Some(DECLARED - (4 << 20));
             }
@@ -389,7 +467,8 @@ fn history(seed: u64) -> bool {
     // The next process has what was in the file when the last was killed.
     let journal = Journal::private().unwrap();
     journal.set_words(&found);
-    let model = Model { host: world.host.clone(), memory: world.group, child: world.child };
+    let (memory, child, beneath) = (world.group, world.child, world.beneath.clone());
+    let model = Model { host: world.host.clone(), memory, child, beneath };
     let restored = restore_all(&journal, &model, &mut |_, _| {});
     let say = format!("seed {seed}: {restored:?}, {:?}", world.host.lock().config_mut().version);
     assert_eq!(restored.failed, 0, "{say}");
@@ -408,6 +487,9 @@ fn history(seed: u64) -> bool {
         assert_eq!(world.read(world.child, "freezer.state").trim(), "THAWED", "{say}");
         let oom = world.read(world.group, "memory.oom_control");
         assert!(oom.starts_with("oom_kill_disable 0"), "{say}: {oom}");
+        for (n, (group, operators)) in world.beneath.iter().enumerate() {
+            assert_eq!(world.held(*group), *operators, "{say}: beneath, {n}");
+        }
     } else {
         assert_eq!(limit, world.declared, "{say}");
         let high = world.read(world.group, "memory.high");

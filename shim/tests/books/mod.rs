@@ -65,6 +65,7 @@ impl Host {
             generation: key,
             path: path.into(),
             ancestors: vec!["/pod".into()],
+            all_ancestors: true,
             init: Some(init(key)),
             oom_kill: Some(0),
             since,

@@ -6,6 +6,7 @@
 //! | v2: whose `oom` in `memory.events.local` rose | whose limit |
 //! | v1: the topmost group whose eventfd was signalled: the kernel signals the group whose limit was hit and all beneath it | whose limit |
 //! | the only group whose `failcnt` (v2: `max`) rose; of several the lowest that was full, as charges go from the group upwards | whose limit |
+//! | the log says that it was a limit, the group is gone, and those above have none or were not out of memory | its own |
 //! | a kill, and none of these, though they could be read | the node |
 
 use super::record::{Cause, From};
@@ -28,6 +29,8 @@ pub struct Evidence {
     pub full: bool,
     /// Nothing of it could be read any more.
     pub unread: bool,
+    /// The container's own: it is gone, and no other limit can have been hit.
+    pub only_limit: bool,
 }
 
 /// What is concluded.
@@ -75,6 +78,9 @@ pub fn judge(
                 limit_cgroup: None,
                 from: Some(From::NoLimitHit),
             };
+        }
+        (Some(true), false) if levels.first().is_some_and(|own| own.only_limit) => {
+            return of_level(0, levels, From::NoLimitHit);
         }
         (Some(true), false) | (None, true) => Cause::Unknown,
         // With the log at hand its line would be there; and what nobody could read says nothing.

@@ -31,6 +31,8 @@ pub struct Subject {
     pub path: String,
     /// The paths of the groups that it is in, from its parent upwards, without the root.
     pub ancestors: Vec<String>,
+    /// Those are all, up to the root of the hierarchy, and each of them can be looked at.
+    pub all_ancestors: bool,
     /// Its init, in the initial pid namespace.
     pub init: Option<i32>,
     /// `oom_kill` when watching began, or when it was announced last. `None`: this kernel has none.
@@ -124,6 +126,8 @@ pub enum Event {
     RanOut(u64),
     /// It was looked at.
     Looked(u64, Box<Look>),
+    /// Its group is gone, and these are those above, from its parent upwards.
+    Above(u64, Vec<LevelLook>),
     /// Its group is gone.
     Vanished(u64),
     /// The log tells of a kill.

@@ -88,6 +88,11 @@ impl Ledger {
             Event::Signal(key, level) => self.signal(at, key, level, out),
             Event::RanOut(key) => self.ran_out(at, key),
             Event::Looked(key, look) => self.looked(at, key, *look, out),
+            Event::Above(key, levels) => {
+                if let Some(watched) = self.watched.get_mut(&key) {
+                    watched.only_own = watched.had_the_only_limit(at.now, &levels);
+                }
+            }
             Event::Vanished(key) => self.vanished(at, key),
             Event::Killed(kill) => self.killed(at, *kill, out),
             Event::LogLost => self.log_lost_at = Some(at.now),
@@ -118,6 +123,11 @@ impl Ledger {
             .iter()
             .filter_map(|key| self.watched.get(key)?.deadline(self.log_readable))
             .min()
+    }
+
+    /// Those that something is waited for.
+    pub fn awaited(&self) -> Vec<u64> {
+        self.active.iter().copied().collect()
     }
 
     /// Containers that are watched, those just gone included.

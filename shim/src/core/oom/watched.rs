@@ -33,6 +33,9 @@ const FRESH: Duration = Duration::from_millis(250);
 /// A rise of `failcnt` since longer ago says nothing about this OOM, unless the group was full.
 const RECENT: Duration = Duration::from_secs(10);
 
+/// Who runs out of memory is counted first, and kills then: the killer may be busy with others, this long at most.
+const SEEN_COMING: Duration = Duration::from_secs(2);
+
 /// Signals without a kill are told once in this long for a container.
 const WOKE_EVERY: Duration = Duration::from_secs(1);
 
@@ -54,6 +57,8 @@ pub(super) struct Watched {
     /// Settled without their line of the log, and when.
     pub(super) late: VecDeque<(Now, Open)>,
     pub(super) gone: Option<Now>,
+    /// Found gone, and no limit but its own can have been hit since its baseline.
+    pub(super) only_own: bool,
     pub(super) leaving: bool,
     pub(super) init_exited: bool,
     pub(super) woke: Option<Now>,
@@ -87,6 +92,7 @@ impl Watched {
             unclaimed: Vec::new(),
             late: VecDeque::new(),
             gone: None,
+            only_own: false,
             leaving: false,
             init_exited: false,
             woke: None,
@@ -255,6 +261,22 @@ impl Watched {
         Open { record, born: at.now, claimed: false, levels: self.evidence(at.now), beneath }
     }
 
+    /// Whether none of the groups above can have been out of memory, as they are now that it is gone: they have no limit
+    /// and had none, or their `oom` has not risen while it was watched long enough to see a kill coming.
+    pub(super) fn had_the_only_limit(&self, now: Now, above: &[LevelLook]) -> bool {
+        let (since, baseline) = &self.baseline;
+        let Some((own, before)) = baseline.split_first() else { return false };
+        let limited = |look: &LevelLook| look.limit.is_none_or(|limit| limit != Limit::Max);
+        let still = |before: &LevelLook, after: &LevelLook| {
+            let counted = before.oom_local.is_some() && before.oom_local == after.oom_local;
+            !limited(before) && !limited(after) || counted && now >= *since + SEEN_COMING
+        };
+        self.subject.all_ancestors
+            && matches!(own.limit, Some(Limit::Bytes(_)))
+            && before.len() == above.len()
+            && before.iter().zip(above).all(|(before, after)| still(before, after))
+    }
+
     pub(super) fn evidence(&self, now: Now) -> Vec<Evidence> {
         let (since, baseline) = &self.baseline;
         let recent = now <= *since + RECENT;
@@ -287,6 +309,7 @@ impl Watched {
                     },
                     full,
                     unread,
+                    only_limit: n == 0 && self.only_own,
                 }
             })
             .collect()

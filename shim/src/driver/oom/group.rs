@@ -173,6 +173,8 @@ impl Group {
             generation: self.group.inode(),
             path: self.path.to_string(),
             ancestors: self.above_paths.iter().map(|path| host.path(path)).collect(),
+            all_ancestors: host.has_the_root()
+                && self.above_paths.len() == host.ancestors(directory).len(),
             init: identity.init,
             oom_kill: announced,
             since,
@@ -196,6 +198,11 @@ impl Group {
         std::iter::once(self.own_level())
             .chain(self.above.iter().map(|level| level.look()))
             .collect()
+    }
+
+    /// What can be read of the groups above now, from the parent upwards.
+    pub(super) fn above_levels(&self) -> Vec<LevelLook> {
+        self.above.iter().map(|level| level.look()).collect()
     }
 
     /// Looks at the counter, and at everything if told so or if it rose.

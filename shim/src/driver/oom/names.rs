@@ -39,6 +39,17 @@ impl Host {
             .map(Path::to_path_buf)
             .collect()
     }
+
+    /// What is mounted here is the root of the hierarchy, and not a group that is one for this cgroup namespace alone:
+    /// a file that the root alone has (v1), or does not (`CFTYPE_ONLY_ON_ROOT`, `CFTYPE_NOT_ON_ROOT`).
+    pub(super) fn has_the_root(&self) -> bool {
+        let has = |file: &str| self.hierarchy.mount_point.join(file).exists();
+        match self.hierarchy.version {
+            Version::V1 => has("cgroup.sane_behavior"),
+            // 4.14+, before memory.events.local.
+            Version::V2 => !has("cgroup.type") && !has("memory.events"),
+        }
+    }
 }
 
 /// The path from the hierarchy's root of the group at `directory`, given what is mounted at `mount_point`.

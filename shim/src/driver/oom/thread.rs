@@ -424,6 +424,7 @@ impl Watcher {
             return;
         }
         // Its eventfd is heard until it is forgotten: what was signalled before it was removed may be yet to be read.
+        self.queue.push_back(Event::Above(key, watched.group.above_levels()));
         watched.group.is_removed();
         self.queue.push_back(Event::Vanished(key));
         self.ended(key);

@@ -53,6 +53,19 @@ impl Watcher {
             self.queue.push_back(Event::LogLost);
         }
         for killed in brought.kills {
+            if killed.task_memcg.is_none() {
+                // First who may be meant: the victim is about to be looked for in /proc, where it is locked until the
+                // kernel has printed the line (`__oom_kill_process()`), on a serial console 2 ms later. His group may
+                // be removed as soon as he is dead.
+                let mut keys = self.ledger.awaited();
+                let seen =
+                    self.groups.iter().filter(|(_, it)| it.group.group_of(killed.pid).is_some());
+                keys.extend(seen.map(|(key, _)| *key));
+                for key in keys {
+                    self.look(key, false);
+                }
+                self.work(tell);
+            }
             self.killed(killed, from);
             self.work(tell);
         }
