@@ -305,9 +305,11 @@ impl Standing {
 
     /// Whether it had its chance to grow, by the time that the group uses so much, and did not.
     pub fn is_cleared(&self, usage: Bytes) -> bool {
-        // Huge pages that may be its own speak against it.
-        let chance =
-            |suspect: &Suspect| suspect.huge == 0 && usage.saturating_sub(suspect.usage) >= CHANCE;
+        // Huge pages that may be its own speak against it, and what it wrote: of that the group grew by, a part alone shows.
+        let chance = |suspect: &Suspect| {
+            let shown = suspect.huge > 0 || suspect.wrote >= GROWS;
+            !shown && usage.saturating_sub(suspect.usage) >= CHANCE
+        };
         !self.waits && self.suspect.as_ref().is_some_and(chance)
     }
 
@@ -470,6 +472,18 @@ mod tests {
         standing.look(stat(300, 300), true, || false);
         standing.convict(Bytes::mib(64), true);
         assert!(!standing.is_suspect());
+    }
+
+    #[test]
+    fn one_that_wrote_is_not_let_go_for_what_the_group_grew_by_before() {
+        let (mut naps, mut wrote) = (suspect(stat(0, 0)), suspect(stat(0, 0)));
+        naps.wrote(GROWS - 1);
+        wrote.wrote(106);
+        for standing in [&mut naps, &mut wrote] {
+            standing.convict(Bytes::mib(28), true);
+        }
+        assert!(naps.is_cleared(Bytes::mib(28)));
+        assert!(wrote.is_suspect() && !wrote.is_cleared(Bytes::mib(28)));
     }
 
     #[test]
