@@ -2,12 +2,12 @@
 //! when growth begins to cost something.
 
 use super::levels::{Levels, all_far};
-use super::near::{Ground, Near};
+use super::near::{Ground, Near, near};
 use super::pulser::{Bar, Order, Report, Terms};
 use super::{Control, EVENTS, ThrottleConfig, ThrottleEvent};
-use crate::core::throttle::{Curve, Level, MOST_LEVELS, Throttle, ThrottleTotals, chance};
+use crate::core::throttle::{Curve, Level, Looks, MOST_LEVELS, Throttle, ThrottleTotals, chance};
 use cgroupfs::events::Notification;
-use cgroupfs::files::ControlDir as _;
+use cgroupfs::files::{Access, ControlDir, Knob};
 use cgroupfs::freezer::{Freezer, Kind};
 use cgroupfs::memory::Memory;
 use cgroupfs::{Bytes, Error, Result};
@@ -49,6 +49,8 @@ pub(super) struct Manager {
     pub(super) memory: Arc<dyn Memory>,
     pub(super) levels: Levels,
     freezer: Freezer,
+    /// What of usage no threshold tells of, where the kernel counts it.
+    kernel_memory: Option<Knob>,
     pub(super) core: Throttle,
     pub(super) start: Instant,
     pub(super) control: Arc<Control>,
@@ -81,6 +83,8 @@ impl Manager {
         wake: Arc<EventFd>,
     ) -> Manager {
         let levels = Levels::new(&config, &memory);
+        let dir: Arc<dyn ControlDir> = config.group.clone();
+        let kernel_memory = Knob::open(&dir, "memory.kmem.usage_in_bytes", Access::Read).ok();
         let high = config.high.bytes().unwrap_or(Level::NONE.high);
         let core = Throttle::new(curve, high, config.way_out);
         let core = levels.above().fold(core, |core, above| core.beneath(above.way_out));
@@ -90,6 +94,7 @@ impl Manager {
             config,
             memory,
             freezer,
+            kernel_memory,
             start: Instant::now(),
             control,
             changes: 0,
@@ -161,7 +166,9 @@ impl Manager {
         while self.is_far()? {
             let (threshold, armed) = (self.levels.near_threshold()?, self.changes);
             while armed == self.changes && self.is_far()? {
-                if self.wait(&[threshold.as_fd()], self.patience()) == Woken::Stop {
+                let near = self.config.high.bytes().map_or(Level::NONE.high, near);
+                let woken = self.wait_looking(&[threshold.as_fd()], self.patience(), near)?;
+                if woken == Woken::Stop {
                     return Ok(Woken::Stop);
                 }
                 threshold.take();
@@ -328,8 +335,8 @@ impl Manager {
             let half = Notification::usage_thresholds(&[(&group, mark)])?;
             if self.memory.usage()? < mark {
                 let fds = [near_crossed.as_fd(), at.pulser.wake_fd(), half.as_fd()];
-                let woken = self.wait(&fds, patience);
-                let crossed = half.take();
+                let woken = self.wait_looking(&fds, patience, mark)?;
+                let crossed = half.take() || self.memory.usage()? >= mark;
                 if woken == Woken::Stop || !crossed || at.pulser.has_report() {
                     return Ok(woken);
                 }
@@ -341,7 +348,39 @@ impl Manager {
                     .scan(&at.group, false, 0, self.core.curve().batch(), |_| Duration::ZERO)?;
             }
         }
-        Ok(self.wait(&[near_crossed.as_fd(), at.pulser.wake_fd()], patience))
+        let high = self.config.high.bytes().unwrap_or(Level::NONE.high);
+        let next = match self.memory.usage()? {
+            usage if usage < near(high) => near(high),
+            _ => free.unwrap_or(Level::NONE.high),
+        };
+        self.wait_looking(&[near_crossed.as_fd(), at.pulser.wake_fd()], patience, next)
+    }
+
+    /// Waits for one of `fds`, `patience` at most, and until usage comes to `mark`, of which no threshold may tell.
+    fn wait_looking(
+        &mut self,
+        fds: &[BorrowedFd<'_>],
+        patience: Option<Duration>,
+        mark: Bytes,
+    ) -> Result<Woken> {
+        let start = Instant::now();
+        let kernel = |knob: &Option<Knob>| knob.as_ref().and_then(|knob| knob.read_u64().ok());
+        let mut looks =
+            kernel(&self.kernel_memory).map(|kernel| Looks::new(Duration::ZERO, Bytes(kernel)));
+        loop {
+            let left = patience.map(|patience| patience.saturating_sub(start.elapsed()));
+            let pause = looks.as_ref().and_then(Looks::pause);
+            let is_look = pause.is_some_and(|pause| left.is_none_or(|left| pause < left));
+            let happened = self.poll(fds, if is_look { pause } else { left });
+            let woken = self.obey();
+            let usage = self.memory.usage()?;
+            if woken == Woken::Stop || happened || !is_look || usage >= mark {
+                return Ok(woken);
+            }
+            if let (Some(looks), Some(kernel)) = (&mut looks, kernel(&self.kernel_memory)) {
+                looks.looked(start.elapsed(), Bytes(kernel), mark.saturating_sub(usage));
+            }
+        }
     }
 
     /// The highs to throttle above; tells when a release has ended.
@@ -410,9 +449,10 @@ impl Manager {
         }
     }
 
-    pub(super) fn poll(&self, fds: &[BorrowedFd<'_>], patience: Option<Duration>) {
+    /// Whether anything happened.
+    pub(super) fn poll(&self, fds: &[BorrowedFd<'_>], patience: Option<Duration>) -> bool {
         if self.stopped() {
-            return;
+            return true;
         }
         let mut set: Vec<PollFd<'_>> =
             fds.iter().map(|fd| PollFd::new(*fd, PollFlags::POLLIN)).collect();
@@ -420,8 +460,10 @@ impl Manager {
         let timeout = patience.map_or(PollTimeout::NONE, |patience| {
             PollTimeout::try_from(patience.as_millis().max(1)).unwrap_or(PollTimeout::MAX)
         });
-        let _ = poll(&mut set, timeout);
+        let ready = poll(&mut set, timeout);
         let _ = self.control.kick.read();
+        // A signal is for somebody to look, too.
+        ready != Ok(0)
     }
 
     pub(super) fn tell(&self, event: ThrottleEvent) {

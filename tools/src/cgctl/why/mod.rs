@@ -1,16 +1,22 @@
-//! `cgctl why`: why was it killed? Reads the records in the run directory; needs no daemon.
+//! `cgctl why`: why was it killed? Reads the records in the run directory; needs no daemon. If there is one, it is asked about
+//! a container of which nothing is on record: that may stall, and not have been killed.
 
 mod words;
 
 use super::cli::WhyArgs;
+use super::daemon;
 use super::error::{FAILED, Failure};
 use crate::report::fmt;
+use cgshim::api::client::Client;
 use cgshim::core::oom::Record;
 use cgshim::oom::Found;
 use serde::Serialize;
 use std::path::Path;
 use std::process::ExitCode;
 use std::time::Duration;
+
+/// For so long the daemon is waited for.
+const SOON: Duration = Duration::from_secs(1);
 
 /// `cgctl why --json`.
 #[derive(Debug, Serialize)]
@@ -48,10 +54,13 @@ pub(super) fn main(args: &WhyArgs, run_dir: Option<&Path>) -> Result<ExitCode, F
         Found::Unknown => (
             "unknown",
             Vec::new(),
-            Some(format!(
-                "unknown: no OOM is on record for '{shown}'. If it was killed, it was not for want of \
-                 memory, or cgshim did not watch it. 'cgctl why' lists what there is"
-            )),
+            Some(match stalls(&run_dir, whose) {
+                Some(stalls) => format!("no OOM is on record for '{shown}'. {stalls}"),
+                None => format!(
+                    "unknown: no OOM is on record for '{shown}'. If it was killed, it was not for want of \
+                     memory, or cgshim did not watch it. 'cgctl why' lists what there is"
+                ),
+            }),
         ),
         Found::Ambiguous(several) => {
             let list: Vec<String> =
@@ -81,6 +90,12 @@ pub(super) fn main(args: &WhyArgs, run_dir: Option<&Path>) -> Result<ExitCode, F
         }
     }
     Ok(ExitCode::SUCCESS)
+}
+
+/// What a daemon that runs says of a container that is there, and throttled.
+fn stalls(run_dir: &Path, whose: &str) -> Option<String> {
+    let mut client = Client::connect(run_dir, SOON).ok()?;
+    words::throttled(&daemon::container(&mut client, whose).ok()?)
 }
 
 fn list(args: &WhyArgs, records: &[Record]) {

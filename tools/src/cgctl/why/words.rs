@@ -1,6 +1,7 @@
 //! A record in words for somebody who was woken up by it, and what to do next.
 
 use crate::report::fmt;
+use cgshim::api::message::View;
 use cgshim::core::oom::{Cause, From, Record};
 use std::fmt::Write;
 
@@ -198,6 +199,26 @@ fn next(record: &Record) -> String {
     }
 }
 
+/// That a container is slow for being throttled above its high, and what to do; `None` where it is not.
+pub(super) fn throttled(now: &View) -> Option<String> {
+    let throttled = now.throttled.filter(|throttled| throttled.pulses > 0)?;
+    let (usage, high) = (now.usage_bytes?, now.high_bytes?);
+    let above = if usage > high { "above" } else { "not above any more" };
+    let ended = match throttled.released {
+        0 => String::new(),
+        _ => ", until its way out ended that".into(),
+    };
+    Some(format!(
+        "It is throttled: in {:.0} % of the time since it was registered who grows in it was frozen, or waited{ended}. \
+         {} of memory are in use, which is {above} its high of {}. What to do: raise that (cgctl set {} high=SIZE), or find \
+         what grows",
+        throttled.share * 100.0,
+        fmt::bytes(usage),
+        fmt::bytes(high),
+        now.id,
+    ))
+}
+
 fn sources(record: &Record) -> String {
     let mut by: Vec<String> = Vec::new();
     for (field, from) in &record.from {
@@ -244,6 +265,28 @@ fn utc(wall_ms: u64) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_container_that_stalls_above_high_is_said_to() {
+        let view = |usage: u64, pulses: u64| -> View {
+            serde_json::from_value(serde_json::json!({
+                "id": "web", "generation": 1, "cgroup": "/web", "inode": 1, "source": "hook",
+                "class": "burstable", "limit_bytes": 600 << 20, "high_bytes": 64 << 20,
+                "usage_bytes": usage << 20, "throttle": true, "oom": "kill", "state": "watching",
+                "refused": [], "since_ms": 0, "reclaim": cgshim::api::message::Reclaim::default(),
+                "oom_kills": 0, "throttled": {"pulses": pulses, "frozen_ms": 900.0, "share": 0.9, "released": 0},
+            }))
+            .unwrap()
+        };
+        let said = throttled(&view(70, 9)).unwrap();
+        assert!(
+            said.contains("90 % of the time")
+                && said.contains("which is above its high of 64.0 MiB"),
+            "{said}"
+        );
+        assert!(throttled(&view(30, 9)).unwrap().contains("not above any more"));
+        assert_eq!(throttled(&view(70, 0)), None);
+    }
 
     #[test]
     fn dates_are_those_of_the_calendar() {
