@@ -28,6 +28,17 @@ pub struct Cgroup {
 const DIRECTORY: OFlag = OFlag::O_DIRECTORY.union(OFlag::O_CLOEXEC).union(OFlag::O_RDONLY);
 
 impl Cgroup {
+    /// Opens the group whose directory is `path`, as [`Cgroup::open`] does; [`Error::BadName`] where that is not beneath
+    /// `mount_point`.
+    pub(crate) fn open_absolute(mount_point: &Path, path: &Path) -> Result<Cgroup> {
+        let relative = path.strip_prefix(mount_point).map_err(|_| Error::BadName {
+            name: path.display().to_string(),
+            what: "path",
+            why: format!("it is not under {}", mount_point.display()),
+        })?;
+        Cgroup::open(mount_point, relative)
+    }
+
     /// Opens the group at `relative` beneath the hierarchy mounted at `mount_point`.
     ///
     /// [`Error::BadName`] for a path with `..`; [`Error::Vanished`] where there is no such group;

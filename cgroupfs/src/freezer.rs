@@ -104,12 +104,7 @@ impl Freezer {
 
     /// Opens the group whose directory is `path`.
     pub fn open(&self, path: &Path) -> Result<Cgroup> {
-        let relative = path.strip_prefix(&self.mount_point).map_err(|_| Error::BadName {
-            name: path.display().to_string(),
-            what: "path",
-            why: format!("it is not under {}", self.mount_point.display()),
-        })?;
-        Cgroup::open(&self.mount_point, relative)
+        Cgroup::open_absolute(&self.mount_point, path)
     }
 }
 

@@ -79,12 +79,7 @@ impl MemoryHierarchy {
 
     /// Opens the group whose directory is `path`, which must lie in this hierarchy.
     pub fn open(&self, path: &Path) -> Result<Cgroup> {
-        let relative = path.strip_prefix(&self.mount_point).map_err(|_| Error::BadName {
-            name: path.display().to_string(),
-            what: "path",
-            why: format!("it is not under {}", self.mount_point.display()),
-        })?;
-        Cgroup::open(&self.mount_point, relative)
+        Cgroup::open_absolute(&self.mount_point, path)
     }
 
     /// The group under which a new group with a memory controller of its own can be made: as near to

@@ -20,16 +20,8 @@ impl Container {
         }
         self.no_steps_until = Some(now + FOREIGN_PAUSE);
         self.declared = limit;
-        self.remark();
-        self.let_be.forget();
-        match self.phase {
-            // The job in flight finds the foreign value itself, but need not go on until then.
-            Phase::Reclaiming(_) => out.push(Action::Cancel),
-            Phase::Watching | Phase::Resting(_) => {
-                self.phase = Phase::Watching;
-                self.watch(now, out);
-            }
-            Phase::Surveying | Phase::Leaving | Phase::Gone => {}
+        if self.begins_anew(out) {
+            self.watch(now, out);
         }
     }
 
@@ -45,17 +37,25 @@ impl Container {
         }
         (self.spec, self.high) = (spec, high);
         self.wide = 0;
+        if self.begins_anew(out) {
+            self.look(now, self.usage, out);
+        }
+    }
+
+    /// Its marks are others from now on. Whether it is watched, which is up to the caller.
+    fn begins_anew(&mut self, out: &mut Vec<Action>) -> bool {
         self.remark();
         self.let_be.forget();
         match self.phase {
-            // Its target is of the old terms.
+            // Its target is of the old terms. It finds a foreign limit itself, but need not go on until then.
             Phase::Reclaiming(_) => out.push(Action::Cancel),
             Phase::Watching | Phase::Resting(_) => {
                 self.phase = Phase::Watching;
-                self.look(now, self.usage, out);
+                return true;
             }
             Phase::Surveying | Phase::Leaving | Phase::Gone => {}
         }
+        false
     }
 
     pub(super) fn release(&mut self, out: &mut Vec<Action>) {
