@@ -46,8 +46,16 @@ struct Run {
 
 impl Run {
     fn start(ground: &Ground) -> Run {
+        Run::at_rate(ground, "max")
+    }
+
+    /// With so much a second to fill: whoever is not throttled for a while is not at its limit at once.
+    fn at_rate(ground: &Ground, rate: &str) -> Run {
         let load = memload();
-        let words = [&*load, "anon", "--size", "1G", "--duration", "60"];
+        let mut words = vec![&*load, "anon", "--size", "1G", "--duration", "60"];
+        if rate != "max" {
+            words.extend(["--rate", rate]);
+        }
         let options = "--limit 512M --high 64M --swap 0 --way-out never --quiet";
         let mut command = run_command(ground, options, &words);
         let runs = tempfile::tempdir_in("/dev/shm").unwrap();
@@ -189,13 +197,15 @@ fn a_stopped_cgctl_keeps_nobody_frozen_past_the_end_of_the_pulse() {
     let test = "a_stopped_cgctl_keeps_nobody_frozen_past_the_end_of_the_pulse";
     let Some(ground) = ground(test) else { return };
     let _alone = alone();
-    let (mut at, mut since) = (Run::start(&ground), Instant::now());
+    // While cgctl is stopped nothing is throttled.
+    let start = || (Run::at_rate(&ground, "10M"), Instant::now());
+    let (mut at, mut since) = start();
     let mut took = Vec::new();
     while took.len() < times(3) {
         // A run ends after a minute.
         if since.elapsed() > 30 * SECOND {
             drop(at);
-            (at, since) = (Run::start(&ground), Instant::now());
+            (at, since) = start();
         }
         at.wait_for_a_long_pulse();
         // SIGSTOP, which no program can see coming.
