@@ -28,19 +28,22 @@ const WAIT: [c_long; 9] = [
     libc::SYS_readv,
 ];
 
+/// A call, and which of its arguments is the time.
+type Timed = (c_long, usize);
+
 /// Those that do if their nth argument is zero: no time is given.
-const WAIT_WITHOUT_TIME: [(c_long, usize); 3] =
+const WAIT_WITHOUT_TIME: [Timed; 3] =
     [(libc::SYS_futex, 3), (libc::SYS_ppoll, 2), (libc::SYS_pselect6, 4)];
 
 /// Those that do if their nth argument, an `int`, is less than zero.
-const WAIT_IF_NEGATIVE: [(c_long, usize); 1] = [(libc::SYS_epoll_pwait, 3)];
+const WAIT_IF_NEGATIVE: [Timed; 1] = [(libc::SYS_epoll_pwait, 3)];
 
 /// The same calls where only older architectures have them.
 #[cfg(target_arch = "x86_64")]
-const OLDER: (c_long, [(c_long, usize); 1], [(c_long, usize); 2]) =
-    (libc::SYS_pause, [(libc::SYS_select, 4)], [(libc::SYS_poll, 2), (libc::SYS_epoll_wait, 3)]);
+const OLDER: (c_long, &[Timed], &[Timed]) =
+    (libc::SYS_pause, &[(libc::SYS_select, 4)], &[(libc::SYS_poll, 2), (libc::SYS_epoll_wait, 3)]);
 #[cfg(not(target_arch = "x86_64"))]
-const OLDER: (c_long, [(c_long, usize); 0], [(c_long, usize); 0]) = (-2, [], []);
+const OLDER: (c_long, &[Timed], &[Timed]) = (-2, &[], &[]);
 
 #[cfg(target_arch = "x86_64")]
 const BIRTHS: [c_long; 3] = [libc::SYS_clone, libc::SYS_clone3, libc::SYS_fork];
@@ -58,7 +61,7 @@ impl Stopped {
         if call == -1 || BIRTHS.contains(&call) {
             return Stopped::Running;
         }
-        let is = |calls: &[(c_long, usize)], holds: fn(u64) -> bool| {
+        let is = |calls: &[Timed], holds: fn(u64) -> bool| {
             let mut those = calls.iter().filter(|(one, _)| *one == call);
             those.any(|(_, nth)| arguments.get(*nth).is_some_and(|value| holds(*value)))
         };
@@ -68,9 +71,9 @@ impl Stopped {
         let waits = WAIT.contains(&call)
             || call == pause
             || is(&WAIT_WITHOUT_TIME, |value| value == 0)
-            || is(&without_time, |value| value == 0)
+            || is(without_time, |value| value == 0)
             || is(&WAIT_IF_NEGATIVE, negative)
-            || is(&if_negative, negative);
+            || is(if_negative, negative);
         if waits { Stopped::Waiting } else { Stopped::Called }
     }
 }
