@@ -95,7 +95,8 @@ impl Account {
             let asleep = chance.asleep && !self.grew && chance.slept > 0;
             let unsure = chance.amid && !self.grew;
             self.still += u32::from(asleep && unsure && chance.may_be_due);
-            let asleep = asleep && (!unsure || !chance.may_be_due || self.still % CALM == 0);
+            let asleep =
+                asleep && (!unsure || !chance.may_be_due || self.still.is_multiple_of(CALM));
             if self.ran >= RAN || chance.slept >= SLEPT || asleep {
                 self.ran = Duration::ZERO;
                 // Before it was kept from growing that shows nothing. (Measured with huge pages filled at 50 and 200
