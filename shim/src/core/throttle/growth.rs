@@ -244,11 +244,17 @@ fn by_kernel_time(changes: &[Change], pages: u64, batch: u64, grown: &mut [Grown
     for (change, grown) in changes.iter().zip(grown) {
         let share = (u128::from(pages) * u128::from(change.kernel_time) / u128::from(time)) as u64;
         if share > 0 && grown.pages < share {
-            grown.unit = batch;
+            grown.unit = if is_huge(change, share) { HUGE } else { batch };
         }
         grown.pages += share;
     }
     0
+}
+
+/// Whether one that faulted a few times filled a huge page that its resident set, which is counted in batches, does not
+/// show yet. (Measured on 6.18: taken for a charge of 256 KiB eight times, it was owed 16 s for.)
+const fn is_huge(change: &Change, pages: u64) -> bool {
+    change.faults > 0 && change.faults <= pages / HUGE * 4 + 4 && pages + FUZZ as u64 >= HUGE
 }
 
 #[cfg(test)]
@@ -303,6 +309,18 @@ mod tests {
         let shares = Attribution::default().share(&[change, faults(2, 10)], 5000, 64);
         assert_eq!(shares.unexplained, 0);
         assert!(shares.grown[0].task == 1 && shares.grown[0].pages > 4000, "{shares:?}");
+    }
+
+    #[test]
+    fn a_huge_page_that_the_resident_set_does_not_show_yet_is_one_charge_all_the_same() {
+        let change = Change { kernel_time: 1, ..faults(1, 1) };
+        let mut attribution = Attribution { ahead: -FUZZ };
+        let shares = attribution.share(&[change, faults(2, 0)], HUGE, 64);
+        assert_eq!(shares.grown, [Grown { task: 1, pages: HUGE, unit: HUGE }]);
+        // Without a fault it was written.
+        let writes = Change { faults: 0, ..change };
+        let shares = attribution.share(&[writes], HUGE, 64);
+        assert_eq!(shares.grown, [Grown { task: 1, pages: HUGE, unit: 64 }]);
     }
 
     #[test]

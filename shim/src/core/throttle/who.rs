@@ -160,6 +160,9 @@ pub struct Standing {
     /// In the window before it went to sleep by itself.
     naps: bool,
     asleep: bool,
+    may_be_due: bool,
+    /// It was started by one that grows.
+    born: bool,
     /// It waits for somebody else.
     rests: bool,
     suspect: Option<Suspect>,
@@ -198,6 +201,8 @@ impl Standing {
             idles: false,
             naps: false,
             asleep: false,
+            may_be_due: false,
+            born: false,
             rests: false,
             suspect: None,
         }
@@ -210,13 +215,14 @@ impl Standing {
         ran_and_slept: Option<(Duration, u64)>,
     ) -> Standing {
         let suspect = Some(Suspect::new(now, usage));
-        Standing { suspect, ..Standing::born(now, ran_and_slept) }
+        Standing { suspect, born: false, ..Standing::born(now, ran_and_slept) }
     }
 
     /// Of a child or thread of one that grows: it pays with the others as if it did, until it shows that it does not.
     pub fn born(now: TaskStat, ran_and_slept: Option<(Duration, u64)>) -> Standing {
         let account = Account::default();
-        Standing { account, ran: ran_and_slept, ..Standing::grower(now, Duration::ZERO) }
+        let grower = Standing::grower(now, Duration::ZERO);
+        Standing { account, born: true, ran: ran_and_slept, ..grower }
     }
 
     /// As of the last look.
@@ -277,7 +283,7 @@ impl Standing {
         let goes_on = stopped == Stopped::Running || stopped == Stopped::Charging && !self.naps;
         let in_a_call = step.faults == 0 && !goes_on;
         self.waits = !works && !had_a_turn && !in_a_call;
-        self.asleep = in_a_call;
+        (self.asleep, self.may_be_due) = (in_a_call, stopped != Stopped::Waiting);
         self.passes = !works;
         self.idles = !works && !self.waits;
         if self.idles && turn && self.rests {
@@ -355,10 +361,11 @@ impl Standing {
     }
 
     /// A window is over, that was so long, in which it grew by so many pages and owes this for them; by then it had
-    /// run for so long and slept so often in all, if that is known.
+    /// run for so long and slept so often in all, if that is known. `huge`: those that grow fill huge pages.
     pub fn window(
         &mut self,
         window: Duration,
+        huge: bool,
         pages: u64,
         penalty: Duration,
         ran_and_slept: impl FnOnce() -> Option<(Duration, u64)>,
@@ -372,6 +379,8 @@ impl Standing {
                 ran: now.0.saturating_sub(before.0),
                 slept: now.1.saturating_sub(before.1),
                 asleep: self.asleep,
+                amid: huge && self.born,
+                may_be_due: self.may_be_due,
             },
             _ => Chance::default(),
         };

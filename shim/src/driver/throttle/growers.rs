@@ -3,8 +3,8 @@
 
 use super::taken::Taken;
 use crate::core::throttle::{
-    Attribution, Change, Found, Grown, STARTING, Shares, Sought, Standing, found, is_bystander,
-    who_faulted_alone, who_grows, writes,
+    Attribution, Change, Found, Grown, HUGE, STARTING, Shares, Sought, Standing, found,
+    is_bystander, who_faulted_alone, who_grows, writes,
 };
 use cgroupfs::files::ControlDir;
 use cgroupfs::freezer::{self, Freezer, FreezerGroup, Kind};
@@ -67,6 +67,8 @@ pub(super) struct Growers {
     strangers: usize,
     /// For so many more windows it is looked at what they read and write.
     writing: u32,
+    /// Those that grew last filled huge pages.
+    huge: bool,
 }
 
 impl Growers {
@@ -90,6 +92,7 @@ impl Growers {
             scan_took: Duration::ZERO,
             strangers: 0,
             writing: WRITING,
+            huge: false,
         }
     }
 
@@ -380,11 +383,14 @@ impl Growers {
         grown: &[Grown],
         costs: impl Fn(&Grown) -> Duration,
     ) {
+        if !grown.is_empty() {
+            self.huge = grown.iter().any(|grown| grown.unit >= HUGE);
+        }
         for (tid, grower) in &mut self.moved {
             let own = grown.iter().find(|grown| grown.task == *tid);
             let pages = own.map_or(0, |grown| grown.pages);
             let owes = own.map_or(Duration::ZERO, &costs);
-            grower.standing.window(window, pages, owes, || ran_and_slept(*tid));
+            grower.standing.window(window, self.huge, pages, owes, || ran_and_slept(*tid));
         }
     }
 

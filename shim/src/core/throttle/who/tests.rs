@@ -84,7 +84,7 @@ fn who_grows_no_more_rests_and_grows_again_when_it_does() {
         all[0].look(stat(n * 64, n * 64), true, || Stopped::Running);
         all[1].look(stat(0, 0), true, || Stopped::Called);
         let slept = Some((Duration::ZERO, n * 2));
-        all[1].window(Duration::from_millis(1), 0, Duration::ZERO, || slept);
+        all[1].window(Duration::from_millis(1), false, 0, Duration::ZERO, || slept);
     }
     assert_eq!(grows(&all), [1]);
     all[1].look(stat(1, 1), true, || Stopped::Called);
@@ -110,7 +110,7 @@ fn who_sleeps_for_a_time_and_had_no_cpu_since_grows_until_it_is_seen_to_nap() {
         slept += sleeps;
         all[0].look(stat(n, n * HUGE), true, || Stopped::Running);
         all[1].look(stat(0, 0), true, || Stopped::Called);
-        all[1].window(Duration::from_micros(250), 0, Duration::ZERO, || {
+        all[1].window(Duration::from_micros(250), true, 0, Duration::ZERO, || {
             Some((Duration::ZERO, slept))
         });
     };
@@ -147,8 +147,9 @@ fn of_one_that_may_not_have_had_a_cpu_nothing_is_learnt_until_it_is_seen_to_nap(
     for (slept, none) in [(1, true), (2, true), (4, true), (6, false), (8, false)] {
         standing.look(stat(64, 64), true, || Stopped::Waiting);
         assert_eq!(standing.had_no_turn(), none, "{slept}");
-        standing
-            .window(Duration::from_millis(1), 0, Duration::ZERO, || Some((Duration::ZERO, slept)));
+        standing.window(Duration::from_millis(1), false, 0, Duration::ZERO, || {
+            Some((Duration::ZERO, slept))
+        });
     }
 }
 
