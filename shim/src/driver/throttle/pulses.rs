@@ -172,7 +172,9 @@ impl Manager {
         decided: Bytes,
         grown: Bytes,
     ) -> Result<Pulse> {
+        let told = when.elapsed();
         let state = Self::wait_for_frozen(at, when)?;
+        log::trace!("pulse {pulse}: told after {told:?}, {state:?} after {:?}", when.elapsed());
         let usage = self.memory.usage()?;
         let first = at.frozen_at == Bytes(0);
         (at.frozen_at, at.strange) = (usage, Strange::default());
