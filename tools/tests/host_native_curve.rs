@@ -1,4 +1,4 @@
-//! The kernel's own `memory.high` beside the formula that the emulation follows; by hand a table of it for docs/memory-high.md, in
+//! The kernel's own `memory.high` beside the formula that the emulation follows; by hand a table of it for shim/docs/memory-high.md, in
 //! three minutes:
 //!
 //!     CGSHIM_TEST_CURVE=all ci/vm/tests v2-6.1-nothp host_native_curve -- --nocapture
