@@ -15,7 +15,9 @@ pub use meminfo::Meminfo;
 pub use psi::{Psi, Stall};
 pub use stopped::Stopped;
 pub use swaps::{Swap, Swaps};
-pub use task::{Task, TaskStat, process_of, ran, ran_and_slept, starttime, transferred};
+pub use task::{
+    Task, TaskStat, faults_of_process, process_of, ran, ran_and_slept, starttime, transferred,
+};
 pub use zoneinfo::{Zone, Zoneinfo};
 
 use crate::error::{Error, Op, Result};

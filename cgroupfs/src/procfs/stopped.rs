@@ -11,6 +11,8 @@ pub enum Stopped {
     Running,
     /// A call that returns only when somebody else does something, whenever that is.
     Waiting,
+    /// The same, when that is a child of its process that ends.
+    ForChild,
     /// A call by which memory is charged without a page fault. That hardly waits for anybody but a disk, or a reader.
     Charging,
     /// Another call: a sleep that may be over by now, say, or one that nothing is known of.
@@ -25,12 +27,13 @@ const WAIT: &[c_long] = &[
     libc::SYS_recvmsg,
     libc::SYS_accept,
     libc::SYS_accept4,
-    libc::SYS_wait4,
-    libc::SYS_waitid,
     libc::SYS_rt_sigsuspend,
     #[cfg(target_arch = "x86_64")]
     libc::SYS_pause,
 ];
+
+/// Those that wait for a child.
+const WAIT_FOR_CHILD: &[c_long] = &[libc::SYS_wait4, libc::SYS_waitid];
 
 /// Those that do if their nth argument is zero: no time is given.
 const WAIT_WITHOUT_TIME: &[(c_long, usize)] = &[
@@ -106,6 +109,11 @@ const BIRTHS: &[c_long] = &[
 ];
 
 impl Stopped {
+    /// Whether it goes on only when somebody else does something.
+    pub const fn waits(self) -> bool {
+        matches!(self, Stopped::Waiting | Stopped::ForChild)
+    }
+
     /// From the content of the file (`proc_pid_syscall()`): the call's number and its arguments, -1 where it is in none,
     /// `running` where it runs. What is not understood is [`Stopped::Called`].
     pub fn parse(content: &[u8]) -> Stopped {
@@ -118,6 +126,9 @@ impl Stopped {
         }
         if CHARGING.contains(&call) {
             return Stopped::Charging;
+        }
+        if WAIT_FOR_CHILD.contains(&call) {
+            return Stopped::ForChild;
         }
         let is = |calls: &[(c_long, usize)], holds: fn(u64) -> bool| {
             let mut those = calls.iter().filter(|(one, _)| *one == call);
@@ -162,6 +173,15 @@ mod tests {
         let epoll = |timeout| call(libc::SYS_epoll_pwait, [4, 0x7f00, 8, timeout, 0, 8]);
         assert_eq!((epoll(-1), epoll(0xffff_ffff), epoll(100)).1, Stopped::Waiting);
         assert_eq!((epoll(-1), epoll(100)), (Stopped::Waiting, Stopped::Called));
+        assert!(Stopped::Waiting.waits() && !Stopped::Called.waits());
+    }
+
+    #[test]
+    fn who_waits_for_a_child_is_told_from_others() {
+        for waits in [libc::SYS_wait4, libc::SYS_waitid] {
+            let stopped = call(waits, [-1, 0, 0, 0, 0, 0]);
+            assert!(stopped == Stopped::ForChild && stopped.waits());
+        }
     }
 
     #[test]

@@ -16,10 +16,16 @@ use std::time::Duration;
 pub struct TaskStat {
     /// (3) The state's letter: `R`, `S`, `D`, `T`, `Z`, ...
     pub state: u8,
+    /// (4) The process that started its process, or has taken that over since.
+    pub ppid: u32,
     /// (10) Minor faults.
     pub minflt: u64,
+    /// (11) Those of its process' children, and of theirs, that were waited for (`wait_task_zombie()`).
+    pub cminflt: u64,
     /// (12) Major faults.
     pub majflt: u64,
+    /// (13) Those of children, likewise.
+    pub cmajflt: u64,
     /// (14) Time in user mode, in clock ticks.
     pub utime: u64,
     /// (15) Time in the kernel, in clock ticks.
@@ -50,8 +56,12 @@ impl TaskStat {
         };
         Some(TaskStat {
             state,
+            // 0 where its namespace does not know it; -1 is none.
+            ppid: field(4).and_then(|ppid| u32::try_from(ppid).ok())?,
             minflt: field(10)?,
+            cminflt: field(11)?,
             majflt: field(12)?,
+            cmajflt: field(13)?,
             utime: field(14)?,
             stime: field(15)?,
             starttime: field(22)?,
@@ -69,6 +79,11 @@ impl TaskStat {
     /// Page faults of both kinds.
     pub const fn faults(&self) -> u64 {
         self.minflt + self.majflt
+    }
+
+    /// Those of children of its process that were waited for.
+    pub const fn faults_of_children(&self) -> u64 {
+        self.cminflt + self.cmajflt
     }
 }
 
@@ -150,6 +165,13 @@ pub fn transferred(tid: u32) -> Option<u64> {
     Some(read.saturating_add(written))
 }
 
+/// The page faults of a process: of all its threads, those that have ended included (`/proc/PID/stat`,
+/// `do_task_stat()`). `None` once it is gone.
+pub fn faults_of_process(pid: u32) -> Option<u64> {
+    let stat = slurp(format!("/proc/{pid}/stat").as_ref(), "").ok()?;
+    Some(TaskStat::parse(&stat)?.faults())
+}
+
 /// When the task started (22), in clock ticks after boot. `None` once it is gone.
 pub fn starttime(tid: u32) -> Option<u64> {
     let stat = slurp(format!("/proc/{tid}/stat").as_ref(), "").ok()?;
@@ -193,8 +215,11 @@ mod tests {
             stat,
             TaskStat {
                 state: b'S',
+                ppid: 1,
                 minflt: 70,
+                cminflt: 8,
                 majflt: 90,
+                cmajflt: 10,
                 utime: 11,
                 stime: 12,
                 starttime: 555,
@@ -216,6 +241,24 @@ mod tests {
         let after = me.stat().unwrap();
         assert!(after.faults() > before.faults() && !after.killed());
         assert_eq!(after.starttime, before.starttime);
+    }
+
+    #[test]
+    fn what_those_faulted_in_who_have_ended_is_known_of_their_process_and_their_parent() {
+        let me = Task::open(std::process::id()).unwrap();
+        let before = (me.stat().unwrap(), faults_of_process(me.pid()).unwrap());
+        let fills = std::thread::spawn(|| {
+            let filled = vec![1u8; 64 << 20];
+            assert!(std::hint::black_box(&filled).iter().all(|byte| *byte == 1));
+            let own = Task::open(nix::unistd::gettid().as_raw() as u32).unwrap();
+            own.stat().unwrap().faults()
+        });
+        let faults = fills.join().unwrap();
+        assert!(std::process::Command::new("true").status().unwrap().success());
+        let after = (me.stat().unwrap(), faults_of_process(me.pid()).unwrap());
+        assert!(after.1 - before.1 >= faults, "{before:?} {after:?} {faults}");
+        assert!(after.0.faults_of_children() > before.0.faults_of_children());
+        assert_eq!(faults_of_process(u32::MAX), None);
     }
 
     #[test]

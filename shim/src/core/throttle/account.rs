@@ -76,6 +76,11 @@ impl Account {
         self.grew = true;
     }
 
+    /// Whether it was.
+    pub(super) const fn has_grown(&self) -> bool {
+        self.grew
+    }
+
     /// Whether it has not shown yet if it grows, nor been kept from it for long: it may have had no CPU.
     pub(super) fn is_untried(&self) -> bool {
         !self.grew && self.calm == 0 && self.frozen < 4 * BEHIND

@@ -21,6 +21,9 @@ const FUZZ: i64 = 256;
 const CALL: Duration = Duration::from_micros(1);
 const IN_A_CALL: u64 = 4;
 
+/// Nor does starting a task: the page tables of 2 GiB.
+const IN_A_BIRTH: u64 = 1024;
+
 /// How one task changed since it was last looked at.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Change {
@@ -38,6 +41,8 @@ pub struct Change {
     pub transferred: u64,
     /// It waits for somebody else, and hardly faulted before.
     pub rests: bool,
+    /// Tasks that it, or another of its process, has started.
+    pub births: u64,
     /// How long it had a CPU, where that was asked for, and it was stopped in a call by which memory is charged without a
     /// fault.
     pub charging: Duration,
@@ -98,6 +103,11 @@ impl Attribution {
         if unexplained > 0 {
             let (called, left) = by_call(changes, unexplained, batch, &mut grown);
             written.extend(called);
+            unexplained = left;
+        }
+        if unexplained > 0 {
+            let (born, left) = by_births(changes, unexplained, batch, &mut grown);
+            written.extend(born);
             unexplained = left;
         }
         if unexplained > 0 {
@@ -235,6 +245,18 @@ fn by_call(
     shared_by(changes, pages, all, most, batch, grown)
 }
 
+/// The same among those who have started others: stacks and page tables, which the kernel charges to them.
+fn by_births(
+    changes: &[Change],
+    pages: u64,
+    batch: u64,
+    grown: &mut [Grown],
+) -> (Vec<(u32, u64)>, u64) {
+    let most = |change: &Change| change.births.saturating_mul(IN_A_BIRTH);
+    let all: u64 = changes.iter().map(most).fold(0, u64::saturating_add);
+    shared_by(changes, pages, all, most, batch, grown)
+}
+
 /// Shares what faults do not explain among those who were in the kernel; how much is left over.
 fn by_kernel_time(changes: &[Change], pages: u64, batch: u64, grown: &mut [Grown]) -> u64 {
     let time: u64 = changes.iter().map(|change| change.kernel_time).sum();
@@ -352,6 +374,16 @@ mod tests {
         let mut attribution = Attribution { ahead: -FUZZ };
         let shares = attribution.share(&[calls(1, 100)], 5000, 64);
         assert_eq!((&*shares.written, shares.unexplained), (&[(1, 400)][..], 4600));
+    }
+
+    #[test]
+    fn what_starting_a_task_takes_is_put_down_to_who_started_it() {
+        let starts = Change { births: 2, ..faults(1, 3) };
+        let busy = Change { kernel_time: 5, ..faults(2, 0) };
+        let mut attribution = Attribution { ahead: -FUZZ };
+        let shares = attribution.share(&[starts, busy], 63, 64);
+        assert_eq!(shares.grown, [Grown { task: 1, pages: 63, unit: 64 }]);
+        assert_eq!((shares.written, shares.unexplained), (vec![(1, 60)], 0));
     }
 
     #[test]

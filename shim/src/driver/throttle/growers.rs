@@ -3,13 +3,15 @@
 
 use super::taken::Taken;
 use crate::core::throttle::{
-    Attribution, Change, Found, Grown, HUGE, STARTING, Shares, Sought, Standing, found,
-    is_bystander, who_faulted_alone, who_grows, writes,
+    Attribution, Change, Found, Grown, HUGE, Kin, Process, STARTING, Shares, Sought, Standing,
+    found, is_bystander, starter, who_faulted_alone, who_grows, writes,
 };
 use cgroupfs::files::ControlDir;
 use cgroupfs::freezer::{self, Freezer, FreezerGroup, Kind};
 use cgroupfs::memory::Memory;
-use cgroupfs::procfs::{Stopped, Task, TaskStat, ran, ran_and_slept, starttime, transferred};
+use cgroupfs::procfs::{
+    Stopped, Task, TaskStat, faults_of_process, ran, ran_and_slept, starttime, transferred,
+};
 use cgroupfs::units::page_size;
 use cgroupfs::{Bytes, Cgroup, Result};
 use nix::time::{ClockId, clock_gettime};
@@ -28,12 +30,23 @@ const DEEPEST: usize = 16;
 /// For so long at least a task has a chance to grow with the others, however fast they are.
 const SHOWN: Duration = Duration::from_millis(50);
 
+/// For so long tasks are given back after a window.
+const GIVING_BACK: Duration = Duration::from_millis(50);
+
 /// What tasks read and write is looked at for so many windows after one whose growth faults did not explain.
 const WRITING: u32 = 64;
+
+/// Of more tasks than these, who sleeps on is looked at in one of so many windows.
+const MANY: usize = 128;
+const SELDOM: u32 = 8;
 
 /// A task that was moved.
 struct Grower {
     task: Arc<Task>,
+    /// What its growth is put down to ([`Kin`]).
+    account: u32,
+    /// The last look passed it over.
+    passed: bool,
     standing: Standing,
     since: Instant,
     /// What it had read and written at the last look, if that was asked for.
@@ -43,10 +56,15 @@ struct Grower {
 }
 
 impl Grower {
-    fn new(task: Task, standing: Standing) -> Grower {
+    fn new(task: Task, account: u32, standing: Standing) -> Grower {
         let (since, tid) = (Instant::now(), task.tid());
         let (transferred, ran) = (transferred(tid), ran(tid));
-        Grower { task: Arc::new(task), standing, since, transferred, ran }
+        Grower { task: Arc::new(task), account, passed: false, standing, since, transferred, ran }
+    }
+
+    /// Whether it is to stay with those whom it has started; `starters`: processes that some of them are of.
+    fn stays(&self, starters: &BTreeSet<u32>) -> bool {
+        self.standing.stays(starters.contains(&self.task.pid()))
     }
 }
 
@@ -59,6 +77,9 @@ pub(super) struct Growers {
     home: PathBuf,
     freezer: Freezer,
     moved: BTreeMap<u32, Grower>,
+    /// Who of them started whom, and the accounts of those that grew last.
+    kin: Kin,
+    grew: BTreeSet<u32>,
     /// What the others had faulted in at the last scan, and when they started.
     seen: BTreeMap<u32, TaskStat>,
     last_scan: Option<Instant>,
@@ -67,6 +88,8 @@ pub(super) struct Growers {
     strangers: usize,
     /// For so many more windows it is looked at what they read and write.
     writing: u32,
+    /// So many looks were taken.
+    looks: u32,
     /// Those that grew last filled huge pages.
     huge: bool,
 }
@@ -87,11 +110,14 @@ impl Growers {
             home,
             freezer,
             moved: BTreeMap::new(),
+            kin: Kin::default(),
+            grew: BTreeSet::new(),
             seen: BTreeMap::new(),
             last_scan: None,
             scan_took: Duration::ZERO,
             strangers: 0,
             writing: WRITING,
+            looks: 0,
             huge: false,
         }
     }
@@ -106,14 +132,19 @@ impl Growers {
         self.strangers
     }
 
-    /// Which of them grow ([`who_grows`]).
-    pub(super) fn tids(&self) -> BTreeSet<u32> {
-        who_grows(self.moved.iter().map(|(tid, grower)| (*tid, &grower.standing)))
+    /// The accounts of those that grow ([`who_grows`]), and of those that did, have ended, and may be followed by others.
+    pub(super) fn growing(&mut self) -> BTreeSet<u32> {
+        let all = self.moved.values().map(|grower| (grower.account, &grower.standing));
+        let mut growing = who_grows(all);
+        growing.extend(self.kin.vacant().filter(|account| self.grew.contains(account)));
+        self.grew.clone_from(&growing);
+        growing
     }
 
-    /// Who had no turn in the last window.
+    /// The accounts of those that had no turn in the last window.
     pub(super) fn waiting(&self) -> BTreeSet<u32> {
-        self.that(Standing::had_no_turn)
+        let those = self.moved.values().filter(|grower| grower.standing.had_no_turn());
+        those.map(|grower| grower.account).chain(self.kin.vacant()).collect()
     }
 
     fn that(&self, is: impl Fn(&Standing) -> bool) -> BTreeSet<u32> {
@@ -155,9 +186,23 @@ impl Growers {
             others: (!self.moved.is_empty()).then_some(batch),
             writes: unexplained.then(|| writes(kernel_time)),
         };
+        // Where nobody is known for it: those who start others, which end before they have shown anything.
+        let looked = !self.seen.is_empty() && (unexplained || self.moved.is_empty());
+        let new = others.iter().filter(|(_, _, stat, before)| {
+            looked && before.is_none() && young.is_some_and(|young| stat.starttime >= young)
+        });
+        let starters: BTreeSet<u32> =
+            new.map(|(_, task, stat, _)| starter(task.tid(), task.pid(), stat.ppid)).collect();
+        let processes: BTreeSet<u32> = others.iter().map(|(_, task, ..)| task.pid()).collect();
         let mut seen = BTreeMap::new();
         let mut growing = Vec::new();
         for (tid, task, stat, before) in others {
+            let starter = starter(tid, task.pid(), stat.ppid);
+            let is_new = before.is_none() && processes.contains(&starter);
+            if starters.contains(&task.pid()) || is_new && starters.contains(&starter) {
+                growing.push((task, stat, Found::Starts, Duration::ZERO));
+                continue;
+            }
             if let Some(before) = before {
                 // A thread of a process that is not is at work, and does not start.
                 let young = young.is_some_and(|young| {
@@ -187,18 +232,27 @@ impl Growers {
         let usage = self.usage();
         for (task, stat, found, debt) in growing {
             let tid = task.tid();
-            if !self.freezer.path_of(tid).is_ok_and(|path| path == self.home) {
+            let path = self.freezer.path_of(tid);
+            if path.as_deref().is_ok_and(|path| path == group.path()) {
+                // Born there: taken note of below.
+                continue;
+            }
+            if !path.is_ok_and(|path| path == self.home) {
                 self.strangers += 1;
                 continue;
             }
             if group.take(tid)? {
                 moved += 1;
                 log::trace!("task {tid} is taken in: {found:?}, {} faults so far", stat.faults());
-                let standing = match found {
+                let mut standing = match found {
                     Found::Grows => Standing::grower(stat, debt),
-                    Found::Process => Standing::suspect(stat, usage, ran_and_slept(tid)),
+                    _ => Standing::suspect(stat, usage, ran_and_slept(tid)),
                 };
-                self.moved.insert(tid, Grower::new(task, standing));
+                if found == Found::Starts {
+                    standing.started_outside();
+                }
+                let account = self.kin.came(tid, task.pid(), stat.ppid, false);
+                self.moved.insert(tid, Grower::new(task, account, standing));
             }
         }
         // Children and threads of those that were moved are in the group from their birth.
@@ -225,15 +279,16 @@ impl Growers {
                 self.seen.remove(&tid);
                 // Of its process' resident set, part was there before it.
                 let (process, faults, kernel_time) = (task.pid(), last.faults(), last.stime);
+                let account = self.kin.came(tid, process, last.ppid, suspects.is_none());
                 let change =
-                    Change { task: tid, process, faults, kernel_time, ..Change::default() };
+                    Change { task: account, process, faults, kernel_time, ..Change::default() };
                 born.push(change);
                 let so_far = ran_and_slept(tid);
                 let standing = match suspects {
                     Some(usage) => Standing::suspect(last, usage, so_far),
                     None => Standing::born(last, so_far),
                 };
-                self.moved.insert(tid, Grower::new(task, standing));
+                self.moved.insert(tid, Grower::new(task, account, standing));
             }
         }
         Ok(born)
@@ -242,12 +297,13 @@ impl Growers {
     /// As if they had all just come: who grows from here on, grows.
     pub(super) fn suspect_all(&mut self, group: &FreezerGroup) -> Result<()> {
         self.moved.clear();
+        self.kin.clear();
         self.adopt(group)
     }
 
     /// The same for those that have grown: who has not since it came is as suspect as it was.
-    pub(super) fn suspect_again(&mut self) {
-        self.look(true);
+    pub(super) fn suspect_again(&mut self, group: &FreezerGroup) {
+        self.look(group, true);
         let usage = self.usage();
         self.moved.values_mut().for_each(|grower| grower.standing.suspect_again(usage));
     }
@@ -258,18 +314,17 @@ impl Growers {
 
     /// Convicts those whom the last look saw growing: what is owed is theirs alone from then on.
     pub(super) fn convict(&mut self, changes: &[Change], shares: &Shares) {
-        let (usage, alone) = (self.usage(), who_faulted_alone(changes));
+        let (usage, tasks, alone) = (self.usage(), self.len(), who_faulted_alone(changes));
         self.writing = match shares.unexplained > 0 || !shares.written.is_empty() {
             true => WRITING,
             false => self.writing.saturating_sub(1),
         };
-        for (task, pages) in &shares.written {
-            if let Some(grower) = self.moved.get_mut(task) {
+        for grower in self.moved.values_mut() {
+            let wrote = shares.written.iter().filter(|(account, _)| *account == grower.account);
+            for (_, pages) in wrote {
                 grower.standing.wrote(*pages);
             }
-        }
-        for (tid, grower) in &mut self.moved {
-            grower.standing.convict(usage, alone.contains(tid));
+            grower.standing.convict(usage, tasks, alone.contains(&grower.account));
         }
     }
 
@@ -297,7 +352,7 @@ impl Growers {
         chance: Bytes,
         batch: u64,
     ) -> Result<()> {
-        let changes = self.look(true);
+        let changes = self.look(group, true);
         let pages = chance.0 / page_size();
         let shares = Attribution::default().share(&changes, pages, batch);
         self.convict(&changes, &shares);
@@ -332,12 +387,18 @@ impl Growers {
     }
 
     fn return_to_home(&mut self, group: &FreezerGroup, tids: BTreeSet<u32>) -> Result<()> {
+        let (start, starters) = (Instant::now(), self.kin.starters());
         for tid in tids {
-            // Each move waits for a grace period, and somebody may be waiting for us to let it die.
-            if self.killed() {
+            if self.moved.get(&tid).is_some_and(|grower| grower.stays(&starters)) {
+                continue;
+            }
+            // Each move waits for a grace period, and somebody may be waiting for us to let it die. Whoever is left goes
+            // back after the next window.
+            if self.killed() || start.elapsed() > GIVING_BACK {
                 break;
             }
             group.give_back(tid)?;
+            self.kin.went(tid, false);
             if let Some(grower) = self.moved.remove(&tid) {
                 log::trace!("task {tid} is given back: {:?}", grower.standing);
                 self.seen.insert(tid, *grower.standing.last());
@@ -348,11 +409,60 @@ impl Growers {
 
     /// What each of them did since the last look; `turn`: all of them have had one since this was so last. Those
     /// that are gone are forgotten.
-    pub(super) fn look(&mut self, turn: bool) -> Vec<Change> {
+    pub(super) fn look(&mut self, group: &FreezerGroup, turn: bool) -> Vec<Change> {
+        let mut changes = self.changes(turn);
+        if self.kin.is_watched() {
+            changes.extend(self.born(group).unwrap_or_default());
+        }
+        for (starter, births) in self.kin.births() {
+            let those = changes.iter_mut().filter(|change| change.process == starter);
+            if let Some(change) = those.min_by_key(|change| (change.task != starter, change.task)) {
+                change.births = births;
+            }
+        }
+        let starters = self.kin.window(&self.faults(), &mut changes);
+        for grower in self.moved.values_mut() {
+            if starters.contains(&grower.task.pid()) {
+                grower.standing.started();
+            }
+        }
+        changes
+    }
+
+    /// What each process has faulted in so far.
+    fn faults(&self) -> Vec<Process> {
+        let mut processes = BTreeMap::new();
+        for grower in self.moved.values() {
+            let (pid, last) = (grower.task.pid(), grower.standing.last());
+            processes.entry(pid).or_insert_with(|| Process {
+                pid,
+                faults: match self.kin.has_threads(pid) {
+                    true => faults_of_process(pid).unwrap_or(0),
+                    false => last.faults(),
+                },
+                of_children: last.faults_of_children(),
+            });
+        }
+        processes.into_values().collect()
+    }
+
+    fn changes(&mut self, turn: bool) -> Vec<Change> {
         let mut changes = Vec::with_capacity(self.moved.len());
         let writing = self.writing > 0;
+        let many = self.moved.len() > MANY;
+        self.looks = self.looks.wrapping_add(1);
+        let looks = self.looks;
+        let turns = |tid: u32| tid.wrapping_add(looks).is_multiple_of(SELDOM);
+        let kin = &mut self.kin;
         self.moved.retain(|tid, grower| {
-            let Some(stat) = grower.task.stat() else { return false };
+            let Some(stat) = grower.task.stat() else {
+                kin.went(*tid, true);
+                return false;
+            };
+            grower.passed = many && !turns(*tid) && grower.standing.sleeps_on(&stat);
+            if grower.passed {
+                return true;
+            }
             let step = grower.standing.look(stat, turn, || grower.task.stopped());
             let stopped = || step.stopped.unwrap_or_else(|| grower.task.stopped());
             let charging = writing && stopped() == Stopped::Charging;
@@ -361,13 +471,14 @@ impl Growers {
             let ran_before = std::mem::replace(&mut grower.ran, now.1);
             let (now, ran) = (now.0, now.1.zip(ran_before).filter(|_| charging));
             changes.push(Change {
-                task: *tid,
+                task: grower.account,
                 process: grower.task.pid(),
                 faults: step.faults,
                 resident: step.resident,
                 kernel_time: step.kernel_time,
                 transferred: now.zip(before).map_or(0, |(now, before)| now.saturating_sub(before)),
                 rests: step.rests,
+                births: 0,
                 charging: ran.map_or(Duration::ZERO, |(now, before)| now.saturating_sub(before)),
             });
             true
@@ -386,8 +497,8 @@ impl Growers {
         if !grown.is_empty() {
             self.huge = grown.iter().any(|grown| grown.unit >= HUGE);
         }
-        for (tid, grower) in &mut self.moved {
-            let own = grown.iter().find(|grown| grown.task == *tid);
+        for (tid, grower) in self.moved.iter_mut().filter(|(_, grower)| !grower.passed) {
+            let own = grown.iter().find(|grown| grown.task == grower.account);
             let pages = own.map_or(0, |grown| grown.pages);
             let owes = own.map_or(Duration::ZERO, &costs);
             grower.standing.window(window, self.huge, pages, owes, || ran_and_slept(*tid));

@@ -260,7 +260,7 @@ impl Manager {
             let stirs = |rest: Bytes| usage.0.abs_diff(rest.0) >= STIR.0;
             let costs = reached(&levels, &free, |usage, free| usage > free);
             if costs && rested.is_none_or(stirs) {
-                at.growers.suspect_again();
+                at.growers.suspect_again(&at.group);
                 at.pulser.order(Order::Open(self.terms(Duration::ZERO)?));
                 let woken = self.throttle(at)?;
                 if woken == Woken::Stop || at.elsewhere {
@@ -303,7 +303,7 @@ impl Manager {
                 Woken::Look if crossed && !self.holding() => {
                     // Unless they are frozen already: then it is too late to see who grows in this window.
                     if !at.pulser.has_report() {
-                        at.growers.suspect_again();
+                        at.growers.suspect_again(&at.group);
                     }
                     let woken = self.throttle(at)?;
                     if woken == Woken::Stop || at.elsewhere {

@@ -26,7 +26,7 @@ const APPROACH: Bytes = Bytes::mib(128);
 
 /// So many tasks are moved in that have not shown whether they grow. On the way to high, or else in the first pulses, those that do
 /// not are moved back.
-const FEW: usize = 64;
+pub(super) const FEW: usize = 64;
 
 /// What is there while throttling is near: dropped from top to bottom.
 pub(super) struct Near {

@@ -3,7 +3,7 @@
 
 use super::ThrottleEvent;
 use super::manager::{Manager, Woken};
-use super::near::Near;
+use super::near::{FEW, Near};
 use super::pulser::{Order, Report};
 use crate::core::floor::Floor;
 use crate::core::throttle::{Cause, LONGEST, Seen, Strange, Then, may_hold_yet};
@@ -182,7 +182,7 @@ impl Manager {
         self.core.leaked(leaked);
         let pages = grown.saturating_add(leaked).0 / page_size();
         let nobody = at.growers.len() == 0;
-        let mut changes = at.growers.look(self.core.all_had_turns());
+        let mut changes = at.growers.look(&at.group, self.core.all_had_turns());
         let batch = self.core.curve().batch();
         let born = || match nobody {
             // Who is there from before high is no newcomer.
@@ -196,13 +196,14 @@ impl Manager {
             || at.growers.may_scan(if first { SCAN / 100 } else { SCAN })
         {
             let costs = |pages| self.core.costs(pages, batch);
-            at.growers.scan(&at.group, unexplained, 0, batch, costs)?;
+            let few = if at.growers.len() == 0 { FEW } else { 0 };
+            at.growers.scan(&at.group, unexplained, few, batch, costs)?;
             if at.growers.strangers() > 0 && !std::mem::replace(&mut self.told_strangers, true) {
                 self.tell(ThrottleEvent::Strangers(at.growers.strangers()));
             }
         }
         at.elsewhere = at.growers.len() == 0 && at.growers.strangers() > 0;
-        self.core.growing(&at.growers.tids());
+        self.core.growing(&at.growers.growing());
         self.core.waiting(at.growers.waiting());
         let mut levels = self.levels.now(usage);
         let reclaimable = self.levels.reclaimable();

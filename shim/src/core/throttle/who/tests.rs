@@ -19,7 +19,7 @@ fn as_long_as_nobody_was_seen_growing_all_may() {
     let mut all = [suspect(stat(0, 0)); 3];
     assert_eq!(grows(&all), [1, 2, 3]);
     all[1].look(stat(64, 64), true, || Stopped::Waiting);
-    all[1].convict(Bytes(64 * page_size()), true);
+    all[1].convict(Bytes(64 * page_size()), 1, true);
     assert_eq!(grows(&all), [2]);
 }
 
@@ -32,7 +32,7 @@ fn a_thread_that_faults_once_while_another_fills_huge_pages_is_not_taken_for_a_g
         main.look(stat(1006, n * HUGE), true, || Stopped::Waiting);
         thread.look(stat(n, n * HUGE), true, || Stopped::Running);
         for standing in [&mut main, &mut thread] {
-            standing.convict(Bytes(n * HUGE * page_size()), n > 1);
+            standing.convict(Bytes(n * HUGE * page_size()), 1, n > 1);
         }
     }
     assert_eq!(grows(&[main, thread]), [2]);
@@ -43,16 +43,16 @@ fn one_that_fills_huge_pages_is_known_at_once_and_not_let_go_where_others_faulte
     let mut standing = suspect(stat(0, 0));
     standing.look(stat(1, HUGE), true, || Stopped::Waiting);
     let mut beside = standing;
-    standing.convict(Bytes::mib(2), true);
+    standing.convict(Bytes::mib(2), 1, true);
     assert!(!standing.is_suspect());
-    beside.convict(Bytes::mib(64), false);
+    beside.convict(Bytes::mib(64), 1, false);
     assert!(beside.is_suspect() && !beside.is_cleared(Bytes::mib(64)));
     // The page of another window is no evidence of this one's.
     beside.look(stat(2, HUGE), true, || Stopped::Waiting);
-    beside.convict(Bytes::mib(64), true);
+    beside.convict(Bytes::mib(64), 1, true);
     assert!(beside.is_suspect());
     beside.look(stat(3, HUGE * 2), true, || Stopped::Waiting);
-    beside.convict(Bytes::mib(64), false);
+    beside.convict(Bytes::mib(64), 1, false);
     assert!(!beside.is_suspect());
 }
 
@@ -67,11 +67,11 @@ fn who_faults_alone_is_told_by_process() {
 fn a_few_faults_in_much_growth_are_nobodys_conviction() {
     let mut standing = suspect(stat(0, 0));
     standing.look(stat(20, 20), true, || Stopped::Waiting);
-    standing.convict(Bytes::mib(64), true);
+    standing.convict(Bytes::mib(64), 1, true);
     assert!(standing.is_suspect());
     assert!(standing.is_cleared(Bytes::mib(64)) && !standing.is_cleared(Bytes::mib(15)));
     standing.look(stat(300, 300), true, || Stopped::Waiting);
-    standing.convict(Bytes::mib(64), true);
+    standing.convict(Bytes::mib(64), 1, true);
     assert!(!standing.is_suspect());
 }
 
@@ -221,7 +221,7 @@ fn who_does_not_grow_with_the_others_below_high_is_let_go_before_anybody_is_froz
     }
     let mut grew = suspect(stat(100, 100));
     grew.look(stat(400, 400), true, || Stopped::Waiting);
-    grew.convict(mib(4), true);
+    grew.convict(mib(4), 1, true);
     assert!(!grew.is_cleared_below(mib(4), mib(4)));
 }
 
@@ -247,7 +247,7 @@ fn one_that_wrote_is_not_let_go_for_what_the_group_had_grown_by_before() {
     naps.wrote(GROWS - 1);
     wrote.wrote(106);
     for standing in [&mut naps, &mut wrote] {
-        standing.convict(Bytes::mib(28), true);
+        standing.convict(Bytes::mib(28), 1, true);
     }
     assert!(naps.is_cleared(Bytes::mib(28)));
     assert!(wrote.is_suspect() && !wrote.is_cleared(Bytes::mib(28)));
