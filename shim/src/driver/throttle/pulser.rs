@@ -11,6 +11,7 @@
 //! may be late.
 
 mod killed;
+mod thawer;
 mod thread;
 mod window;
 
@@ -30,6 +31,7 @@ use std::os::fd::{AsFd, BorrowedFd};
 use std::sync::Arc;
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
+use thawer::Thawer;
 use thread::Pulse;
 
 /// What a window is timed by.
@@ -138,7 +140,7 @@ impl Pulser {
         let watched = Watched::default();
         let cpus = std::thread::available_parallelism().map_or(1, |cpus| cpus.get() as u64);
         let mut pulse = Pulse {
-            switch,
+            switch: Arc::new(switch),
             memory,
             above,
             curve,
@@ -151,7 +153,7 @@ impl Pulser {
             pulse: 0,
             short: false,
             frozen_at: Bytes(0),
-            real_time: true,
+            thawer: None,
             thawed_with: None,
             cpus,
             may_spin: cpus > 1,
@@ -163,12 +165,12 @@ impl Pulser {
             .spawn(move || {
                 sys::block_signals();
                 let real_time = sys::become_real_time();
-                pulse.real_time = real_time.is_ok();
                 if real_time.is_err() {
-                    // Who spins uses its slice up, and who yields gives a CPU away to the next tick (measured on 6.18:
-                    // windows of 3.9 ms); who has slept, with a short one, has a CPU at once.
+                    // Who spins uses up what it is owed; who has slept, with a short slice, has a CPU at once.
                     pulse.may_spin = false;
                     sys::ask_for_short_slices(true);
+                    sys::wake_on_time();
+                    pulse.thawer = Thawer::start(pulse.switch.clone());
                 }
                 let _ = said.send(real_time);
                 pulse.run();

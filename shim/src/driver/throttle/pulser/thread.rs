@@ -1,6 +1,7 @@
 //! What the thread does: it waits for orders, and for a threshold; then windows and pulses by turns.
 
 use super::killed::{KILLED, Killed};
+use super::thawer::Thawer;
 use super::{Order, Report, Terms};
 use crate::core::throttle::{Curve, IGNORED, LONGEST};
 use crate::driver::throttle::FreezeJournal;
@@ -19,7 +20,7 @@ use std::time::{Duration, Instant};
 
 /// What the thread works with.
 pub(super) struct Pulse {
-    pub(super) switch: Switch,
+    pub(super) switch: Arc<Switch>,
     pub(super) memory: Arc<dyn Memory>,
     /// Of the groups above that have a high, too.
     pub(super) above: Vec<Arc<dyn Memory>>,
@@ -35,10 +36,8 @@ pub(super) struct Pulse {
     pub(super) short: bool,
     /// Usage when the last pulse held.
     pub(super) frozen_at: Bytes,
-    pub(super) real_time: bool,
-    /// Where real time is refused, usage just before the last thaw: who is thawed may have this thread's CPU to the next
-    /// tick, before it has returned from that. (Measured on 6.18, real time refused, four growers on two CPUs: 10 to 60
-    /// MiB a pulse, which nobody paid for.)
+    /// Who thaws where real time is refused, and usage just before the last thaw then: they run before this thread does.
+    pub(super) thawer: Option<Thawer>,
     pub(super) thawed_with: Option<Bytes>,
     pub(super) cpus: u64,
     /// The growers have another CPU while this thread has one, and it keeps it.
@@ -53,12 +52,28 @@ pub(super) struct Due {
 }
 
 /// Thaws when dropped: on every way out of the thread, a panic included.
-struct Thawed<'a>(&'a Switch, &'a dyn FreezeJournal);
+struct Thawed<'a> {
+    switch: &'a Switch,
+    journal: &'a dyn FreezeJournal,
+    already: bool,
+}
+
+impl Thawed<'_> {
+    /// By now, or by somebody else since then.
+    fn thaw(mut self, thawer: Option<&mut Thawer>) -> Instant {
+        let since = thawer.map(Thawer::thaw);
+        self.already = since.is_some();
+        drop(self);
+        since.unwrap_or_else(Instant::now)
+    }
+}
 
 impl Drop for Thawed<'_> {
     fn drop(&mut self) {
-        let _ = self.0.thaw();
-        self.1.end();
+        if !self.already {
+            let _ = self.switch.thaw();
+        }
+        self.journal.end();
     }
 }
 
@@ -129,8 +144,9 @@ impl Pulse {
         let journal = self.journal.clone();
         // Journalled before it is done, with the time by which it must be over.
         journal.begin(due.length);
-        let thawed = Thawed(&self.switch, &*journal);
-        let froze = self.switch.freeze();
+        let switch = self.switch.clone();
+        let thawed = Thawed { switch: &switch, journal: &*journal, already: false };
+        let froze = switch.freeze();
         let at = Instant::now();
         if let Err(errno) = froze {
             drop(thawed);
@@ -172,9 +188,8 @@ impl Pulse {
                 Some(Order::ThawAt(..) | Order::Open(_) | Order::Await(..)) | None => {}
             }
         };
-        self.thawed_with = if self.real_time { None } else { self.usage().ok() };
-        drop(thawed);
-        let now = Instant::now();
+        self.thawed_with = self.thawer.as_ref().and_then(|_| self.usage().ok());
+        let now = thawed.thaw(self.thawer.as_mut());
         if killed {
             self.killed.let_die(now);
         }
@@ -195,7 +210,9 @@ impl Pulse {
         }
         if patience == Some(Duration::ZERO) {
             // Other containers' threads like this one would wait for as long as this one spins.
-            std::thread::yield_now();
+            if self.may_spin {
+                std::thread::yield_now();
+            }
             return None;
         }
         let watched = |fd| PollFd::new(fd, PollFlags::POLLIN);

@@ -1,5 +1,6 @@
 //! A window: tasks run until they have grown by what is granted.
 
+use super::thawer;
 use super::thread::{Due, Next, Pulse};
 use super::{Order, Report, Terms};
 use crate::core::throttle::{LONGEST, Level, MOST_LEVELS, Pace, Throttle, WINDOW};
@@ -18,7 +19,8 @@ const GROWS: Bytes = Bytes::kib(64);
 impl Pulse {
     /// A window. `Ok` when a pulse is due, with its length as far as it can be told from here.
     pub(super) fn window(&mut self, terms: &mut Terms) -> Result<Due, Next> {
-        let usage = match self.thawed_with.take() {
+        let slept_over = self.thawed_with.take();
+        let usage = match slept_over {
             Some(usage) => usage,
             None => self.usage()?,
         };
@@ -34,7 +36,10 @@ impl Pulse {
         terms.quota = terms.quota.max(least);
         let opened = start;
         let mut pace = Pace::thawed(terms.unit, self.may_spin);
-        let mut nap = pace.nap(Bytes(0), Duration::ZERO);
+        let mut nap = match slept_over {
+            Some(_) => Duration::ZERO,
+            None => pace.nap(Bytes(0), Duration::ZERO),
+        };
         loop {
             match self.next_order(Some(nap), None) {
                 Some(Order::Open(new)) => *terms = new,
@@ -77,6 +82,9 @@ impl Pulse {
             pace.napped(now - last.0, usage.saturating_sub(last.1));
             last = (now, usage);
             nap = pace.nap(room, now - opened);
+            if self.thawer.is_some() {
+                nap = nap.max(thawer::NAP);
+            }
         }
     }
 
