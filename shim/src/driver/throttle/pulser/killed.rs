@@ -9,6 +9,9 @@ use std::time::{Duration, Instant};
 pub(super) const KILLED: Duration = Duration::from_millis(6);
 const PARTS: usize = 2;
 
+/// So few are all looked at each time: some 10 µs each.
+const FEW: usize = 4;
+
 /// How long they are given to die, and where they have not had a CPU yet. The first process of a container, once it
 /// dies, kills the others: that is waited for as well.
 const DYING: Duration = Duration::from_millis(20);
@@ -61,7 +64,7 @@ impl Killed {
         }
         // Whoever holds the lock may not have a CPU.
         let Ok(watched) = self.watched.0.try_lock() else { return false };
-        let part = watched.len().div_ceil(PARTS);
+        let part = watched.len().div_ceil(PARTS).max(FEW);
         let first = if self.next < watched.len() { self.next } else { 0 };
         self.next = first + part;
         let mut some = watched.iter().skip(first).take(part);
