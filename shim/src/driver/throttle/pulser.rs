@@ -6,7 +6,7 @@
 //! at worst from one at SCHED_FIFO. So this thread runs at real-time priority, with its memory locked,
 //! and every round of its loop is a few system calls on open files: no allocation, no lock, no log.
 //!
-//! It never freezes for longer than [`LONGEST`], whatever it is told, and thaws on its own: whoever looks
+//! It never freezes for longer than [`LONGEST`](crate::core::throttle::LONGEST), whatever it is told, and thaws on its own: whoever looks
 //! at each task's growth and decides how long a pulse is to last does so while the tasks are frozen, and
 //! may be late.
 
