@@ -111,6 +111,8 @@ impl Freezer {
 /// Freezes and thaws one group. Its file is open: calls neither allocate nor look anything up.
 pub struct Switch {
     file: Box<dyn ControlFile>,
+    /// Says what it is set to, whatever the groups above it are.
+    set: Box<dyn ControlFile>,
     kind: Kind,
 }
 
@@ -129,6 +131,14 @@ impl Switch {
             Kind::V1 => b"THAWED",
             Kind::Unified => b"0",
         })
+    }
+
+    /// Whether it is set to freeze, by whoever wrote that last: a thaw of another thread may be in force before that has
+    /// returned. (`freezer.self_freezing`, `cgroup.freeze`: neither waits for a write that goes on.)
+    pub fn freezes(&self) -> std::result::Result<bool, Errno> {
+        let mut buf = [0; 8];
+        let n = self.set.read_line(&mut buf)?;
+        Ok(buf[..n].trim_ascii() == b"1")
     }
 
     fn write(&self, value: &[u8]) -> std::result::Result<(), Errno> {
@@ -349,11 +359,12 @@ pub fn tasks(group: &Arc<Cgroup>, file: &'static str) -> Result<Vec<u32>> {
 }
 
 fn switch(kind: Kind, group: &Arc<Cgroup>) -> Result<Switch> {
-    let name = match kind {
-        Kind::V1 => "freezer.state",
-        Kind::Unified => "cgroup.freeze",
+    let (name, set) = match kind {
+        Kind::V1 => ("freezer.state", "freezer.self_freezing"),
+        Kind::Unified => ("cgroup.freeze", "cgroup.freeze"),
     };
-    Ok(Switch { file: ControlDir::open(&**group, name, Access::Write)?, kind })
+    let open = |name, access| ControlDir::open(&**group, name, access);
+    Ok(Switch { file: open(name, Access::Write)?, set: open(set, Access::Read)?, kind })
 }
 
 fn state(kind: Kind, group: &Arc<Cgroup>) -> Result<State> {

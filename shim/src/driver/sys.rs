@@ -75,6 +75,12 @@ pub(super) fn ask_for_short_slices(short: bool) {
     unsafe { libc::syscall(libc::SYS_sched_setattr, 0, &raw const attr, 0) };
 }
 
+/// Has the calling thread woken as soon as its timers are due: a thread that is no real-time one may be woken 50 µs later
+/// (`PR_SET_TIMERSLACK`). Those that it starts are, too.
+pub(super) fn wake_on_time() {
+    let _ = nix::sys::prctl::set_timerslack(1);
+}
+
 /// Has the calling thread signalled (SIGIO, which does not queue up) when `fd` becomes readable.
 pub(super) fn signal_me(fd: BorrowedFd<'_>) -> nix::Result<()> {
     // `struct f_owner_ex` and its constants (fcntl(2)).

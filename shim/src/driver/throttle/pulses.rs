@@ -81,9 +81,8 @@ impl Manager {
                     if killed {
                         self.core.cut_short();
                     }
-                    if late > LATE {
-                        log::debug!("thawed {late:?} after it was due");
-                    }
+                    let level = if late > LATE { log::Level::Debug } else { log::Level::Trace };
+                    log::log!(level, "frozen for {frozen:?}, thawed {late:?} after it was due");
                     pulsing = None;
                     if self.thawed(at, when, frozen, late)? {
                         return Ok(self.settle(at));
