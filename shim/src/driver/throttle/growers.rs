@@ -96,6 +96,11 @@ impl Growers {
         }
     }
 
+    /// Where they were.
+    pub(super) fn into_home(self) -> PathBuf {
+        self.home
+    }
+
     /// How many there are.
     pub(super) fn len(&self) -> usize {
         self.moved.len()

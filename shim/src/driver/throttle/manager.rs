@@ -1,6 +1,7 @@
 //! The thread behind a throttle, while nothing is frozen: it waits on thresholds, and has everything ready
 //! when growth begins to cost something.
 
+use super::early::{Early, Seat};
 use super::levels::{Levels, all_far};
 use super::near::{Ground, Near, near};
 use super::pulser::{Bar, Order, Report, Terms};
@@ -19,6 +20,10 @@ use std::os::fd::{AsFd, BorrowedFd};
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, PoisonError};
 use std::time::{Duration, Instant};
+
+/// So many tasks are moved in that have not shown whether they grow. On the way to high, or else in the first pulses, those that do
+/// not are moved back.
+pub(super) const FEW: usize = 64;
 
 /// Usage so far below high for so long: the growers go back.
 const CALM: Duration = Duration::from_secs(5);
@@ -48,7 +53,12 @@ pub(super) struct Manager {
     pub(super) config: ThrottleConfig,
     pub(super) memory: Arc<dyn Memory>,
     pub(super) levels: Levels,
-    freezer: Freezer,
+    pub(super) freezer: Freezer,
+    /// Made ready far from high, or waiting for its turn to be.
+    pub(super) early: Option<Early>,
+    pub(super) seat: Option<Seat>,
+    /// At this usage it is looked who has come since; at once, if `None`.
+    pub(super) next_look: Option<Bytes>,
     /// What of usage no threshold tells of, where the kernel counts it.
     kernel_memory: Option<Knob>,
     pub(super) core: Throttle,
@@ -94,6 +104,9 @@ impl Manager {
             config,
             memory,
             freezer,
+            early: None,
+            seat: None,
+            next_look: None,
             kernel_memory,
             start: Instant::now(),
             control,
@@ -122,6 +135,7 @@ impl Manager {
                 Ok(Woken::Stop) => break,
                 Err(error) if self.is_over(&error) => break,
                 Err(error) => {
+                    self.forget_early();
                     if !std::mem::replace(&mut self.told_failed, true) {
                         self.tell(ThrottleEvent::Failed(error));
                     }
@@ -132,6 +146,7 @@ impl Manager {
                 }
             }
         }
+        self.forget_early();
         self.control.held.store(true, Ordering::SeqCst);
     }
 
@@ -165,16 +180,34 @@ impl Manager {
     fn cycle(&mut self) -> Result<Woken> {
         while self.is_far()? {
             let (threshold, armed) = (self.levels.near_threshold()?, self.changes);
+            let mut come: Option<(Bytes, Notification)> = None;
             while armed == self.changes && self.is_far()? {
+                let turn = self.prepare()?;
                 let near = self.config.high.bytes().map_or(Level::NONE.high, near);
-                let woken = self.wait_looking(&[threshold.as_fd()], self.patience(), near)?;
+                let look = self.when_to_look(near);
+                if come.as_ref().map(|(at, _)| *at) != look {
+                    let group = &self.config.group;
+                    let armed =
+                        look.map(|at| Ok((at, Notification::usage_thresholds(&[(group, at)])?)));
+                    come = armed.transpose()?;
+                    // What was crossed while this was registered signals nothing.
+                    continue;
+                }
+                let mut fds = vec![threshold.as_fd()];
+                fds.extend(come.as_ref().map(|(_, come)| come.as_fd()));
+                let patience = self.patience().into_iter().chain(turn).min();
+                let woken = self.wait_looking(&fds, patience, look.unwrap_or(near))?;
                 if woken == Woken::Stop {
                     return Ok(Woken::Stop);
                 }
                 threshold.take();
+                come.as_ref().map(|(_, come)| come.take());
             }
         }
-        match Near::approach(&self.ground())? {
+        // Others' turn.
+        self.seat = None;
+        let (early, terms) = (self.early.take(), self.terms(Duration::ZERO)?);
+        match Near::approach(&self.ground(), early, terms)? {
             Some(at) => self.stay(at, false),
             // All who are in it have throttles of their own.
             None if self.config.taken.has_beneath(&self.config.group) => {
@@ -209,6 +242,12 @@ impl Manager {
             self.tell(trouble);
         }
         let result = self.attend(&mut at, ahead);
+        let away = matches!(result, Ok(Woken::Look)) && !at.elsewhere && !self.is_stale(&at);
+        if !ahead && away && self.wants_early() {
+            // Who was given back is taken in again.
+            (self.early, self.next_look) = (Some(at.withdraw()), None);
+            return result;
+        }
         let removed = at.dissolve();
         match result {
             Err(error) => Err(error),
