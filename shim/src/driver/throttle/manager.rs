@@ -7,6 +7,7 @@ use super::near::{Ground, Near, near};
 use super::pulser::{Bar, Order, Report, Terms};
 use super::{Control, EVENTS, ThrottleConfig, ThrottleEvent};
 use crate::core::throttle::{Curve, Level, Looks, MOST_LEVELS, Throttle, ThrottleTotals, chance};
+use crate::driver::sys::Urgent;
 use cgroupfs::events::Notification;
 use cgroupfs::files::{Access, ControlDir, Knob};
 use cgroupfs::freezer::{Freezer, Kind};
@@ -178,10 +179,12 @@ impl Manager {
 
     /// Waits until usage comes near high, and stays until it is away again.
     fn cycle(&mut self) -> Result<Woken> {
+        let mut urgent = None;
         while self.is_far()? {
             let (threshold, armed) = (self.levels.near_threshold()?, self.changes);
             let mut come: Option<(Bytes, Notification)> = None;
             while armed == self.changes && self.is_far()? {
+                urgent = None;
                 let turn = self.prepare()?;
                 let near = self.config.high.bytes().map_or(Level::NONE.high, near);
                 let look = self.when_to_look(near);
@@ -196,6 +199,8 @@ impl Manager {
                 let mut fds = vec![threshold.as_fd()];
                 fds.extend(come.as_ref().map(|(_, come)| come.as_fd()));
                 let patience = self.patience().into_iter().chain(turn).min();
+                // 64 MiB are filled sooner than a thread at normal priority has a CPU on a busy host.
+                urgent = self.early.is_some().then(Urgent::new);
                 let woken = self.wait_looking(&fds, patience, look.unwrap_or(near))?;
                 if woken == Woken::Stop {
                     return Ok(Woken::Stop);
@@ -207,7 +212,7 @@ impl Manager {
         // Others' turn.
         self.seat = None;
         let (early, terms) = (self.early.take(), self.terms(Duration::ZERO)?);
-        match Near::approach(&self.ground(), early, terms)? {
+        match Near::approach(&self.ground(), early, urgent, terms)? {
             Some(at) => self.stay(at, false),
             // All who are in it have throttles of their own.
             None if self.config.taken.has_beneath(&self.config.group) => {

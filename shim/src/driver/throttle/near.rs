@@ -11,6 +11,7 @@ use super::manager::FEW;
 use super::pulser::{Order, Pulser, Terms};
 use super::{ThrottleConfig, ThrottleEvent};
 use crate::core::throttle::{Attribution, Curve, MOST_LEVELS, Strange, Trial, chance};
+use crate::driver::sys::Urgent;
 use crate::guardian::FREEZER_CHILD;
 use cgroupfs::files::ControlDir as _;
 use cgroupfs::freezer::{self, Freezer, FreezerGroup, Kind, Parked};
@@ -87,20 +88,24 @@ impl Ground<'_> {
 
 impl Near {
     /// For those who are in the container now; `None` where nobody is. Where it was made ready long before, the real-time
-    /// thread is at work on these `terms` at once.
+    /// thread is at work on these `terms` at once: until then this one is `urgent`.
     pub(super) fn approach(
         ground: &Ground<'_>,
         early: Option<Early>,
+        urgent: Option<Urgent>,
         terms: Terms,
     ) -> Result<Option<Near>> {
         let config = ground.config;
         let mut near = match early.filter(|early| early.is_of_use(ground)) {
             Some(early) => {
                 let mut near = Near::make(ground, early, Some(terms))?;
+                // From here on the real-time thread is at work.
+                drop(urgent);
                 near.growers.adopt(&near.group)?;
                 near
             }
             None => {
+                drop(urgent);
                 let Some((home, lent)) = home(ground)? else { return Ok(None) };
                 Near::make(ground, Early::make(ground, home, lent)?, None)?
             }
