@@ -2,6 +2,7 @@
 //! they could be moved ([`crate::core::throttle::is_early`]). It costs what a group costs: no thread, no wake-up. Who is
 //! forked from then on is in it from its birth.
 
+use super::growers::Known;
 use super::manager::{FEW, Manager};
 use super::near::{Ground, home, name, sweep, whose};
 use super::{Control, ThrottleEvent, growers};
@@ -75,6 +76,8 @@ pub(super) struct Early {
     pub(super) home: PathBuf,
     /// How often throttles beneath had come, or ended.
     pub(super) beneath: u64,
+    /// What its tasks had done when they were looked at last.
+    pub(super) known: Known,
 }
 
 impl Early {
@@ -86,7 +89,7 @@ impl Early {
         let name = name(freezer, &config.group, &home, lent);
         let group = FreezerGroup::create(freezer.kind, parent, &name)?;
         config.journal.place(group.path(), group.inode())?;
-        Ok(Early { group, home, beneath: ground.beneath })
+        Ok(Early { group, home, beneath: ground.beneath, known: Known::default() })
     }
 
     /// Somebody is in it, and nobody who belongs to another throttle.
@@ -138,6 +141,9 @@ impl Manager {
             self.move_in(&outside)?;
         }
         (self.seat, self.next_look) = (None, Some(next_look(usage)));
+        if let Some(early) = &mut self.early {
+            early.known = Known::note(&early.group, usage)?;
+        }
         Ok(None)
     }
 

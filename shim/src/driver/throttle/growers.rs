@@ -50,6 +50,21 @@ impl Grower {
     }
 }
 
+/// What tasks had done when they were taken in, far from high, and what the container used then.
+#[derive(Default)]
+pub(super) struct Known {
+    usage: Bytes,
+    tasks: BTreeMap<u32, (TaskStat, Option<(Duration, u64)>)>,
+}
+
+impl Known {
+    /// As of now.
+    pub(super) fn note(group: &FreezerGroup, usage: Bytes) -> Result<Known> {
+        let task = |tid| Some((tid, (Task::open(tid).ok()?.stat()?, ran_and_slept(tid))));
+        Ok(Known { usage, tasks: group.tasks()?.into_iter().filter_map(task).collect() })
+    }
+}
+
 /// The growers of one container.
 pub(super) struct Growers {
     memory: Arc<Cgroup>,
@@ -218,9 +233,27 @@ impl Growers {
         self.born(group).map(drop)
     }
 
+    /// The same, all of them suspects, of whom some are `known` from far below high: who has not grown since they came has had
+    /// all of that time to.
+    pub(super) fn adopt_known(&mut self, group: &FreezerGroup, known: &Known) -> Result<()> {
+        self.enlist(group, Some(self.usage()))?;
+        for (tid, grower) in &mut self.moved {
+            if let Some((then, so_far)) = known.tasks.get(tid)
+                && then.starttime == grower.standing.last().starttime
+            {
+                grower.standing = Standing::suspect(*then, known.usage, *so_far);
+            }
+        }
+        self.suspect_again();
+        Ok(())
+    }
+
     /// The same; what each of them has done so far.
     pub(super) fn born(&mut self, group: &FreezerGroup) -> Result<Vec<Change>> {
-        let suspects = self.moved.is_empty().then(|| self.usage());
+        self.enlist(group, self.moved.is_empty().then(|| self.usage()))
+    }
+
+    fn enlist(&mut self, group: &FreezerGroup, suspects: Option<Bytes>) -> Result<Vec<Change>> {
         let mut born = Vec::new();
         for tid in group.tasks()? {
             if !self.moved.contains_key(&tid)

@@ -6,7 +6,7 @@
 //! nothing ([`super::Throttler::door`]).
 
 use super::early::Early;
-use super::growers::Growers;
+use super::growers::{Growers, Known};
 use super::manager::FEW;
 use super::pulser::{Order, Pulser, Terms};
 use super::{ThrottleConfig, ThrottleEvent};
@@ -97,11 +97,12 @@ impl Near {
     ) -> Result<Option<Near>> {
         let config = ground.config;
         let mut near = match early.filter(|early| early.is_of_use(ground)) {
-            Some(early) => {
+            Some(mut early) => {
+                let known = std::mem::take(&mut early.known);
                 let mut near = Near::make(ground, early, Some(terms))?;
                 // From here on the real-time thread is at work.
                 drop(urgent);
-                near.growers.adopt(&near.group)?;
+                near.growers.adopt_known(&near.group, &known)?;
                 near
             }
             None => {
@@ -190,7 +191,7 @@ impl Near {
     pub(super) fn withdraw(self) -> Early {
         let Near { pulser, growers, group, beneath, _parked, .. } = self;
         drop(pulser);
-        Early { home: growers.into_home(), group, beneath }
+        Early { home: growers.into_home(), group, beneath, known: Known::default() }
     }
 
     /// Thaws, moves everybody back, and removes the group, in this order.
