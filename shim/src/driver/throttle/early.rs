@@ -140,6 +140,7 @@ impl Manager {
             }
             self.move_in(&outside)?;
         }
+        let usage = self.memory.usage()?;
         (self.seat, self.next_look) = (None, Some(next_look(usage)));
         if let Some(early) = &mut self.early {
             early.known = Known::note(&early.group, usage)?;

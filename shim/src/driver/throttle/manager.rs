@@ -45,6 +45,15 @@ const RELEASED: Duration = Duration::from_secs(1);
 /// How often a group is looked at for whose tasks others' growth counts, too.
 const LOOK_ABOVE: Duration = Duration::from_secs(1);
 
+/// A threshold that tells who comes into a group far from high is registered once the group is at rest, as nothing else is
+/// seen for the grace period that this takes: until then it is looked at, so often after it was last.
+const UNTIL_AT_REST: [Duration; 4] = [
+    Duration::from_millis(10),
+    Duration::from_millis(20),
+    Duration::from_millis(80),
+    Duration::from_millis(320),
+];
+
 /// What could not be done is tried again after this, and after twice as long the next time, up to the second.
 const AGAIN: Duration = Duration::from_secs(1);
 const AGAIN_AT_MOST: Duration = Duration::from_secs(10);
@@ -183,22 +192,30 @@ impl Manager {
         while self.is_far()? {
             let (threshold, armed) = (self.levels.near_threshold()?, self.changes);
             let mut come: Option<(Bytes, Notification)> = None;
+            let (mut sought, mut looks) = (None, 0);
             while armed == self.changes && self.is_far()? {
                 urgent = None;
                 let turn = self.prepare()?;
+                // That took a grace period, if it moved somebody.
+                if !self.is_far()? {
+                    break;
+                }
                 let near = self.config.high.bytes().map_or(Level::NONE.high, near);
                 let look = self.when_to_look(near);
-                if come.as_ref().map(|(at, _)| *at) != look {
+                if std::mem::replace(&mut sought, look) != look {
+                    (come, looks) = (None, 0);
+                }
+                let settles = look.and_then(|_| UNTIL_AT_REST.get(looks).copied());
+                looks += 1;
+                if let (Some(at), None, None) = (look, settles, &come) {
                     let group = &self.config.group;
-                    let armed =
-                        look.map(|at| Ok((at, Notification::usage_thresholds(&[(group, at)])?)));
-                    come = armed.transpose()?;
+                    come = Some((at, Notification::usage_thresholds(&[(group, at)])?));
                     // What was crossed while this was registered signals nothing.
                     continue;
                 }
                 let mut fds = vec![threshold.as_fd()];
                 fds.extend(come.as_ref().map(|(_, come)| come.as_fd()));
-                let patience = self.patience().into_iter().chain(turn).min();
+                let patience = self.patience().into_iter().chain(turn).chain(settles).min();
                 // 64 MiB are filled sooner than a thread at normal priority has a CPU on a busy host.
                 urgent = self.early.is_some().then(Urgent::new);
                 let woken = self.wait_looking(&fds, patience, look.unwrap_or(near))?;
