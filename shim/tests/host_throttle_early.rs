@@ -9,13 +9,14 @@ mod freezers;
 mod throttled;
 
 use cgroupfs::freezer::Freezer;
-use cgroupfs::{Bytes, Limit};
-use cgshim::driver::throttle::{ThrottleConfig, ThrottleTerms};
+use cgroupfs::{Bytes, Cgroup, Limit};
+use cgshim::driver::throttle::{Moves, ThrottleConfig, ThrottleTerms, Throttler};
 use common::{Ground, Load, alone, strict, until, without_swap};
 use freezers::{ENDLESS, FreezerDir};
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
-use std::time::Duration;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
 use throttled::{Throttled, ground};
 
 const SECOND: Duration = Duration::from_secs(1);
@@ -168,4 +169,61 @@ fn another_high_ends_it_or_begins_it() {
     }
     drop(loads);
     made.at.throttler.stop();
+}
+
+#[test]
+fn what_a_killed_throttle_left_is_taken_over_and_ended() {
+    let Some(ground) = ground("what_a_killed_throttle_left_is_taken_over_and_ended") else {
+        return;
+    };
+    let _alone = alone();
+    let home = FreezerDir::new(&Freezer::find().unwrap().mount_point, "left");
+    let left = home.child("cgshim");
+    let group = ground.group("left");
+    without_swap(&group);
+    let load = Load::in_group(&group);
+    left.take(load.pid());
+    let at = Throttled::over(group, HIGH, ENDLESS);
+    std::thread::sleep(SECOND);
+    assert!(tasks(&left.0).contains(&load.pid()));
+    at.throttler.stop();
+    assert!(!left.0.exists());
+    assert!(tasks(&home.0).contains(&load.pid()));
+}
+
+#[test]
+fn many_at_once_are_ready_one_after_the_other_and_who_ends_meanwhile_is_in_nobodys_way() {
+    let test = "many_at_once_are_ready_one_after_the_other_and_who_ends_is_in_nobodys_way";
+    let Some(ground) = ground(test) else { return };
+    let _alone = alone();
+    let mount = Freezer::find().unwrap().mount_point;
+    let moves: Arc<Moves> = Arc::default();
+    let mut all: Vec<_> = (0..24)
+        .map(|n| {
+            let home = FreezerDir::new(&mount, &format!("many{n}"));
+            let group = ground.group(&format!("many{n}"));
+            let load = Load::in_group(&group);
+            home.take(load.pid());
+            (load, home, group)
+        })
+        .collect();
+    let start = Instant::now();
+    let start_one = |group: &Arc<Cgroup>| {
+        let config =
+            ThrottleConfig { way_out: ENDLESS, ..ThrottleConfig::new(group.clone(), HIGH) };
+        Throttler::start(ThrottleConfig { moves: moves.clone(), ..config }).unwrap()
+    };
+    let mut throttlers: Vec<_> = all.iter().map(|(_, _, group)| start_one(group)).collect();
+    // Some of those who wait, and maybe one that moves.
+    all.drain(4..8);
+    throttlers.drain(4..8);
+    for (load, home, _) in &all {
+        until("ready", 60 * SECOND, || tasks(&home.0.join("cgshim")).contains(&load.pid()));
+    }
+    println!("{} are ready after {:?}", all.len(), start.elapsed());
+    drop(throttlers);
+    for (load, home, _) in &all {
+        assert!(tasks(&home.0).contains(&load.pid()));
+        assert!(!home.0.join("cgshim").exists());
+    }
 }

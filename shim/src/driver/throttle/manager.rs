@@ -194,7 +194,9 @@ impl Manager {
             let mut come: Option<(Bytes, Notification)> = None;
             let (mut sought, mut looks) = (None, 0);
             while armed == self.changes && self.is_far()? {
-                urgent = None;
+                if self.seat.is_none() {
+                    urgent = None;
+                }
                 let turn = self.prepare()?;
                 // That took a grace period, if it moved somebody.
                 if !self.is_far()? {
@@ -216,8 +218,10 @@ impl Manager {
                 let mut fds = vec![threshold.as_fd()];
                 fds.extend(come.as_ref().map(|(_, come)| come.as_fd()));
                 let patience = self.patience().into_iter().chain(turn).chain(settles).min();
-                // 64 MiB are filled sooner than a thread at normal priority has a CPU on a busy host.
-                urgent = self.early.is_some().then(Urgent::new);
+                // 64 MiB are filled sooner than a thread at normal priority has a CPU on a busy host; and whose turn it is to
+                // move shares a grace period with those before it if it comes at once.
+                let hurries = self.early.is_some() || self.seat.is_some();
+                urgent = urgent.or_else(|| hurries.then(Urgent::new));
                 let woken = self.wait_looking(&fds, patience, look.unwrap_or(near))?;
                 if woken == Woken::Stop {
                     return Ok(Woken::Stop);
