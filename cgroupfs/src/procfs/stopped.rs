@@ -13,6 +13,8 @@ pub enum Stopped {
     Waiting,
     /// The same, when that is a child of its process that ends.
     ForChild,
+    /// The same, when that is most likely another thread of its process: one that it joins, or that has a lock.
+    ForThread,
     /// A call by which memory is charged without a page fault. That hardly waits for anybody but a disk, or a reader.
     Charging,
     /// Another call: a sleep that may be over by now, say, or one that nothing is known of.
@@ -35,9 +37,11 @@ const WAIT: &[c_long] = &[
 /// Those that wait for a child.
 const WAIT_FOR_CHILD: &[c_long] = &[libc::SYS_wait4, libc::SYS_waitid];
 
+/// That which waits for a thread, likewise if its nth argument is zero: no time is given.
+const WAIT_FOR_THREAD: &[(c_long, usize)] = &[(libc::SYS_futex, 3)];
+
 /// Those that do if their nth argument is zero: no time is given.
 const WAIT_WITHOUT_TIME: &[(c_long, usize)] = &[
-    (libc::SYS_futex, 3),
     (libc::SYS_ppoll, 2),
     (libc::SYS_pselect6, 4),
     #[cfg(target_arch = "x86_64")]
@@ -111,7 +115,7 @@ const BIRTHS: &[c_long] = &[
 impl Stopped {
     /// Whether it goes on only when somebody else does something.
     pub const fn waits(self) -> bool {
-        matches!(self, Stopped::Waiting | Stopped::ForChild)
+        matches!(self, Stopped::Waiting | Stopped::ForChild | Stopped::ForThread)
     }
 
     /// From the content of the file (`proc_pid_syscall()`): the call's number and its arguments, -1 where it is in none,
@@ -134,6 +138,9 @@ impl Stopped {
             let mut those = calls.iter().filter(|(one, _)| *one == call);
             those.any(|(_, nth)| arguments.get(*nth).is_some_and(|value| holds(*value)))
         };
+        if is(WAIT_FOR_THREAD, |value| value == 0) {
+            return Stopped::ForThread;
+        }
         // The upper half of an int is whatever was in the register.
         let negative = |value: u64| (value as u32 as i32) < 0;
         let waits = WAIT.contains(&call)
@@ -169,7 +176,7 @@ mod tests {
     fn who_waits_without_a_limit_waits_for_somebody_else() {
         assert_eq!(call(libc::SYS_read, [0, 1, 1024, 0, 0, 0]), Stopped::Waiting);
         let futex = |timeout| call(libc::SYS_futex, [0x7f00, 128, 2, timeout, 0, 0]);
-        assert_eq!((futex(0), futex(0x7ffe)), (Stopped::Waiting, Stopped::Called));
+        assert_eq!((futex(0), futex(0x7ffe)), (Stopped::ForThread, Stopped::Called));
         let epoll = |timeout| call(libc::SYS_epoll_pwait, [4, 0x7f00, 8, timeout, 0, 8]);
         assert_eq!((epoll(-1), epoll(0xffff_ffff), epoll(100)).1, Stopped::Waiting);
         assert_eq!((epoll(-1), epoll(100)), (Stopped::Waiting, Stopped::Called));

@@ -7,6 +7,7 @@ use crate::flat::words;
 use nix::errno::Errno;
 use nix::fcntl::{OFlag, open};
 use nix::sys::stat::Mode;
+use std::collections::BTreeMap;
 use std::os::fd::OwnedFd;
 use std::path::PathBuf;
 use std::time::Duration;
@@ -30,12 +31,16 @@ pub struct TaskStat {
     pub utime: u64,
     /// (15) Time in the kernel, in clock ticks.
     pub stime: u64,
+    /// (20) Threads of its process.
+    pub num_threads: u64,
     /// (22) When it started, in clock ticks after boot: tells tasks of one id apart.
     pub starttime: u64,
     /// (24) Resident set of its process, in pages. Counted in batches of 32 pages a CPU and more.
     pub rss: u64,
     /// (31) The task's own pending signals, the first 31 of them.
     pub signal: u64,
+    /// Page faults of its whole process, by those who ask for them as well ([`Task::stat_beside`]); else 0.
+    pub process_faults: u64,
 }
 
 /// SIGKILL in a mask of signals.
@@ -64,9 +69,11 @@ impl TaskStat {
             cmajflt: field(13)?,
             utime: field(14)?,
             stime: field(15)?,
+            num_threads: field(20)?,
             starttime: field(22)?,
             rss: field(24)?,
             signal: field(31)?,
+            process_faults: 0,
         })
     }
 
@@ -129,6 +136,19 @@ impl Task {
         let mut buf = [0; 1024];
         let n = nix::sys::uio::pread(&self.fd, &mut buf, 0).ok()?;
         TaskStat::parse(&buf[..n])
+    }
+
+    /// The same with the page faults of its whole process, threads that have ended included. A process is looked at
+    /// once as long as `processes` is kept.
+    pub fn stat_beside(&self, processes: &mut BTreeMap<u32, u64>) -> Option<TaskStat> {
+        let mut stat = self.stat()?;
+        stat.process_faults = match stat.num_threads {
+            ..=1 => stat.faults(),
+            _ => *processes
+                .entry(self.pid)
+                .or_insert_with(|| faults_of_process(self.pid).unwrap_or(0)),
+        };
+        Some(stat)
     }
 
     /// Where it is, if it does not run (`/proc/TID/syscall`). [`Stopped::Called`] where the kernel does not tell.
@@ -222,9 +242,11 @@ mod tests {
                 cmajflt: 10,
                 utime: 11,
                 stime: 12,
+                num_threads: 1,
                 starttime: 555,
                 rss: 777,
                 signal: 256,
+                process_faults: 0,
             }
         );
         assert!(stat.killed());
@@ -259,6 +281,25 @@ mod tests {
         assert!(after.1 - before.1 >= faults, "{before:?} {after:?} {faults}");
         assert!(after.0.faults_of_children() > before.0.faults_of_children());
         assert_eq!(faults_of_process(u32::MAX), None);
+    }
+
+    #[test]
+    fn faults_of_other_threads_are_their_process_s() {
+        let (said, fill) = (std::sync::mpsc::channel(), std::sync::mpsc::channel::<()>());
+        let thread = std::thread::spawn(move || {
+            said.0.send(nix::unistd::gettid().as_raw() as u32).unwrap();
+            fill.1.recv().unwrap();
+        });
+        let other = Task::open(said.1.recv().unwrap()).unwrap();
+        let at = || other.stat_beside(&mut BTreeMap::new()).unwrap();
+        let before = at();
+        let filled = vec![1u8; 64 << 20];
+        assert!(std::hint::black_box(&filled).iter().all(|byte| *byte == 1));
+        let after = at();
+        assert!(after.num_threads > 1 && after.faults() == before.faults());
+        assert!(after.process_faults > before.process_faults, "{before:?} {after:?}");
+        fill.0.send(()).unwrap();
+        thread.join().unwrap();
     }
 
     #[test]

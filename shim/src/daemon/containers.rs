@@ -195,14 +195,14 @@ impl Daemon {
         if together {
             self.engine.has_been_killed_together(key);
         }
-        // What it counts from was read; the watch has files of its own to open, which whoever registers need not
-        // wait for.
+        // What it counts from was read; the watch has files of its own to open yet.
         let witnessed = Identity {
             name: about.id.clone(),
             container: about.id.clone(),
             // The first process that discovery sees need not be init.
             init: about.pid.filter(|_| about.source != Source::Discovery),
             oom_kill: announced,
+            counters: None,
             since: Some(Instant::now()),
         };
         self.unwitnessed.push((key, witnessed));
@@ -252,7 +252,11 @@ impl Daemon {
 
     /// Gives who has come since the last turn to the OOM watch.
     pub(super) fn witness_the_new(&mut self) {
+        let watched = self.engine.oom_sources().is_some();
         for (key, identity) in std::mem::take(&mut self.unwitnessed) {
+            if watched {
+                self.registering.opens(key);
+            }
             self.engine.record_ooms(key, identity);
         }
     }
@@ -276,6 +280,8 @@ impl Daemon {
         let Some(view) = self.view(id) else { return };
         let Some(container) = self.registry.remove(id) else { return };
         self.notes.remove(container.generation);
+        // Whoever registered it waits for nothing any more.
+        self.is_watched(key);
         self.engine.release(key);
         self.bury(&container, view, why, message);
         // The watch has its last look yet: what it finds is still this container's.
@@ -307,6 +313,7 @@ impl Daemon {
             Happened::OomKill(key, _, kills, usage) => self.killed(key, kills, usage),
             Happened::Hold(key, _, event) => self.held(key, event),
             Happened::Forgotten(key, totals) => {
+                self.is_watched(key);
                 // Of one that was released nobody asks any more.
                 let Some(container) = self.registry.of_key(key) else { return };
                 let id = container.id.clone();
@@ -329,7 +336,12 @@ impl Daemon {
             Happened::Throttle(key, _, event) => self.throttled(key, &event),
             Happened::Oom(_, record) => self.oom(&record),
             Happened::Fd(_) | Happened::Usage(..) | Happened::Round(..) | Happened::Asked(..) => {}
-            Happened::OomsRecorded(key) => self.registry.is_told(key),
+            Happened::OomsWatched(key) => self.is_watched(key),
+            Happened::OomsRecorded(key) => {
+                // One that was gone before the watch could open it, too.
+                self.is_watched(key);
+                self.registry.is_told(key);
+            }
         }
     }
 

@@ -16,6 +16,7 @@ mod logging;
 mod notify;
 mod oom_hook;
 mod privileges;
+mod registering;
 mod registry;
 mod reload;
 mod requests;
@@ -41,6 +42,7 @@ use nix::sys::signal::{SigSet, Signal};
 use nix::sys::signalfd::{SfdFlags, SignalFd};
 use notify::Notify;
 use oom_hook::OomHooks;
+use registering::Registering;
 use registry::Registry;
 use reload::Watcher;
 use requests::Waiting;
@@ -160,6 +162,8 @@ pub struct Daemon {
     signals: SignalFd,
     /// Registered, and not with the OOM watch yet.
     unwitnessed: Vec<(Key, Identity)>,
+    /// Who has registered a container, and has no answer yet.
+    registering: Registering,
     /// Who waits for a reclaim, by container.
     asked: HashMap<Key, Waiting>,
     /// Connections that ended, and requests, until they are handled.
@@ -214,7 +218,7 @@ impl Daemon {
             .map_err(system("start the guardian process"))?;
         let mut engine = Engine::new(config.workers, journal.clone())?;
         engine.arm_after(YOUNG);
-        features.extend(witness::start(&mut engine, &options.run_dir));
+        features.extend(witness::start(&mut engine, &options.run_dir, &host.hierarchy));
         let notes = Notes::open(&options.run_dir)
             .map_err(|why| StartError::RunDir { path: options.run_dir.join("containers"), why })?;
         let spool = Spool::open(&options.run_dir).map_err(|why| StartError::RunDir {
@@ -260,6 +264,7 @@ impl Daemon {
             notify,
             signals,
             unwitnessed: Vec::new(),
+            registering: Registering::default(),
             asked: HashMap::new(),
             incoming: Vec::new(),
             said: String::new(),
@@ -289,13 +294,13 @@ impl Daemon {
         while !self.stopping {
             self.watchdog();
             self.status();
-            self.hooks.reap();
             self.witness_the_new();
             self.engine.turn(self.patience(), &mut happened)?;
             for event in happened.drain(..) {
                 self.happened(event);
             }
             self.serve();
+            self.answer_the_patient();
             if self.spool_more {
                 self.take_spool();
             }
@@ -316,7 +321,7 @@ impl Daemon {
             self.spool_more.then_some(Duration::ZERO),
             (!self.incoming.is_empty()).then_some(Duration::ZERO),
             self.watcher.at().map(until),
-            self.hooks.timeout(now),
+            self.registering.at().map(until),
             self.watchdog_at.map(until),
         ]
         .into_iter()
@@ -402,6 +407,7 @@ impl Daemon {
     /// Every declared limit stands when this returns.
     fn stop(mut self) -> Result<(), StartError> {
         self.notify.send("STOPPING=1");
+        self.answer_all();
         // They are there when we come back.
         self.engine.keep_records();
         for id in self.registry.ids() {

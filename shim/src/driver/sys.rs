@@ -5,6 +5,7 @@ use nix::errno::Errno;
 use nix::fcntl::{FcntlArg, OFlag, fcntl};
 use nix::sys::mman::{MlockAllFlags, mlockall};
 use nix::sys::signal::{SigSet, SigmaskHow, pthread_sigmask};
+use std::marker::PhantomData;
 use std::os::fd::{AsRawFd, BorrowedFd};
 use std::os::fd::{FromRawFd, OwnedFd};
 use std::sync::Once;
@@ -246,8 +247,31 @@ fn lock_memory() {
 
 /// As [`become_real_time`], without locking memory: to see whether it is allowed.
 pub(super) fn may_be_real_time() -> Result<(), Errno> {
-    let param = libc::sched_param { sched_priority: PRIORITY };
-    let policy = libc::SCHED_FIFO | libc::SCHED_RESET_ON_FORK;
+    set_policy(libc::SCHED_FIFO | libc::SCHED_RESET_ON_FORK, PRIORITY)
+}
+
+/// While it lives, the calling thread, which made it, has real-time priority, and threads that it starts begin with it.
+/// Where that is refused, short slices ([`ask_for_short_slices`]).
+pub(super) struct Urgent(PhantomData<*const ()>);
+
+impl Urgent {
+    pub(super) fn new() -> Urgent {
+        if set_policy(libc::SCHED_FIFO, PRIORITY).is_err() {
+            ask_for_short_slices(true);
+        }
+        Urgent(PhantomData)
+    }
+}
+
+impl Drop for Urgent {
+    fn drop(&mut self) {
+        let _ = set_policy(libc::SCHED_OTHER, 0);
+        ask_for_short_slices(false);
+    }
+}
+
+fn set_policy(policy: libc::c_int, priority: libc::c_int) -> Result<(), Errno> {
+    let param = libc::sched_param { sched_priority: priority };
     // SAFETY: `param` is ours; pid 0 is the calling thread.
     Errno::result(unsafe { libc::sched_setscheduler(0, policy, &raw const param) }).map(drop)
 }

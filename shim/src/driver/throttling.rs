@@ -3,7 +3,8 @@
 use super::engine::{Engine, Source};
 use super::native::is_native;
 use super::throttle::{
-    Ancestor, FreezeJournal, Taken, ThrottleConfig, ThrottleEvent, ThrottleTerms, Throttler, near,
+    Ancestor, FreezeJournal, Moves, Taken, ThrottleConfig, ThrottleEvent, ThrottleTerms, Throttler,
+    near,
 };
 use super::{Happened, Key};
 use crate::core::Now;
@@ -61,6 +62,8 @@ pub(super) struct Throttles {
     wanted: HashMap<u64, WayOut>,
     /// Whose tasks are whose.
     taken: Arc<Taken>,
+    /// Whose turn it is to move tasks far from high.
+    moves: Arc<Moves>,
     /// Containers whose throttle is started once they come near high, or are young no more.
     young: HashMap<u64, WayOut>,
     /// When those are looked at.
@@ -249,6 +252,7 @@ impl Engine {
             way_out,
             ancestors: above.into_iter().map(|(_, above)| above).collect(),
             taken: self.throttles.taken.clone(),
+            moves: self.throttles.moves.clone(),
             reclaims,
             journal,
             ahead,

@@ -32,8 +32,9 @@ impl Engine {
             deeds.started(flight.ticket.clone());
         }
         enforced.deeds = Some(deeds.clone());
+        // As they were when the container came, or was told of last: not when the watch gets to it.
+        identity.counters = Some(enforced.counters);
         if identity.oom_kill.is_none() {
-            // As it was when the container came, or was told of last: not when the watch gets to it.
             identity.oom_kill = enforced.counters.oom_kill;
         }
         self.witnessed.insert(key.0);
@@ -88,6 +89,7 @@ impl Engine {
                 Told::Killed(key, kills, usage, _) => {
                     Happened::OomKill(Key(key), now, kills, usage)
                 }
+                Told::Watching(key) => Happened::OomsWatched(Key(key)),
                 Told::Record(key, record) => Happened::Oom(Key(key), record),
                 Told::Forgotten(key) => Happened::OomsRecorded(Key(key)),
             });

@@ -12,6 +12,7 @@ use cgroupfs::memory::{Memory, MemoryV1, MemoryV2, ReclaimFile, Version};
 use cgroupfs::{Bytes, Cgroup, Limit, MemoryHierarchy};
 use nix::fcntl::{PosixFadviseAdvice, posix_fadvise};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use nix::sys::mman::{MmapAdvise, madvise};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use std::fs::{self, File};
@@ -19,6 +20,7 @@ use std::io::{BufRead, BufReader, Read, Seek, Write};
 use std::os::fd::AsFd;
 use std::path::{Path, PathBuf};
 use std::process::{Child, ChildStderr, ChildStdin, Command, Stdio};
+use std::ptr::NonNull;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
@@ -318,6 +320,11 @@ impl Load {
         self.tell(&format!("read {} {}", size.0, file.0.display())).unwrap();
     }
 
+    /// Writes so much into a file, and leaves it to the kernel when the disk gets it.
+    pub(crate) fn write(&mut self, file: &DiskFile, size: Bytes) {
+        self.tell(&format!("write {} {}", size.0, file.0.display())).unwrap();
+    }
+
     /// Reads a file in circles until told otherwise, so many bytes a second.
     pub(crate) fn stream(&mut self, file: &DiskFile, rate: Bytes) {
         self.tell(&format!("stream {} {}", rate.0, file.0.display())).unwrap();
@@ -429,6 +436,13 @@ fn load_child() {
                 files.push(file);
                 "ok".into()
             }
+            "write" => {
+                let size = number() as usize;
+                let mut file = File::create(words.next().unwrap()).unwrap();
+                file.write_all(&vec![7; size]).unwrap();
+                files.push(file);
+                "ok".into()
+            }
             "stream" => {
                 let rate = number();
                 let mut file = File::open(words.next().unwrap()).unwrap();
@@ -510,6 +524,9 @@ fn grow(rate: u64, most: u64, chunk: usize) {
         if held.last().is_none_or(|last| last.len() == last.capacity()) {
             // Under the mmap threshold it would be the heap: one mapping each, as large programs do.
             held.push(Vec::with_capacity(chunk));
+            if chunk > PIECE {
+                of_huge_pages(held.last_mut().unwrap());
+            }
         }
         let fresh = held.last_mut().unwrap();
         fresh.resize((fresh.len() + PIECE).min(fresh.capacity()), 7);
@@ -521,6 +538,16 @@ fn grow(rate: u64, most: u64, chunk: usize) {
     loop {
         std::thread::park();
     }
+}
+
+/// Asks for huge pages, for what is yet to be filled: as `always` in `transparent_hugepage/enabled` would.
+fn of_huge_pages(fresh: &mut Vec<u8>) {
+    let spare = fresh.spare_capacity_mut();
+    let before = spare.as_ptr().align_offset(4096).min(spare.len());
+    let Some(at) = NonNull::new(spare[before..].as_mut_ptr().cast()) else { return };
+    let length = (spare.len() - before) & !4095;
+    // SAFETY: the range is whole pages of ours, and what is in them stays as it is.
+    let _ = unsafe { madvise(at, length, MmapAdvise::MADV_HUGEPAGE) };
 }
 
 /// Does `page` for a page after the other, `rate` bytes a second, until it says that it was the last.

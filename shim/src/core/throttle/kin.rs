@@ -60,11 +60,11 @@ impl Starts {
         self.since = self.since.saturating_add(1);
     }
 
-    /// Whether it may start more. One that works or naps is not waiting for those whom it started: which thread of its
-    /// process did is not known.
-    pub(super) fn goes_on(&self, rests: bool) -> bool {
+    /// Whether it may start more. One that works, naps, or waits for somebody other than a child or a thread (`waits`: for one
+    /// of these) is not waiting for those whom it started: which thread of its process did is not known.
+    pub(super) fn goes_on(&self, waits: bool) -> bool {
         let windows = if self.times > 0 { STARTS << (self.times - 1) } else { 0 };
-        (rests || self.times >= OUTSIDE) && self.since < windows
+        (waits || self.times >= OUTSIDE) && self.since < windows
     }
 }
 
@@ -135,6 +135,11 @@ impl Kin {
         if task == member.process {
             self.ended.insert(member.process, member.starter);
         }
+    }
+
+    /// It begins to count who starts others that grow: those who are there were started before.
+    pub fn begin(&mut self) {
+        self.members.values_mut().for_each(|member| member.unseen = false);
     }
 
     /// Nobody is looked after any more.
@@ -389,6 +394,12 @@ mod tests {
         // Once each.
         assert_eq!(kin_window(&mut kin, GROWS), BTreeSet::from([SHELL]));
         assert_eq!(kin_window(&mut kin, GROWS), BTreeSet::new());
+        // Those who were there before are not asked.
+        kin.begin();
+        assert_eq!(
+            kin.window(&[process(SHELL, 5, 0)], &mut vec![change(21, 21, GROWS)]),
+            BTreeSet::new()
+        );
         // And who ended before it was seen to.
         assert_eq!(kin.window(&[process(SHELL, 5, 0)], &mut Vec::new()), BTreeSet::new());
         let starters = kin.window(&[process(SHELL, 5, GROWS)], &mut Vec::new());

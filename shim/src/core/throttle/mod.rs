@@ -19,6 +19,7 @@ mod account;
 mod change;
 mod curve;
 mod debt;
+mod early;
 mod freezing;
 mod growth;
 mod kin;
@@ -33,6 +34,7 @@ mod who;
 
 pub use change::Changed;
 pub use curve::{Curve, HUGE, IGNORED, LONGEST};
+pub use early::{Moves, Turn, is_early, next_look};
 pub use freezing::may_hold_yet;
 pub use growth::{Attribution, Change, Grown, Shares};
 pub use kin::{Kin, Process, starter};

@@ -68,6 +68,21 @@ impl Grower {
     }
 }
 
+/// What tasks had done when they were taken in, far from high, and what the container used then.
+#[derive(Default)]
+pub(super) struct Known {
+    usage: Bytes,
+    tasks: BTreeMap<u32, (TaskStat, Option<(Duration, u64)>)>,
+}
+
+impl Known {
+    /// As of now.
+    pub(super) fn note(group: &FreezerGroup, usage: Bytes) -> Result<Known> {
+        let task = |tid| Some((tid, (Task::open(tid).ok()?.stat()?, ran_and_slept(tid))));
+        Ok(Known { usage, tasks: group.tasks()?.into_iter().filter_map(task).collect() })
+    }
+}
+
 /// The growers of one container.
 pub(super) struct Growers {
     memory: Arc<Cgroup>,
@@ -122,6 +137,11 @@ impl Growers {
         }
     }
 
+    /// Where they were.
+    pub(super) fn into_home(self) -> PathBuf {
+        self.home
+    }
+
     /// How many there are.
     pub(super) fn len(&self) -> usize {
         self.moved.len()
@@ -172,10 +192,10 @@ impl Growers {
         let tids = all(&self.memory, &|group| self.taken.has(group))?;
         let all = tids.len() <= few;
         let young = ticks_since_boot().map(|now| now.saturating_sub(ticks(STARTING)));
-        let mut others = Vec::new();
+        let (mut others, mut processes) = (Vec::new(), BTreeMap::new());
         for tid in tids.into_iter().filter(|tid| !self.moved.contains_key(tid)) {
             let Ok(task) = Task::open(tid) else { continue };
-            let Some(stat) = task.stat() else { continue };
+            let Some(stat) = task.stat_beside(&mut processes) else { continue };
             let before = self.seen.get(&tid).filter(|seen| seen.starttime == stat.starttime);
             others.push((tid, task, stat, before.copied()));
         }
@@ -267,14 +287,32 @@ impl Growers {
         self.born(group).map(drop)
     }
 
+    /// The same, all of them suspects, of whom some are `known` from far below high: who has not grown since they came has had
+    /// all of that time to.
+    pub(super) fn adopt_known(&mut self, group: &FreezerGroup, known: &Known) -> Result<()> {
+        self.enlist(group, Some(self.usage()))?;
+        for (tid, grower) in &mut self.moved {
+            if let Some((then, so_far)) = known.tasks.get(tid)
+                && then.starttime == grower.standing.last().starttime
+            {
+                grower.standing = Standing::suspect(*then, known.usage, *so_far);
+            }
+        }
+        self.suspect_again(group);
+        Ok(())
+    }
+
     /// The same; what each of them has done so far.
     pub(super) fn born(&mut self, group: &FreezerGroup) -> Result<Vec<Change>> {
-        let suspects = self.moved.is_empty().then(|| self.usage());
-        let mut born = Vec::new();
+        self.enlist(group, self.moved.is_empty().then(|| self.usage()))
+    }
+
+    fn enlist(&mut self, group: &FreezerGroup, suspects: Option<Bytes>) -> Result<Vec<Change>> {
+        let (mut born, mut processes) = (Vec::new(), BTreeMap::new());
         for tid in group.tasks()? {
             if !self.moved.contains_key(&tid)
                 && let Ok(task) = Task::open(tid)
-                && let Some(last) = task.stat()
+                && let Some(last) = task.stat_beside(&mut processes)
             {
                 self.seen.remove(&tid);
                 // Of its process' resident set, part was there before it.
@@ -303,9 +341,10 @@ impl Growers {
 
     /// The same for those that have grown: who has not since it came is as suspect as it was.
     pub(super) fn suspect_again(&mut self, group: &FreezerGroup) {
+        self.kin.begin();
         self.look(group, true);
-        let usage = self.usage();
-        self.moved.values_mut().for_each(|grower| grower.standing.suspect_again(usage));
+        let (usage, tasks) = (self.usage(), self.len());
+        self.moved.values_mut().for_each(|grower| grower.standing.suspect_again(usage, tasks));
     }
 
     fn usage(&self) -> Bytes {
@@ -437,6 +476,7 @@ impl Growers {
             processes.entry(pid).or_insert_with(|| Process {
                 pid,
                 faults: match self.kin.has_threads(pid) {
+                    true if last.num_threads > 1 => last.process_faults,
                     true => faults_of_process(pid).unwrap_or(0),
                     false => last.faults(),
                 },
@@ -453,9 +493,9 @@ impl Growers {
         self.looks = self.looks.wrapping_add(1);
         let looks = self.looks;
         let turns = |tid: u32| tid.wrapping_add(looks).is_multiple_of(SELDOM);
-        let kin = &mut self.kin;
+        let (kin, mut processes) = (&mut self.kin, BTreeMap::new());
         self.moved.retain(|tid, grower| {
-            let Some(stat) = grower.task.stat() else {
+            let Some(stat) = grower.task.stat_beside(&mut processes) else {
                 kin.went(*tid, true);
                 return false;
             };

@@ -1,11 +1,13 @@
 //! The thread behind a throttle, while nothing is frozen: it waits on thresholds, and has everything ready
 //! when growth begins to cost something.
 
+use super::early::{Early, Seat};
 use super::levels::{Levels, all_far};
 use super::near::{Ground, Near, near};
 use super::pulser::{Bar, Order, Report, Terms};
 use super::{Control, EVENTS, ThrottleConfig, ThrottleEvent};
 use crate::core::throttle::{Curve, Level, Looks, MOST_LEVELS, Throttle, ThrottleTotals, chance};
+use crate::driver::sys::Urgent;
 use cgroupfs::events::Notification;
 use cgroupfs::files::{Access, ControlDir, Knob};
 use cgroupfs::freezer::{Freezer, Kind};
@@ -19,6 +21,10 @@ use std::os::fd::{AsFd, BorrowedFd};
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, PoisonError};
 use std::time::{Duration, Instant};
+
+/// So many tasks are moved in that have not shown whether they grow. On the way to high, or else in the first pulses, those that do
+/// not are moved back.
+pub(super) const FEW: usize = 64;
 
 /// Usage so far below high for so long: the growers go back.
 const CALM: Duration = Duration::from_secs(5);
@@ -39,6 +45,15 @@ const RELEASED: Duration = Duration::from_secs(1);
 /// How often a group is looked at for whose tasks others' growth counts, too.
 const LOOK_ABOVE: Duration = Duration::from_secs(1);
 
+/// A threshold that tells who comes into a group far from high is registered once the group is at rest, as nothing else is
+/// seen for the grace period that this takes: until then it is looked at, so often after it was last.
+const UNTIL_AT_REST: [Duration; 4] = [
+    Duration::from_millis(10),
+    Duration::from_millis(20),
+    Duration::from_millis(80),
+    Duration::from_millis(320),
+];
+
 /// What could not be done is tried again after this, and after twice as long the next time, up to the second.
 const AGAIN: Duration = Duration::from_secs(1);
 const AGAIN_AT_MOST: Duration = Duration::from_secs(10);
@@ -48,7 +63,12 @@ pub(super) struct Manager {
     pub(super) config: ThrottleConfig,
     pub(super) memory: Arc<dyn Memory>,
     pub(super) levels: Levels,
-    freezer: Freezer,
+    pub(super) freezer: Freezer,
+    /// Made ready far from high, or waiting for its turn to be.
+    pub(super) early: Option<Early>,
+    pub(super) seat: Option<Seat>,
+    /// At this usage it is looked who has come since; at once, if `None`.
+    pub(super) next_look: Option<Bytes>,
     /// What of usage no threshold tells of, where the kernel counts it.
     kernel_memory: Option<Knob>,
     pub(super) core: Throttle,
@@ -94,6 +114,9 @@ impl Manager {
             config,
             memory,
             freezer,
+            early: None,
+            seat: None,
+            next_look: None,
             kernel_memory,
             start: Instant::now(),
             control,
@@ -122,6 +145,7 @@ impl Manager {
                 Ok(Woken::Stop) => break,
                 Err(error) if self.is_over(&error) => break,
                 Err(error) => {
+                    self.forget_early();
                     if !std::mem::replace(&mut self.told_failed, true) {
                         self.tell(ThrottleEvent::Failed(error));
                     }
@@ -132,6 +156,7 @@ impl Manager {
                 }
             }
         }
+        self.forget_early();
         self.control.held.store(true, Ordering::SeqCst);
     }
 
@@ -163,18 +188,52 @@ impl Manager {
 
     /// Waits until usage comes near high, and stays until it is away again.
     fn cycle(&mut self) -> Result<Woken> {
+        let mut urgent = None;
         while self.is_far()? {
             let (threshold, armed) = (self.levels.near_threshold()?, self.changes);
+            let mut come: Option<(Bytes, Notification)> = None;
+            let (mut sought, mut looks) = (None, 0);
             while armed == self.changes && self.is_far()? {
+                if self.seat.is_none() {
+                    urgent = None;
+                }
+                let turn = self.prepare()?;
+                // That took a grace period, if it moved somebody.
+                if !self.is_far()? {
+                    break;
+                }
                 let near = self.config.high.bytes().map_or(Level::NONE.high, near);
-                let woken = self.wait_looking(&[threshold.as_fd()], self.patience(), near)?;
+                let look = self.when_to_look(near);
+                if std::mem::replace(&mut sought, look) != look {
+                    (come, looks) = (None, 0);
+                }
+                let settles = look.and_then(|_| UNTIL_AT_REST.get(looks).copied());
+                looks += 1;
+                if let (Some(at), None, None) = (look, settles, &come) {
+                    let group = &self.config.group;
+                    come = Some((at, Notification::usage_thresholds(&[(group, at)])?));
+                    // What was crossed while this was registered signals nothing.
+                    continue;
+                }
+                let mut fds = vec![threshold.as_fd()];
+                fds.extend(come.as_ref().map(|(_, come)| come.as_fd()));
+                let patience = self.patience().into_iter().chain(turn).chain(settles).min();
+                // 64 MiB are filled sooner than a thread at normal priority has a CPU on a busy host; and whose turn it is to
+                // move shares a grace period with those before it if it comes at once.
+                let hurries = self.early.is_some() || self.seat.is_some();
+                urgent = urgent.or_else(|| hurries.then(Urgent::new));
+                let woken = self.wait_looking(&fds, patience, look.unwrap_or(near))?;
                 if woken == Woken::Stop {
                     return Ok(Woken::Stop);
                 }
                 threshold.take();
+                come.as_ref().map(|(_, come)| come.take());
             }
         }
-        match Near::approach(&self.ground())? {
+        // Others' turn.
+        self.seat = None;
+        let (early, terms) = (self.early.take(), self.terms(Duration::ZERO)?);
+        match Near::approach(&self.ground(), early, urgent, terms)? {
             Some(at) => self.stay(at, false),
             // All who are in it have throttles of their own.
             None if self.config.taken.has_beneath(&self.config.group) => {
@@ -209,6 +268,12 @@ impl Manager {
             self.tell(trouble);
         }
         let result = self.attend(&mut at, ahead);
+        let away = matches!(result, Ok(Woken::Look)) && !at.elsewhere && !self.is_stale(&at);
+        if !ahead && away && self.wants_early() {
+            // Who was given back is taken in again.
+            (self.early, self.next_look) = (Some(at.withdraw()), None);
+            return result;
+        }
         let removed = at.dissolve();
         match result {
             Err(error) => Err(error),

@@ -7,6 +7,7 @@
 //! |---|---|---|
 //! | `pulser.rs` | thaws, times the window, freezes | real-time |
 //! | `manager.rs` | waits on thresholds, until growth costs something | normal |
+//! | `early.rs` | has tasks in the group long before high, where memory is filled faster than they are moved | there, too |
 //! | `near.rs` | has the group ready by then, with the tasks in it that may grow | in the manager's thread |
 //! | `pulses.rs` | who grew, what is owed ([`crate::core::throttle`]), killed tasks, the way out | there, too |
 //! | `growers.rs` | which tasks those are | there, too |
@@ -20,6 +21,7 @@
 //! removed.
 
 mod change;
+mod early;
 mod growers;
 mod levels;
 mod look;
@@ -37,6 +39,7 @@ use cgroupfs::procfs::Task;
 use cgroupfs::{Bytes, Cgroup, Error, Limit, Op, Result};
 pub use change::ThrottleTerms;
 use crossbeam_channel::{Receiver, unbounded};
+pub use early::Moves;
 pub use levels::Ancestor;
 pub(super) use look::Look;
 use manager::Manager;
@@ -94,6 +97,8 @@ pub struct ThrottleConfig {
     pub ancestors: Vec<Ancestor>,
     /// Other throttles of this process.
     pub taken: Arc<Taken>,
+    /// Those of them that move tasks far from high, one at a time.
+    pub moves: Arc<Moves>,
     /// Somebody reclaims page cache above high: it is not slept on.
     pub reclaims: bool,
     /// Where freezes are recorded.
@@ -113,6 +118,7 @@ impl ThrottleConfig {
             way_out: WayOut::default(),
             ancestors: Vec::new(),
             taken: Arc::default(),
+            moves: Arc::default(),
             reclaims: false,
             journal: Arc::new(Unrecorded),
             ahead: false,
@@ -206,6 +212,13 @@ struct Control {
     totals: Mutex<ThrottleTotals>,
     /// How often throttles of groups beneath this one came, or ended.
     beneath: AtomicU64,
+}
+
+impl Control {
+    /// It ends, or nothing is to be done for now.
+    fn is_wanted_elsewhere(&self) -> bool {
+        self.stop.load(Ordering::SeqCst) || self.hold.load(Ordering::SeqCst)
+    }
 }
 
 /// The throttle of one container.

@@ -1,13 +1,17 @@
 //! Making ready: the group that is frozen, the real-time thread, and in the group whoever may grow.
 //!
 //! Moving a task waits for a grace period of RCU (measured on 6.18: 13 to 90 ms on a busy host), in which
-//! memory is filled at gigabytes a second. So it is done well below high, and for a command that is yet to be
-//! started at once: it enters the group by itself, which costs nothing ([`super::Throttler::door`]).
+//! memory is filled at gigabytes a second. So it is done well below high, where that is not enough as soon as tasks are
+//! there (`early.rs`), and for a command that is yet to be started at once: it enters the group by itself, which costs
+//! nothing ([`super::Throttler::door`]).
 
-use super::growers::Growers;
-use super::pulser::Pulser;
+use super::early::Early;
+use super::growers::{Growers, Known};
+use super::manager::FEW;
+use super::pulser::{Order, Pulser, Terms};
 use super::{ThrottleConfig, ThrottleEvent};
 use crate::core::throttle::{Attribution, Curve, MOST_LEVELS, Strange, Trial, chance};
+use crate::driver::sys::Urgent;
 use crate::guardian::FREEZER_CHILD;
 use cgroupfs::files::ControlDir as _;
 use cgroupfs::freezer::{self, Freezer, FreezerGroup, Kind, Parked};
@@ -23,10 +27,6 @@ use std::time::{Duration, Instant};
 
 /// How far below high it is made ready, and not below an eighth of it.
 const APPROACH: Bytes = Bytes::mib(128);
-
-/// So many tasks are moved in that have not shown whether they grow. On the way to high, or else in the first pulses, those that do
-/// not are moved back.
-pub(super) const FEW: usize = 64;
 
 /// What is there while throttling is near: dropped from top to bottom.
 pub(super) struct Near {
@@ -87,18 +87,37 @@ impl Ground<'_> {
 }
 
 impl Near {
-    /// For those who are in the container now; `None` where nobody is.
-    pub(super) fn approach(ground: &Ground<'_>) -> Result<Option<Near>> {
+    /// For those who are in the container now; `None` where nobody is. Where it was made ready long before, the real-time
+    /// thread is at work on these `terms` at once: until then this one is `urgent`.
+    pub(super) fn approach(
+        ground: &Ground<'_>,
+        early: Option<Early>,
+        urgent: Option<Urgent>,
+        terms: Terms,
+    ) -> Result<Option<Near>> {
         let config = ground.config;
-        let Some((home, lent)) = home(ground)? else { return Ok(None) };
-        let mut near = Near::make(ground, home, lent)?;
+        let mut near = match early.filter(|early| early.is_of_use(ground)) {
+            Some(mut early) => {
+                let known = std::mem::take(&mut early.known);
+                let mut near = Near::make(ground, early, Some(terms))?;
+                // From here on the real-time thread is at work.
+                drop(urgent);
+                near.growers.adopt_known(&near.group, &known)?;
+                near
+            }
+            None => {
+                drop(urgent);
+                let Some((home, lent)) = home(ground)? else { return Ok(None) };
+                Near::make(ground, Early::make(ground, home, lent)?, None)?
+            }
+        };
         let Near { growers, group, .. } = &mut near;
         // Below high nothing is owed.
         let (batch, free) = (ground.curve.batch(), |_| Duration::ZERO);
         // On the way to high who does not grow has time to show it.
         let room = |usage| config.high.bytes().map_or(usage, |high| high.saturating_sub(usage));
         let way = chance(room(ground.memory.usage()?)).is_some();
-        if !way || growers.scan(group, false, FEW, batch, free)? == 0 {
+        if !way || growers.scan(group, false, FEW, batch, free)? == 0 && growers.len() == 0 {
             // None, or too many: who grows has to be found out. Those that have no CPU right now show only after a
             // while.
             growers.scan(group, false, 0, batch, free)?;
@@ -117,22 +136,23 @@ impl Near {
 
     /// For tasks that are yet to come, and whom this process starts.
     pub(super) fn ahead(ground: &Ground<'_>) -> Result<Near> {
-        Near::make(ground, ground.freezer.path_of(std::process::id())?, false)
+        let home = ground.freezer.path_of(std::process::id())?;
+        Near::make(ground, Early::make(ground, home, false)?, None)
     }
 
-    fn make(ground: &Ground<'_>, home: PathBuf, lent: bool) -> Result<Near> {
+    fn make(ground: &Ground<'_>, early: Early, terms: Option<Terms>) -> Result<Near> {
         let Ground { config, freezer, .. } = *ground;
-        let parent = Arc::new(freezer.open(&home)?);
-        sweep(freezer.kind, &parent, whose(freezer, &config.group, &home));
-        let name = name(freezer, &config.group, &home, lent);
-        let group = FreezerGroup::create(freezer.kind, parent, &name)?;
-        config.journal.place(group.path(), group.inode())?;
+        let Early { group, home, .. } = early;
+        let pulser = ground.pulser(&group)?;
+        if let Some(terms) = terms {
+            pulser.order(Order::Open(terms));
+        }
         let parked = Parked::new(freezer).unwrap_or_else(|error| {
             log::debug!("{error}: freezes take a little longer");
             None
         });
         Ok(Near {
-            pulser: ground.pulser(&group)?,
+            pulser,
             growers: Growers::new(
                 config.group.clone(),
                 config.taken.clone(),
@@ -165,6 +185,13 @@ impl Near {
     /// What is to be told of it: real-time priority is refused.
     pub(super) fn trouble(&self) -> Option<ThrottleEvent> {
         self.pulser.real_time.err().map(ThrottleEvent::NotRealTime)
+    }
+
+    /// Thaws, and goes away; who is in the group stays there.
+    pub(super) fn withdraw(self) -> Early {
+        let Near { pulser, growers, group, beneath, _parked, .. } = self;
+        drop(pulser);
+        Early { home: growers.into_home(), group, beneath, known: Known::default() }
     }
 
     /// Thaws, moves everybody back, and removes the group, in this order.
@@ -212,7 +239,7 @@ pub(super) enum Whose {
 
 /// The freezer group that a container's tasks are in, and whether that is one of a group beneath the container's: a
 /// pod's containers have their own. `None` where nobody is, or all are in groups with throttles of their own.
-fn home(ground: &Ground<'_>) -> Result<Option<(PathBuf, bool)>> {
+pub(super) fn home(ground: &Ground<'_>) -> Result<Option<(PathBuf, bool)>> {
     let group = &ground.config.group;
     let of = |tids: Vec<u32>| tids.iter().find_map(|tid| ground.freezer.path_of(*tid).ok());
     if let Some(home) = of(freezer::tasks(group, "cgroup.procs")?) {

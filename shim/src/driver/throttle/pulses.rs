@@ -2,8 +2,8 @@
 //! tells the real-time thread for how long to freeze.
 
 use super::ThrottleEvent;
-use super::manager::{Manager, Woken};
-use super::near::{FEW, Near};
+use super::manager::{FEW, Manager, Woken};
+use super::near::Near;
 use super::pulser::{Order, Report};
 use crate::core::floor::Floor;
 use crate::core::throttle::{Cause, LONGEST, Seen, Strange, Then, may_hold_yet};

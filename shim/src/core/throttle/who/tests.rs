@@ -228,17 +228,64 @@ fn who_does_not_grow_with_the_others_below_high_is_let_go_before_anybody_is_froz
 #[test]
 fn a_grower_is_as_suspect_as_the_others_after_a_rest_and_one_that_is_suspect_stays() {
     let mut grower = Standing::grower(stat(0, 0), Duration::ZERO);
-    grower.suspect_again(Bytes::mib(10));
+    grower.suspect_again(Bytes::mib(10), 1);
     assert!(grower.is_suspect());
     let mut still = suspect(stat(0, 0));
-    still.suspect_again(Bytes::mib(10));
+    still.suspect_again(Bytes::mib(10), 1);
     // That it grew below high is not forgotten where it is given time to show that it does not.
     let mut grew = suspect(stat(0, 0));
     grew.look(stat(64, 64), true, || Stopped::Waiting);
-    grew.suspect_again(Bytes::mib(10));
+    grew.suspect_again(Bytes::mib(10), 1);
     assert!(grew.is_suspect() && !grew.is_untried());
+    // Unless that was little of what the group has grown by.
+    let mut faulted = suspect(stat(0, 0));
+    faulted.look(stat(64, 64), true, || Stopped::Called);
+    faulted.suspect_again(Bytes::mib(100), 1);
+    assert!(faulted.is_untried() && !faulted.is_cleared(Bytes::mib(100)));
     // It is measured from when it came.
     assert!(still.is_cleared(Bytes::mib(16)) && !grower.is_cleared(Bytes::mib(16)));
+}
+
+#[test]
+fn what_other_threads_fill_page_by_page_is_no_huge_page_of_one_that_faults_now_and_then() {
+    let then = TaskStat { process_faults: 9000, ..stat(20, 9000) };
+    let now = |small: u64, huge: u64| TaskStat {
+        process_faults: 9000 + small + huge,
+        ..stat(24, 9000 + small + huge * HUGE)
+    };
+    let sought = Sought { others: Some(64), writes: None };
+    assert_eq!(found(&then, &now(4 * HUGE, 0), false, sought), None);
+    assert_eq!(found(&then, &now(4 * HUGE, 1), false, sought), Some(Found::Process));
+    assert!(is_bystander(&then, &now(4 * HUGE, 0)) && !is_bystander(&then, &now(4, 1)));
+    let mut naps = suspect(then);
+    naps.look(now(8 * HUGE, 0), true, || Stopped::Called);
+    assert!(naps.is_cleared_below(Bytes::mib(16), Bytes::mib(16)));
+    naps.suspect_again(Bytes::mib(16), 1);
+    assert!(naps.is_untried());
+    let mut fills = suspect(then);
+    fills.look(now(0, 1), true, || Stopped::Called);
+    assert!(!fills.is_cleared_below(Bytes::mib(16), Bytes::mib(16)));
+}
+
+#[test]
+fn a_few_faults_that_were_paid_for_many_times_do_not_keep_one_that_rests() {
+    let given_back = |frozen: Duration| {
+        let mut standing = suspect(stat(0, 0));
+        standing.window(Duration::ZERO, false, 0, Duration::ZERO, || Some((Duration::ZERO, 0)));
+        standing.frozen(frozen);
+        standing.look(stat(GROWS, GROWS), true, || Stopped::Called);
+        standing.convict(Bytes::mib(1), 1, true);
+        // It was not frozen for long, when it grew.
+        standing.frozen(Duration::from_secs(1));
+        standing.look(stat(GROWS, GROWS), true, || Stopped::Called);
+        standing.window(Duration::from_micros(200), false, 0, Duration::ZERO, || {
+            Some((Duration::ZERO, 1))
+        });
+        assert!(!standing.is_suspect());
+        standing.is_done()
+    };
+    assert!(given_back(Duration::from_millis(200)));
+    assert!(!given_back(Duration::from_millis(100)));
 }
 
 #[test]
