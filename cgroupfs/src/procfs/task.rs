@@ -7,6 +7,7 @@ use crate::flat::words;
 use nix::errno::Errno;
 use nix::fcntl::{OFlag, open};
 use nix::sys::stat::Mode;
+use std::collections::BTreeMap;
 use std::os::fd::OwnedFd;
 use std::path::PathBuf;
 use std::time::Duration;
@@ -24,12 +25,16 @@ pub struct TaskStat {
     pub utime: u64,
     /// (15) Time in the kernel, in clock ticks.
     pub stime: u64,
+    /// (20) Threads of its process.
+    pub num_threads: u64,
     /// (22) When it started, in clock ticks after boot: tells tasks of one id apart.
     pub starttime: u64,
     /// (24) Resident set of its process, in pages. Counted in batches of 32 pages a CPU and more.
     pub rss: u64,
     /// (31) The task's own pending signals, the first 31 of them.
     pub signal: u64,
+    /// Page faults of its whole process, by those who ask for them as well ([`Task::stat_beside`]); else 0.
+    pub process_faults: u64,
 }
 
 /// SIGKILL in a mask of signals.
@@ -54,9 +59,11 @@ impl TaskStat {
             majflt: field(12)?,
             utime: field(14)?,
             stime: field(15)?,
+            num_threads: field(20)?,
             starttime: field(22)?,
             rss: field(24)?,
             signal: field(31)?,
+            process_faults: 0,
         })
     }
 
@@ -116,6 +123,17 @@ impl Task {
         TaskStat::parse(&buf[..n])
     }
 
+    /// The same with the page faults of its whole process, threads that have ended included. A process is looked at
+    /// once as long as `processes` is kept.
+    pub fn stat_beside(&self, processes: &mut BTreeMap<u32, u64>) -> Option<TaskStat> {
+        let mut stat = self.stat()?;
+        stat.process_faults = match stat.num_threads {
+            ..=1 => stat.faults(),
+            _ => *processes.entry(self.pid).or_insert_with(|| process_faults(self.pid)),
+        };
+        Some(stat)
+    }
+
     /// Where it is, if it does not run (`/proc/TID/syscall`). [`Stopped::Called`] where the kernel does not tell.
     pub fn stopped(&self) -> Stopped {
         let path = format!("/proc/{}/task/{}/syscall", self.tid, self.tid);
@@ -148,6 +166,12 @@ pub fn transferred(tid: u32) -> Option<u64> {
     let (read, written) =
         (crate::flat::get(&content, "rchar")?, crate::flat::get(&content, "wchar")?);
     Some(read.saturating_add(written))
+}
+
+/// Page faults of a process, all of its threads together; 0 once it is gone.
+fn process_faults(pid: u32) -> u64 {
+    let stat = slurp(format!("/proc/{pid}/stat").as_ref(), "").ok();
+    stat.and_then(|stat| TaskStat::parse(&stat)).map_or(0, |stat| stat.faults())
 }
 
 /// When the task started (22), in clock ticks after boot. `None` once it is gone.
@@ -197,9 +221,11 @@ mod tests {
                 majflt: 90,
                 utime: 11,
                 stime: 12,
+                num_threads: 1,
                 starttime: 555,
                 rss: 777,
                 signal: 256,
+                process_faults: 0,
             }
         );
         assert!(stat.killed());
@@ -216,6 +242,25 @@ mod tests {
         let after = me.stat().unwrap();
         assert!(after.faults() > before.faults() && !after.killed());
         assert_eq!(after.starttime, before.starttime);
+    }
+
+    #[test]
+    fn faults_of_other_threads_are_their_process_s() {
+        let (said, fill) = (std::sync::mpsc::channel(), std::sync::mpsc::channel::<()>());
+        let thread = std::thread::spawn(move || {
+            said.0.send(nix::unistd::gettid().as_raw() as u32).unwrap();
+            fill.1.recv().unwrap();
+        });
+        let other = Task::open(said.1.recv().unwrap()).unwrap();
+        let at = || other.stat_beside(&mut BTreeMap::new()).unwrap();
+        let before = at();
+        let filled = vec![1u8; 64 << 20];
+        assert!(std::hint::black_box(&filled).iter().all(|byte| *byte == 1));
+        let after = at();
+        assert!(after.num_threads > 1 && after.faults() == before.faults());
+        assert!(after.process_faults > before.process_faults, "{before:?} {after:?}");
+        fill.0.send(()).unwrap();
+        thread.join().unwrap();
     }
 
     #[test]

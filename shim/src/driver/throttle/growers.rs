@@ -141,10 +141,10 @@ impl Growers {
         let tids = all(&self.memory, &|group| self.taken.has(group))?;
         let all = tids.len() <= few;
         let young = ticks_since_boot().map(|now| now.saturating_sub(ticks(STARTING)));
-        let mut others = Vec::new();
+        let (mut others, mut processes) = (Vec::new(), BTreeMap::new());
         for tid in tids.into_iter().filter(|tid| !self.moved.contains_key(tid)) {
             let Ok(task) = Task::open(tid) else { continue };
-            let Some(stat) = task.stat() else { continue };
+            let Some(stat) = task.stat_beside(&mut processes) else { continue };
             let before = self.seen.get(&tid).filter(|seen| seen.starttime == stat.starttime);
             others.push((tid, task, stat, before.copied()));
         }
@@ -216,11 +216,11 @@ impl Growers {
     /// The same; what each of them has done so far.
     pub(super) fn born(&mut self, group: &FreezerGroup) -> Result<Vec<Change>> {
         let suspects = self.moved.is_empty().then(|| self.usage());
-        let mut born = Vec::new();
+        let (mut born, mut processes) = (Vec::new(), BTreeMap::new());
         for tid in group.tasks()? {
             if !self.moved.contains_key(&tid)
                 && let Ok(task) = Task::open(tid)
-                && let Some(last) = task.stat()
+                && let Some(last) = task.stat_beside(&mut processes)
             {
                 self.seen.remove(&tid);
                 // Of its process' resident set, part was there before it.
@@ -351,8 +351,9 @@ impl Growers {
     pub(super) fn look(&mut self, turn: bool) -> Vec<Change> {
         let mut changes = Vec::with_capacity(self.moved.len());
         let writing = self.writing > 0;
+        let mut processes = BTreeMap::new();
         self.moved.retain(|tid, grower| {
-            let Some(stat) = grower.task.stat() else { return false };
+            let Some(stat) = grower.task.stat_beside(&mut processes) else { return false };
             let step = grower.standing.look(stat, turn, || grower.task.stopped());
             let stopped = || step.stopped.unwrap_or_else(|| grower.task.stopped());
             let charging = writing && stopped() == Stopped::Charging;

@@ -242,6 +242,48 @@ fn a_grower_is_as_suspect_as_the_others_after_a_rest_and_one_that_is_suspect_sta
 }
 
 #[test]
+fn what_other_threads_fill_page_by_page_is_no_huge_page_of_one_that_faults_now_and_then() {
+    let then = TaskStat { process_faults: 9000, ..stat(20, 9000) };
+    let now = |small: u64, huge: u64| TaskStat {
+        process_faults: 9000 + small + huge,
+        ..stat(24, 9000 + small + huge * HUGE)
+    };
+    let sought = Sought { others: Some(64), writes: None };
+    assert_eq!(found(&then, &now(4 * HUGE, 0), false, sought), None);
+    assert_eq!(found(&then, &now(4 * HUGE, 1), false, sought), Some(Found::Process));
+    assert!(is_bystander(&then, &now(4 * HUGE, 0)) && !is_bystander(&then, &now(4, 1)));
+    let mut naps = suspect(then);
+    naps.look(now(8 * HUGE, 0), true, || Stopped::Called);
+    assert!(naps.is_cleared_below(Bytes::mib(16), Bytes::mib(16)));
+    naps.suspect_again(Bytes::mib(16));
+    assert!(naps.is_untried());
+    let mut fills = suspect(then);
+    fills.look(now(0, 1), true, || Stopped::Called);
+    assert!(!fills.is_cleared_below(Bytes::mib(16), Bytes::mib(16)));
+}
+
+#[test]
+fn a_few_faults_that_were_paid_for_many_times_do_not_keep_one_that_rests() {
+    let given_back = |frozen: Duration| {
+        let mut standing = suspect(stat(0, 0));
+        standing.window(Duration::ZERO, false, 0, Duration::ZERO, || Some((Duration::ZERO, 0)));
+        standing.frozen(frozen);
+        standing.look(stat(GROWS, GROWS), true, || Stopped::Called);
+        standing.convict(Bytes::mib(1), true);
+        // It was not frozen for long, when it grew.
+        standing.frozen(Duration::from_secs(1));
+        standing.look(stat(GROWS, GROWS), true, || Stopped::Called);
+        standing.window(Duration::from_micros(200), false, 0, Duration::ZERO, || {
+            Some((Duration::ZERO, 1))
+        });
+        assert!(!standing.is_suspect());
+        standing.is_done()
+    };
+    assert!(given_back(Duration::from_millis(200)));
+    assert!(!given_back(Duration::from_millis(100)));
+}
+
+#[test]
 fn one_that_wrote_is_not_let_go_for_what_the_group_had_grown_by_before() {
     let (mut naps, mut wrote) = (suspect(stat(0, 0)), suspect(stat(0, 0)));
     naps.wrote(GROWS - 1);
