@@ -237,6 +237,11 @@ fn a_grower_is_as_suspect_as_the_others_after_a_rest_and_one_that_is_suspect_sta
     grew.look(stat(64, 64), true, || Stopped::Waiting);
     grew.suspect_again(Bytes::mib(10));
     assert!(grew.is_suspect() && !grew.is_untried());
+    // Unless that was little of what the group has grown by.
+    let mut faulted = suspect(stat(0, 0));
+    faulted.look(stat(64, 64), true, || Stopped::Called);
+    faulted.suspect_again(Bytes::mib(100));
+    assert!(faulted.is_untried() && !faulted.is_cleared(Bytes::mib(100)));
     // It is measured from when it came.
     assert!(still.is_cleared(Bytes::mib(16)) && !grower.is_cleared(Bytes::mib(16)));
 }
