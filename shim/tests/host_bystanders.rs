@@ -323,6 +323,7 @@ fn a_probe_takes_no_longer_than_the_kernels_own_high_would_have_it() {
     let test = "a_probe_takes_no_longer_than_the_kernels_own_high_would_have_it";
     let Some(ground) = ground(test) else { return };
     let _alone = alone();
+    let _ = env_logger::Builder::from_env("CGSHIM_TEST_LOG").try_init();
     // (What it runs, and what that is sure to charge.)
     let programs =
         [("true", Bytes(0)), ("dd if=/dev/zero of=/dev/null bs=2M count=1", Bytes::mib(2))];
