@@ -195,8 +195,7 @@ impl Daemon {
         if together {
             self.engine.has_been_killed_together(key);
         }
-        // What it counts from was read; the watch has files of its own to open, which whoever registers need not
-        // wait for.
+        // What it counts from was read; the watch has files of its own to open yet.
         let witnessed = Identity {
             name: about.id.clone(),
             container: about.id.clone(),
@@ -253,6 +252,7 @@ impl Daemon {
     /// Gives who has come since the last turn to the OOM watch.
     pub(super) fn witness_the_new(&mut self) {
         for (key, identity) in std::mem::take(&mut self.unwitnessed) {
+            self.registering.opens(key);
             self.engine.record_ooms(key, identity);
         }
     }
@@ -329,7 +329,12 @@ impl Daemon {
             Happened::Throttle(key, _, event) => self.throttled(key, &event),
             Happened::Oom(_, record) => self.oom(&record),
             Happened::Fd(_) | Happened::Usage(..) | Happened::Round(..) | Happened::Asked(..) => {}
-            Happened::OomsRecorded(key) => self.registry.is_told(key),
+            Happened::OomsWatched(key) => self.is_watched(key),
+            Happened::OomsRecorded(key) => {
+                // One that was gone before the watch could open it, too.
+                self.is_watched(key);
+                self.registry.is_told(key);
+            }
         }
     }
 

@@ -16,6 +16,7 @@ mod logging;
 mod notify;
 mod oom_hook;
 mod privileges;
+mod registering;
 mod registry;
 mod reload;
 mod requests;
@@ -41,6 +42,7 @@ use nix::sys::signal::{SigSet, Signal};
 use nix::sys::signalfd::{SfdFlags, SignalFd};
 use notify::Notify;
 use oom_hook::OomHooks;
+use registering::Registering;
 use registry::Registry;
 use reload::Watcher;
 use requests::Waiting;
@@ -160,6 +162,8 @@ pub struct Daemon {
     signals: SignalFd,
     /// Registered, and not with the OOM watch yet.
     unwitnessed: Vec<(Key, Identity)>,
+    /// Who has registered a container, and has no answer yet.
+    registering: Registering,
     /// Who waits for a reclaim, by container.
     asked: HashMap<Key, Waiting>,
     /// Connections that ended, and requests, until they are handled.
@@ -260,6 +264,7 @@ impl Daemon {
             notify,
             signals,
             unwitnessed: Vec::new(),
+            registering: Registering::default(),
             asked: HashMap::new(),
             incoming: Vec::new(),
             said: String::new(),
@@ -296,6 +301,7 @@ impl Daemon {
                 self.happened(event);
             }
             self.serve();
+            self.answer_the_patient();
             if self.spool_more {
                 self.take_spool();
             }
@@ -317,6 +323,7 @@ impl Daemon {
             (!self.incoming.is_empty()).then_some(Duration::ZERO),
             self.watcher.at().map(until),
             self.hooks.timeout(now),
+            self.registering.at().map(until),
             self.watchdog_at.map(until),
         ]
         .into_iter()
@@ -402,6 +409,7 @@ impl Daemon {
     /// Every declared limit stands when this returns.
     fn stop(mut self) -> Result<(), StartError> {
         self.notify.send("STOPPING=1");
+        self.answer_all();
         // They are there when we come back.
         self.engine.keep_records();
         for id in self.registry.ids() {

@@ -61,7 +61,7 @@ impl Daemon {
     pub(super) fn request(&mut self, client: ClientId, request: Request) {
         let answer = match request {
             Request::Register(register) => match self.register(&register, Source::Hook) {
-                Ok(generation) => Ok(done(Registered { generation })),
+                Ok(generation) => return self.registered(client, &register.id, generation),
                 Err(why) => {
                     let id: String = register.id.escape_default().take(80).collect();
                     log::warn!("container {id} is refused: {why}");
@@ -92,6 +92,7 @@ impl Daemon {
     /// A client hung up, or was dropped: what it asked for goes on, for nobody.
     pub(super) fn client_gone(&mut self, client: ClientId) {
         self.asked.retain(|_, waiting| waiting.client != client);
+        self.registering.hung_up(client);
     }
 
     fn reclaim(

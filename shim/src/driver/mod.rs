@@ -70,6 +70,8 @@ pub enum Happened {
     Notice(Key, Now, Notice),
     /// So many tasks were killed since the last time, seen at this usage.
     OomKill(Key, Now, u64, Bytes),
+    /// The OOM watch has this container's files open, and hears its signals.
+    OomsWatched(Key),
     /// An OOM, with all that is known of it. Written to the store before, if there is one.
     Oom(Key, Box<crate::core::oom::Record>),
     /// No more of those will come of this container.

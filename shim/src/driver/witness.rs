@@ -88,6 +88,7 @@ impl Engine {
                 Told::Killed(key, kills, usage, _) => {
                     Happened::OomKill(Key(key), now, kills, usage)
                 }
+                Told::Watching(key) => Happened::OomsWatched(Key(key)),
                 Told::Record(key, record) => Happened::Oom(Key(key), record),
                 Told::Forgotten(key) => Happened::OomsRecorded(Key(key)),
             });

@@ -87,6 +87,8 @@ pub struct Identity {
 /// What the watch tells.
 #[derive(Debug)]
 pub enum Told {
+    /// Its files are open, and its signals are heard: from now on no kill in it is missed for want of those.
+    Watching(u64),
     /// So many tasks were killed just now, seen at this usage; `oom_kill` with them, if they are in it.
     Killed(u64, u64, Bytes, Option<u64>),
     /// A record is complete; it was written before.

@@ -276,12 +276,15 @@ impl Watcher {
         loop {
             match orders.try_recv() {
                 Ok(Command::Watch(key, watched)) => {
-                    if let Err(error) = self.watch(key, watched, tell) {
-                        if !error.is_vanished() {
-                            log::warn!("{error}; OOMs of it are not recorded");
+                    match self.watch(key, watched, tell) {
+                        Ok(()) => tell(Told::Watching(key)),
+                        Err(error) => {
+                            if !error.is_vanished() {
+                                log::warn!("{error}; OOMs of it are not recorded");
+                            }
+                            self.drop_group(key);
+                            tell(Told::Forgotten(key));
                         }
-                        self.drop_group(key);
-                        tell(Told::Forgotten(key));
                     }
                     let _ = self.wake.write(1);
                     return false;

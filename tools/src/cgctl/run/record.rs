@@ -228,7 +228,8 @@ impl Recorder {
                 self.oom_recorded += record.kills;
             }
             Happened::Forgotten(_, totals) => self.totals = *totals,
-            Happened::Fd(_) | Happened::Asked(..) | Happened::OomsRecorded(_) => {}
+            Happened::Fd(_) | Happened::Asked(..) => {}
+            Happened::OomsWatched(_) | Happened::OomsRecorded(_) => {}
         }
     }
 
