@@ -294,24 +294,81 @@ fn of_a_group_that_is_gone_the_limit_was_its_own_if_no_other_can_have_been_hit()
     let unknown = (Cause::Unknown, None);
     let as_it_is = |_: &mut Subject| {};
     assert_eq!(gone_and_killed(as_it_is, short, free), own);
-    // Limited above: it was not out of memory, if it was watched before that.
+    // Limited above, where that has never been out of memory, or not while it was watched before that.
     let above = |subject: &mut Subject| subject.levels[1].limit = limit;
-    assert_eq!(gone_and_killed(above, long, bounded), own);
-    assert_eq!(gone_and_killed(above, short, bounded), unknown);
-    assert_eq!(gone_and_killed(above, short, free), unknown);
-    assert_eq!(gone_and_killed(as_it_is, short, bounded), unknown);
-    let out_of_memory = LevelLook { oom_local: Some(1), ..bounded };
+    assert_eq!(gone_and_killed(above, short, bounded), own);
+    assert_eq!(gone_and_killed(above, short, free), own);
+    assert_eq!(gone_and_killed(as_it_is, short, bounded), own);
+    let once = LevelLook { oom_local: Some(7), ..bounded };
+    let before = |subject: &mut Subject| subject.levels[1] = once;
+    assert_eq!(gone_and_killed(before, short, once), unknown);
+    assert_eq!(gone_and_killed(before, long, once), own);
+    let out_of_memory = LevelLook { oom_local: Some(8), ..bounded };
+    assert_eq!(gone_and_killed(before, long, out_of_memory), unknown);
     assert_eq!(gone_and_killed(above, long, out_of_memory), unknown);
-    // On v1 nothing counts that.
-    let v1 = |subject: &mut Subject| {
-        (subject.levels[1].limit, subject.levels[1].oom_local) = (limit, None);
-    };
-    let look = LevelLook { oom_local: None, ..bounded };
+    // On v1 `failcnt` counts that, but for memsw.
+    let look = LevelLook { oom_local: None, failcnt: Some(0), failcnt_is_all: true, ..bounded };
+    let v1 = |subject: &mut Subject| subject.levels[1] = look;
+    assert_eq!(gone_and_killed(v1, short, look), own);
+    assert_eq!(gone_and_killed(v1, long, LevelLook { failcnt: Some(1), ..look }), unknown);
+    let look = LevelLook { failcnt_is_all: false, ..look };
+    let v1 = |subject: &mut Subject| subject.levels[1] = look;
     assert_eq!(gone_and_killed(v1, long, look), unknown);
     // It cannot be read, is not all there is, or there was no limit of its own.
     assert_eq!(gone_and_killed(as_it_is, long, LevelLook::default()), unknown);
     assert_eq!(gone_and_killed(|its| its.all_ancestors = false, long, free), unknown);
     assert_eq!(gone_and_killed(|its| its.levels[0].limit = Some(Limit::Max), long, free), unknown);
+}
+
+#[test]
+fn a_group_above_that_has_been_quiet_for_long_is_known_at_once_and_is_not_once_it_ran_out() {
+    let limit = Some(Limit::Bytes(Bytes::mib(64)));
+    let look = LevelLook { limit, oom_local: Some(7), oom: Some(7), ..LevelLook::default() };
+    let mut host = Host::new(true);
+    host.pass(Duration::from_secs(5));
+    let (long_ago, now) = (Duration::from_secs(1), host.now);
+    for (key, quiet_since) in [(1, long_ago), (2, now)] {
+        let its = Subject {
+            path: format!("/pod/c{key}"),
+            ancestors: vec!["/pod".into()],
+            all_ancestors: true,
+            levels: vec![look, look],
+            quiet_since: vec![now, quiet_since],
+            ..Subject::default()
+        };
+        host.event(Event::Watch(key, Box::new(its)));
+        host.event(Event::Above(key, vec![look]));
+        host.event(Event::Vanished(key));
+        host.log(1000, Some(&format!("/pod/c{key}")), None);
+    }
+    host.pass(Duration::from_secs(5));
+    let causes: Vec<_> = host.announced.iter().map(|(_, record)| record.cause).collect();
+    assert_eq!(causes, [Cause::OwnLimit, Cause::Unknown]);
+}
+
+#[test]
+fn a_kill_soon_after_a_group_above_ran_out_of_memory_is_not_the_nodes_for_sure() {
+    let limit = Some(Limit::Bytes(Bytes::mib(64)));
+    let own = LevelLook { limit, oom_local: Some(0), oom: Some(0), ..LevelLook::default() };
+    for (ooms, age, cause) in
+        [(7, 10 * MS, Cause::Unknown), (7, Duration::from_secs(3), Cause::Node), (0, 10 * MS, Cause::Node)]
+    {
+        let mut host = Host::new(false);
+        let above = LevelLook { oom_local: Some(ooms), oom: Some(ooms), ..own };
+        let its = Subject {
+            path: "/pod/c1".into(),
+            ancestors: vec!["/pod".into()],
+            oom_kill: Some(0),
+            levels: vec![own, above],
+            ..Subject::default()
+        };
+        host.event(Event::Watch(1, Box::new(its)));
+        host.pass(age);
+        let detail = Some(Box::new(Detail { levels: vec![own, above], ..Detail::default() }));
+        host.event(Event::Looked(1, Box::new(Look { oom_kill: Some(1), beneath: 0, detail })));
+        host.pass(Duration::from_secs(1));
+        assert_eq!(host.announced[0].1.cause, cause, "{ooms} {age:?}");
+    }
 }
 
 #[test]

@@ -202,6 +202,7 @@ impl Daemon {
             // The first process that discovery sees need not be init.
             init: about.pid.filter(|_| about.source != Source::Discovery),
             oom_kill: announced,
+            counters: None,
             since: Some(Instant::now()),
         };
         self.unwitnessed.push((key, witnessed));

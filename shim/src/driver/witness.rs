@@ -32,8 +32,9 @@ impl Engine {
             deeds.started(flight.ticket.clone());
         }
         enforced.deeds = Some(deeds.clone());
+        // As they were when the container came, or was told of last: not when the watch gets to it.
+        identity.counters = Some(enforced.counters);
         if identity.oom_kill.is_none() {
-            // As it was when the container came, or was told of last: not when the watch gets to it.
             identity.oom_kill = enforced.counters.oom_kill;
         }
         self.witnessed.insert(key.0);

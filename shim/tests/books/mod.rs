@@ -69,7 +69,11 @@ impl Host {
             init: Some(init(key)),
             oom_kill: Some(0),
             since,
-            levels: vec![LevelLook { failcnt: Some(0), ..LevelLook::default() }; 2],
+            levels: vec![
+                LevelLook { failcnt: Some(0), failcnt_is_all: true, ..LevelLook::default() };
+                2
+            ],
+            quiet_since: Vec::new(),
             v1: true,
         };
         self.event(Event::Watch(key, Box::new(subject)));
@@ -114,6 +118,7 @@ impl Host {
                 usage: Some(self.usage),
                 limit: Some(Limit::Bytes(Bytes::mib(64))),
                 failcnt: Some(*failcnt),
+                failcnt_is_all: true,
                 ..LevelLook::default()
             })
             .collect();

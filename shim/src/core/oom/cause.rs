@@ -7,7 +7,7 @@
 //! | v1: the topmost group whose eventfd was signalled: the kernel signals the group whose limit was hit and all beneath it | whose limit |
 //! | the only group whose `failcnt` (v2: `max`) rose; of several the lowest that was full, as charges go from the group upwards | whose limit |
 //! | the log says that it was a limit, the group is gone, and those above have none or were not out of memory | its own |
-//! | a kill, and none of these, though they could be read | the node |
+//! | a kill, and none of these, though they could be read, and nobody had run out of memory just before that | the node |
 
 use super::record::{Cause, From};
 use cgroupfs::kmsg::oom::{Constraint, Killed};
@@ -29,6 +29,8 @@ pub struct Evidence {
     pub full: bool,
     /// Nothing of it could be read any more.
     pub unread: bool,
+    /// It may have run out of memory before anybody looked, and too short a while ago: a kill for that may be yet to come.
+    pub unsure: bool,
     /// The container's own: it is gone, and no other limit can have been hit.
     pub only_limit: bool,
 }
@@ -70,7 +72,9 @@ pub fn judge(
         let from = Some(From::EventsLocal);
         return Verdict { cause: Cause::OwnLimit, limit_cgroup: None, from };
     }
+    let unsure = levels.iter().any(|level| level.unsure);
     let cause = match (memcg, beneath) {
+        _ if unsure && !levels.first().is_some_and(|own| own.only_limit) => Cause::Unknown,
         // Nobody above was at a limit, so it was one beneath.
         (Some(true), true) => {
             return Verdict {
@@ -129,6 +133,8 @@ fn by_counters(levels: &[Evidence]) -> Option<(usize, From)> {
     let rose: Vec<usize> = (0..levels.len()).filter(|level| levels[*level].failcnt > 0).collect();
     match rose[..] {
         [] => None,
+        // What another may have been hit for was counted before.
+        [level] if levels.iter().enumerate().any(|(n, other)| other.unsure && n != level) => None,
         [level] => Some((level, From::Failcnt)),
         _ => rose.into_iter().find(|level| levels[*level].full).map(|level| (level, From::Failcnt)),
     }

@@ -39,8 +39,10 @@ pub struct Subject {
     pub oom_kill: Option<u64>,
     /// When it was registered: kills since then are its own. `None`: since watching began.
     pub since: Option<Now>,
-    /// The counters when watching began.
+    /// The counters when it was registered, or when watching began.
     pub levels: Vec<LevelLook>,
+    /// Since when [`LevelLook::hits`] of each of them has stood there. One that is not named: since watching began.
+    pub quiet_since: Vec<Now>,
     /// No other source than the log tells of a kill in groups beneath (v1).
     pub v1: bool,
 }
@@ -54,6 +56,8 @@ pub struct LevelLook {
     pub limit: Option<Limit>,
     /// v1 `memory.failcnt`, v2 `max` of `memory.events`.
     pub failcnt: Option<u64>,
+    /// v1: it has no other limit that `failcnt` would not show (memsw).
+    pub failcnt_is_all: bool,
     /// v2 `oom` of `memory.events.local`.
     pub oom_local: Option<u64>,
     /// v2 `oom` of `memory.events`: of the subtree.
@@ -61,6 +65,17 @@ pub struct LevelLook {
 }
 
 impl LevelLook {
+    /// What rises each time that it runs out of memory, before anybody is killed for that: v2 `oom` of
+    /// `memory.events.local`, v1 `failcnt`. `None` where nothing does.
+    pub fn hits(&self) -> Option<u64> {
+        self.oom_local.or(self.failcnt.filter(|_| self.failcnt_is_all))
+    }
+
+    /// It may have a limit.
+    pub(super) fn limited(&self) -> bool {
+        self.limit != Some(Limit::Max)
+    }
+
     pub(super) fn full(&self) -> bool {
         match (self.usage, self.limit) {
             // The per-CPU stock of a few CPUs is charged but not used.

@@ -379,9 +379,7 @@ impl Ledger {
                     out.push(write(key, &open.record, true));
                     watched.push(open);
                 }
-                if let Some(last) = &watched.last {
-                    watched.baseline = (at.now, last.levels.clone());
-                }
+                watched.begin_anew(at.now);
                 watched.episode = None;
                 watched.before = None;
             }

@@ -47,6 +47,8 @@ pub(super) struct Watched {
     /// Kills recorded by the log that the counter has yet to show.
     pub(super) owed: u64,
     pub(super) baseline: (Now, Vec<LevelLook>),
+    /// Since when the hits of each level have stood as they are there.
+    quiet_since: Vec<Now>,
     /// The last look while nobody had been killed yet.
     pub(super) before: Option<(Now, Box<Detail>)>,
     /// The last look of all.
@@ -84,6 +86,7 @@ impl Watched {
         Watched {
             seen: subject.oom_kill.unwrap_or(0),
             owed: 0,
+            quiet_since: std::mem::take(&mut subject.quiet_since),
             baseline: (now, std::mem::take(&mut subject.levels)),
             before: None,
             last: None,
@@ -261,20 +264,43 @@ impl Watched {
         Open { record, born: at.now, claimed: false, levels: self.evidence(at.now), beneath }
     }
 
-    /// Whether none of the groups above can have been out of memory, as they are now that it is gone: they have no limit
-    /// and had none, or their `oom` has not risen while it was watched long enough to see a kill coming.
-    pub(super) fn had_the_only_limit(&self, now: Now, above: &[LevelLook]) -> bool {
+    /// An episode is over: what happens from now on is held against what was seen last.
+    pub(super) fn begin_anew(&mut self, now: Now) {
+        let Some(last) = &self.last else { return };
+        let (since, before) = &self.baseline;
+        let signalled = self.episode.as_ref().map(|episode| &episode.signalled[..]);
+        let quiet_since = last.levels.iter().enumerate().map(|(n, after)| {
+            let signalled = signalled.and_then(|levels| levels.get(n)) == Some(&true);
+            let stood = before.get(n).is_some_and(|before| before.hits() == after.hits());
+            match stood && !signalled {
+                true => self.quiet_since.get(n).copied().unwrap_or(*since),
+                false => now,
+            }
+        });
+        self.quiet_since = quiet_since.collect();
+        self.baseline = (now, last.levels.clone());
+    }
+
+    /// Whether this level may have run out of memory before it was first looked at, and have somebody killed for it now.
+    fn unsure(&self, level: usize, now: Now) -> bool {
         let (since, baseline) = &self.baseline;
-        let Some((own, before)) = baseline.split_first() else { return false };
-        let limited = |look: &LevelLook| look.limit.is_none_or(|limit| limit != Limit::Max);
-        let still = |before: &LevelLook, after: &LevelLook| {
-            let counted = before.oom_local.is_some() && before.oom_local == after.oom_local;
-            !limited(before) && !limited(after) || counted && now >= *since + SEEN_COMING
+        let Some(before) = baseline.get(level) else { return false };
+        let quiet_since = self.quiet_since.get(level).unwrap_or(since);
+        before.limited() && before.hits() != Some(0) && now < *quiet_since + SEEN_COMING
+    }
+
+    /// Whether none of the groups above can have been out of memory, as they are now that it is gone: they have no limit
+    /// and had none, or have never been, or not while they were watched long enough to see a kill coming.
+    pub(super) fn had_the_only_limit(&self, now: Now, above: &[LevelLook]) -> bool {
+        let Some((own, before)) = self.baseline.1.split_first() else { return false };
+        let still = |(n, (before, after)): (usize, (&LevelLook, &LevelLook))| {
+            let counted = before.hits().is_some() && before.hits() == after.hits();
+            !before.limited() && !after.limited() || counted && !self.unsure(n + 1, now)
         };
         self.subject.all_ancestors
             && matches!(own.limit, Some(Limit::Bytes(_)))
             && before.len() == above.len()
-            && before.iter().zip(above).all(|(before, after)| still(before, after))
+            && before.iter().zip(above).enumerate().all(still)
     }
 
     pub(super) fn evidence(&self, now: Now) -> Vec<Evidence> {
@@ -309,6 +335,7 @@ impl Watched {
                     },
                     full,
                     unread,
+                    unsure: self.unsure(n, now),
                     only_limit: n == 0 && self.only_own,
                 }
             })

@@ -8,7 +8,7 @@ use crate::driver::open_memory;
 use cgroupfs::events::Notification;
 use cgroupfs::files::{Access, ControlDir, Knob};
 use cgroupfs::memory::{Counters, Memory, Version};
-use cgroupfs::{Bytes, Cgroup, Result, flat};
+use cgroupfs::{Bytes, Cgroup, Limit, Result, flat};
 use std::collections::HashMap;
 use std::os::fd::OwnedFd;
 use std::path::PathBuf;
@@ -31,18 +31,21 @@ const MEMBERS_SHARE: u32 = 8;
 pub(super) struct Level {
     pub(super) memory: Arc<dyn Memory>,
     events_local: Option<Knob>,
+    /// v1: a second limit, whose hits `failcnt` does not count.
+    memsw: Option<Knob>,
 }
 
 impl Level {
     fn open(group: &Arc<Cgroup>, memory: Option<Arc<dyn Memory>>) -> Result<Level> {
         let memory = memory.map_or_else(|| open_memory(group), Ok)?;
         let dir: Arc<dyn ControlDir> = group.clone();
-        let events_local = match memory.version() {
-            Version::V1 => None,
+        let open = |file| Knob::open(&dir, file, Access::Read).ok();
+        let (events_local, memsw) = match memory.version() {
+            Version::V1 => (None, open("memory.memsw.limit_in_bytes")),
             // 5.4+.
-            Version::V2 => Knob::open(&dir, "memory.events.local", Access::Read).ok(),
+            Version::V2 => (open("memory.events.local"), None),
         };
-        Ok(Level { memory, events_local })
+        Ok(Level { memory, events_local, memsw })
     }
 
     /// What can be read of it now.
@@ -52,12 +55,20 @@ impl Level {
             usage: self.memory.usage().ok(),
             limit: self.memory.limit().ok(),
             failcnt: counters.failcnt.or(counters.max),
+            failcnt_is_all: self.memory.version() == Version::V1 && !self.has_memsw_limit(),
             oom_local: self
                 .events_local
                 .as_ref()
                 .and_then(|knob| flat::get(&knob.read().ok()?, "oom")),
             oom: counters.oom,
         }
+    }
+}
+
+impl Level {
+    fn has_memsw_limit(&self) -> bool {
+        let limited = |knob: &Knob| knob.read_u64().map(Limit::from_v1) != Ok(Limit::Max);
+        self.memsw.as_ref().is_some_and(limited)
     }
 }
 
@@ -148,6 +159,8 @@ impl Group {
         identity: &Identity,
         since: Option<Now>,
         host: &Host,
+        quiet_since: Vec<Now>,
+        above: Vec<LevelLook>,
     ) -> Result<Subject> {
         let counters = match self.memory()?.counters() {
             // It may have been killed and removed since it was registered: the log tells.
@@ -178,15 +191,38 @@ impl Group {
             init: identity.init,
             oom_kill: announced,
             since,
-            levels: self.levels(),
+            levels: std::iter::once(self.registered_with(identity)).chain(above).collect(),
+            quiet_since,
             v1: self.version == Version::V1,
         })
+    }
+
+    /// What it had counted when it was registered. It may have been killed in since.
+    fn registered_with(&self, identity: &Identity) -> LevelLook {
+        let look = self.own_level();
+        let Some(then) = identity.counters else { return look };
+        LevelLook {
+            failcnt: then.failcnt.or(then.max).or(look.failcnt),
+            oom: then.oom.or(look.oom),
+            // What its whole subtree never was it never was itself.
+            oom_local: then.oom.filter(|oom| *oom == 0).or(look.oom_local),
+            ..look
+        }
     }
 
     /// [`cgroupfs::Error::Vanished`] once it is known that the group is gone.
     fn memory(&self) -> Result<&Arc<dyn Memory>> {
         let gone = || cgroupfs::Error::Vanished { path: self.group.path().into() };
         Ok(&self.level.as_ref().ok_or_else(gone)?.memory)
+    }
+
+    /// It is out of memory at this moment, or a group above is (v1).
+    pub(super) fn is_under_oom(&self) -> bool {
+        let dir: Arc<dyn ControlDir> = self.group.clone();
+        self.oom.is_some()
+            && Knob::open(&dir, "memory.oom_control", Access::Read)
+                .and_then(|knob| knob.read())
+                .is_ok_and(|text| flat::get(&text, "under_oom").is_some_and(|under| under > 0))
     }
 
     /// What can be read of the group itself now.

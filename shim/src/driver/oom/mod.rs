@@ -20,7 +20,7 @@ use crate::core::oom::emptying::Turn;
 use crate::core::oom::{Deed, Record};
 use crate::core::{Now, Report};
 use crate::journal::Slot;
-use cgroupfs::memory::Memory;
+use cgroupfs::memory::{Counters, Memory};
 use cgroupfs::{Bytes, Cgroup, Error, Limit, Op, Result};
 use crossbeam_channel::{Receiver, Sender, bounded};
 use nix::errno::Errno;
@@ -79,6 +79,9 @@ pub struct Identity {
     pub init: Option<i32>,
     /// `oom_kill` when it was last announced, where somebody remembers: kills since then are new.
     pub oom_kill: Option<u64>,
+    /// All counters when it was registered: what was counted since then counts. `None`: as they are when the watch
+    /// gets it.
+    pub counters: Option<Counters>,
     /// When it was registered: kills since then are its own, also those from before the watch got to it. `None`:
     /// since the watch began.
     pub since: Option<Instant>,
@@ -183,8 +186,11 @@ impl OomWatch {
     ) {
         // What cannot be opened the watch opens again, and says why not.
         let memory = memory.or_else(|| super::open_memory(&group).ok());
-        if let (None, Some(memory)) = (identity.oom_kill, &memory) {
-            identity.oom_kill = memory.counters().ok().and_then(|counters| counters.oom_kill);
+        if let (None, Some(memory)) = (identity.counters, &memory) {
+            identity.counters = memory.counters().ok();
+        }
+        if identity.oom_kill.is_none() {
+            identity.oom_kill = identity.counters.and_then(|counters| counters.oom_kill);
         }
         self.command(Command::Watch(key, ToWatch { group, memory, identity, deeds }));
     }

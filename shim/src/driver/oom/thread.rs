@@ -11,7 +11,7 @@ use super::names::Host;
 use super::sweep::Sweeper;
 use super::{Command, OomOptions, Sources, Told, stamp};
 use crate::core::Now;
-use crate::core::oom::{Action, Event, Ledger};
+use crate::core::oom::{Action, Event, Ledger, LevelLook};
 use crate::driver::sys;
 use crate::oom::Store;
 use cgroupfs::events::{ModifiedSet, Notification, Watch};
@@ -54,6 +54,9 @@ struct Above {
     /// `oom` of `memory.events.local` when it was last read.
     oom_local: u64,
     users: BTreeSet<(u64, usize)>,
+    /// What stood there when a container came last, and since when its hits have stood so.
+    looked: LevelLook,
+    quiet_since: Now,
 }
 
 struct Watched {

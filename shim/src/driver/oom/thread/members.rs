@@ -17,6 +17,9 @@ use std::os::fd::AsFd;
 use std::path::Path;
 use std::sync::Arc;
 
+/// Somebody is out of memory, and it is not known who: no level has this number.
+const UNKNOWN_LEVEL: usize = usize::MAX;
+
 impl Watcher {
     pub(super) fn watch(
         &mut self,
@@ -26,6 +29,7 @@ impl Watcher {
     ) -> Result<()> {
         let directory = group.path().to_path_buf();
         let (mut levels, mut ids) = (Vec::new(), Vec::new());
+        let (mut looks, mut quiet_since) = (Vec::new(), vec![self.start.elapsed()]);
         let ancestors = self.host.ancestors(&directory);
         let mut parent = ancestors.first().map(|path| Arc::from(path.as_path()));
         for (n, path) in ancestors.into_iter().enumerate() {
@@ -36,6 +40,13 @@ impl Watcher {
                 if n == 0 {
                     parent = Some(above.directory.clone());
                 }
+                let look = above.level.look();
+                if above.looked.hits() != look.hits() {
+                    above.quiet_since = self.start.elapsed();
+                }
+                above.looked = look;
+                looks.push(look);
+                quiet_since.push(above.quiet_since);
                 levels.push((path, above.level.clone()));
                 ids.push(id);
             }
@@ -54,7 +65,12 @@ impl Watcher {
         let told_of = identity.oom_kill;
         identity.oom_kill = identity.oom_kill.max(recorded);
         let since = identity.since.map(|since| since.saturating_duration_since(self.start));
-        let subject = group.subject(&identity, since, &self.host)?;
+        let subject = group.subject(&identity, since, &self.host, quiet_since, looks)?;
+        // Registering its eventfd signals then, which does not say whose limit it is.
+        let under_oom = group.is_under_oom();
+        if let (true, Some(oom)) = (under_oom, &group.oom) {
+            oom.take();
+        }
         // Whoever was before us wrote them down, and ended before it could tell.
         if let (Some(told_of), Some(now)) = (told_of, subject.oom_kill)
             && now > told_of
@@ -77,6 +93,9 @@ impl Watcher {
         self.queue.push_back(Event::Watch(key, Box::new(subject)));
         if let Some(pid) = identity.init {
             self.init(key, pid);
+        }
+        if under_oom {
+            self.queue.push_back(Event::Signal(key, UNKNOWN_LEVEL));
         }
         // Between the books' first page and the first event.
         self.look(key, false);
@@ -111,11 +130,19 @@ impl Watcher {
         if let Some(oom) = &oom {
             self.listen(oom.as_fd(), ABOVE, id)?;
         }
-        let oom_local = level.look().oom_local.unwrap_or(0);
-        let level = Arc::new(level);
-        let directory = Arc::from(directory);
-        let users = BTreeSet::new();
-        self.above.insert(id, Above { directory, group, level, oom, watch, oom_local, users });
+        let looked = level.look();
+        let above = Above {
+            directory: Arc::from(directory),
+            group,
+            level: Arc::new(level),
+            oom,
+            watch,
+            oom_local: looked.oom_local.unwrap_or(0),
+            users: BTreeSet::new(),
+            looked,
+            quiet_since: self.start.elapsed(),
+        };
+        self.above.insert(id, above);
         Ok(id)
     }
 
