@@ -350,9 +350,11 @@ fn a_group_above_that_has_been_quiet_for_long_is_known_at_once_and_is_not_once_i
 fn a_kill_soon_after_a_group_above_ran_out_of_memory_is_not_the_nodes_for_sure() {
     let limit = Some(Limit::Bytes(Bytes::mib(64)));
     let own = LevelLook { limit, oom_local: Some(0), oom: Some(0), ..LevelLook::default() };
-    for (ooms, age, cause) in
-        [(7, 10 * MS, Cause::Unknown), (7, Duration::from_secs(3), Cause::Node), (0, 10 * MS, Cause::Node)]
-    {
+    for (ooms, age, cause) in [
+        (7, 10 * MS, Cause::Unknown),
+        (7, Duration::from_secs(3), Cause::Node),
+        (0, 10 * MS, Cause::Node),
+    ] {
         let mut host = Host::new(false);
         let above = LevelLook { oom_local: Some(ooms), oom: Some(ooms), ..own };
         let its = Subject {

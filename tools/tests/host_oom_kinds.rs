@@ -112,6 +112,50 @@ fn the_limit_of_the_group_above_is_named_and_an_idle_sibling_has_no_record() {
 }
 
 #[test]
+fn of_a_young_container_in_a_group_with_a_limit_the_cause_is_known_however_soon_it_is_gone() {
+    let test =
+        "of_a_young_container_in_a_group_with_a_limit_the_cause_is_known_however_soon_it_is_gone";
+    let Some(ground) = Ground::new(test) else { return };
+    let _alone = alone();
+    let watching = Watching::new();
+    let made = ground.dir.create_child("pod").unwrap();
+    let pod = Arc::new(ground.hierarchy.enable_memory(made.path()).unwrap());
+    // Of which nothing is ever missing.
+    limit(&pod, Bytes::mib(256));
+    // Of more than ten kills in five seconds the log does not say whose limit it was.
+    let kills = 24;
+    for n in 0..kills {
+        let name = format!("c{n}");
+        let group = Arc::new(pod.create_child(&name).unwrap());
+        limit(&group, Bytes::mib(16));
+        let mut load = Load::in_group(&group);
+        assert!(load.anon(Bytes::mib(8)));
+        watching.add(&group, Some(load.pid()));
+        watching.has_opened(1);
+        drop(group);
+        assert!(!load.anon(Bytes::mib(16)));
+        drop(load);
+        pod.remove_child(&name, 5 * SECOND).unwrap();
+    }
+    let records = watching.records(kills, 10 * SECOND);
+    assert!(records.len() == kills || !watching.sees_the_log(), "{} on record", records.len());
+    for record in &records {
+        assert_eq!(record.cause, Cause::OwnLimit, "{record:#?}");
+        assert_eq!(
+            record.limit_cgroup.as_deref(),
+            record
+                .cgroup
+                .split("/pod/")
+                .nth(1)
+                .map(|name| { format!("{}/{name}", path_of(&ground, &pod)) })
+                .as_deref()
+        );
+    }
+    drop(pod);
+    remove(&ground, "pod");
+}
+
+#[test]
 fn two_groups_at_once_each_have_their_own_victim() {
     let Some(ground) = Ground::new("two_groups_at_once_each_have_their_own_victim") else { return };
     let _alone = alone();

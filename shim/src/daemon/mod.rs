@@ -218,7 +218,7 @@ impl Daemon {
             .map_err(system("start the guardian process"))?;
         let mut engine = Engine::new(config.workers, journal.clone())?;
         engine.arm_after(YOUNG);
-        features.extend(witness::start(&mut engine, &options.run_dir));
+        features.extend(witness::start(&mut engine, &options.run_dir, &host.hierarchy));
         let notes = Notes::open(&options.run_dir)
             .map_err(|why| StartError::RunDir { path: options.run_dir.join("containers"), why })?;
         let spool = Spool::open(&options.run_dir).map_err(|why| StartError::RunDir {

@@ -3,14 +3,26 @@
 use crate::api::message::Feature;
 use crate::driver::Engine;
 use crate::driver::oom::{OomOptions, OomWatch};
+use cgroupfs::MemoryHierarchy;
+use cgroupfs::memory::Version;
 use std::path::Path;
 
 /// How nothing is left behind.
 const EMPTIED: &str = "page cache of ended containers is emptied before their group is removed, and what is left \
      is swept through the group above";
 
+/// v2 before `memory.reclaim`.
+const EMPTIED_ALONE: &str = "page cache of ended containers is emptied before their group is removed, by memory.high; \
+     what is left is not swept: memory.reclaim came with 5.19";
+
 /// Starts the watch; what it has and lacks, for `cgctl caps`. Without it kills are counted, no more.
-pub(super) fn start(engine: &mut Engine, run_dir: &Path) -> Vec<Feature> {
+pub(super) fn start(
+    engine: &mut Engine,
+    run_dir: &Path,
+    hierarchy: &MemoryHierarchy,
+) -> Vec<Feature> {
+    let reclaim = hierarchy.mount_point.join("memory.reclaim");
+    let swept = hierarchy.version == Version::V1 || reclaim.exists();
     let options = OomOptions {
         run_dir: Some(run_dir.to_path_buf()),
         empty_at_exit: true,
@@ -44,7 +56,11 @@ pub(super) fn start(engine: &mut Engine, run_dir: &Path) -> Vec<Feature> {
                     format!("{why}; it takes CAP_SYSLOG and /dev/kmsg, or tracefs"),
                 ),
             },
-            feature("empty_at_exit", "emulated", EMPTIED.into()),
+            feature(
+                "empty_at_exit",
+                "emulated",
+                if swept { EMPTIED } else { EMPTIED_ALONE }.into(),
+            ),
             match sources.real_time {
                 Ok(()) => feature("oom_watch_real_time", "native", "SCHED_FIFO 1".into()),
                 Err(why) => feature(

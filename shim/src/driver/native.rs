@@ -304,7 +304,9 @@ impl Engine {
         let stepped = enforced.flight.as_ref().is_some_and(|flight| {
             flight.job.is_some_and(|job| stepped_file(job.strategy) == ReclaimFile::High)
         });
-        if stepped || enforced.unrestored.is_some() {
+        // So has one that is being emptied as it ends (before 5.19).
+        let emptying = enforced.deeds.as_ref().is_some_and(|deeds| deeds.is_emptying());
+        if stepped || emptying || enforced.unrestored.is_some() {
             guarded.at = Some(now + APART);
             return;
         }

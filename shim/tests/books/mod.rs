@@ -70,7 +70,11 @@ impl Host {
             oom_kill: Some(0),
             since,
             levels: vec![
-                LevelLook { failcnt: Some(0), failcnt_is_all: true, ..LevelLook::default() };
+                LevelLook {
+                    failcnt: Some(0),
+                    failcnt_is_all: true,
+                    ..LevelLook::default()
+                };
                 2
             ],
             quiet_since: Vec::new(),

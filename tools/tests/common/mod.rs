@@ -318,6 +318,11 @@ impl Load {
         self.tell(&format!("read {} {}", size.0, file.0.display())).unwrap();
     }
 
+    /// Writes so much into a file, and leaves it to the kernel when the disk gets it.
+    pub(crate) fn write(&mut self, file: &DiskFile, size: Bytes) {
+        self.tell(&format!("write {} {}", size.0, file.0.display())).unwrap();
+    }
+
     /// Reads a file in circles until told otherwise, so many bytes a second.
     pub(crate) fn stream(&mut self, file: &DiskFile, rate: Bytes) {
         self.tell(&format!("stream {} {}", rate.0, file.0.display())).unwrap();
@@ -426,6 +431,13 @@ fn load_child() {
                 let size = number();
                 let mut file = File::open(words.next().unwrap()).unwrap();
                 std::io::copy(&mut (&mut file).take(size), &mut std::io::sink()).unwrap();
+                files.push(file);
+                "ok".into()
+            }
+            "write" => {
+                let size = number() as usize;
+                let mut file = File::create(words.next().unwrap()).unwrap();
+                file.write_all(&vec![7; size]).unwrap();
                 files.push(file);
                 "ok".into()
             }

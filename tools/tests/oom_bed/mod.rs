@@ -13,8 +13,8 @@ use cgshim::driver::oom::{Deeds, Identity, OomOptions, OomWatch, Told};
 use cgshim::oom::{Found, find};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 /// A watch with a store of its own.
@@ -22,6 +22,8 @@ pub(crate) struct Watching {
     pub(crate) watch: OomWatch,
     run_dir: tempfile::TempDir,
     keys: AtomicU64,
+    /// Told of while something else was waited for.
+    early: Mutex<Vec<Record>>,
 }
 
 impl Watching {
@@ -40,7 +42,7 @@ impl Watching {
         let run_dir = tempfile::tempdir_in("/dev/shm").unwrap();
         let run_dir_path = Some(run_dir.path().to_path_buf());
         let watch = OomWatch::start(OomOptions { run_dir: run_dir_path, ..options }).unwrap();
-        Watching { watch, run_dir, keys: AtomicU64::new(1) }
+        Watching { watch, run_dir, keys: AtomicU64::new(1), early: Mutex::default() }
     }
 
     pub(crate) fn sees_the_log(&self) -> bool {
@@ -55,9 +57,23 @@ impl Watching {
         key
     }
 
+    /// Waits until the watch has `n` groups more open. Records that it tells of meanwhile come with the next ones.
+    pub(crate) fn has_opened(&self, mut n: usize) {
+        let start = Instant::now();
+        while n > 0 {
+            match self.watch.next((60 * SECOND).saturating_sub(start.elapsed())) {
+                Some(Told::Watching(_)) => n -= 1,
+                Some(Told::Record(_, record)) => self.early.lock().unwrap().push(*record),
+                Some(_) => {}
+                None => panic!("not opened within a minute"),
+            }
+        }
+    }
+
     /// The records that are told of within `patience`, once `n` are there.
     pub(crate) fn records(&self, n: usize, patience: Duration) -> Vec<Record> {
-        let (start, mut records) = (Instant::now(), Vec::new());
+        let start = Instant::now();
+        let mut records = std::mem::take(&mut *self.early.lock().unwrap());
         while records.len() < n {
             let left = patience.saturating_sub(start.elapsed());
             match self.watch.next(left) {

@@ -52,10 +52,21 @@ pub struct Seen {
     pub usage: Bytes,
 }
 
+/// What there is to empty a group with.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum With {
+    /// v1 `memory.limit_in_bytes`.
+    Limit,
+    /// v2 `memory.reclaim` (5.19+).
+    Reclaim,
+    /// v2 before that: `memory.high`, which reclaims in whoever lowers it.
+    High,
+}
+
 /// What to do.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Emptying {
-    /// v1: a limit of 0, and the one that stands at once.
+    /// A limit (v1) or `memory.high` (v2) of 0, and the one that stands at once.
     Lower {
         /// With swappiness at 0 meanwhile: nothing is to be swapped for this.
         without_swap: bool,
@@ -81,21 +92,23 @@ pub enum Leave {
     Unrestored,
 }
 
-/// Whether to empty it, and how, by what it holds. On v1, [`may_lower`] has the last word.
+/// Whether to empty it, and how, by what it holds. Where something is lowered, [`may_lower`] has the last word.
 ///
 /// # Errors
 /// Why not.
-pub fn decide(v1: bool, seen: &Seen) -> Result<Emptying, Leave> {
+pub fn decide(with: With, seen: &Seen) -> Result<Emptying, Leave> {
     if seen.peopled {
         return Err(Leave::Peopled);
     }
     if seen.to_write > MOST_DIRTY {
         return Err(Leave::Dirty);
     }
-    Ok(match (v1, seen.usage) {
-        (true, _) => Emptying::Lower { without_swap: seen.anon > Bytes(0) },
-        (false, Bytes(0)) => Emptying::Nothing,
-        (false, usage) => Emptying::Reclaim(usage),
+    Ok(match (with, seen.usage) {
+        (With::Limit, _) => Emptying::Lower { without_swap: seen.anon > Bytes(0) },
+        (_, Bytes(0)) => Emptying::Nothing,
+        (With::Reclaim, usage) => Emptying::Reclaim(usage),
+        // v2 has a limit for swap.
+        (With::High, _) => Emptying::Lower { without_swap: false },
     })
 }
 
@@ -168,24 +181,27 @@ mod tests {
 
     #[test]
     fn what_lives_or_waits_for_the_disk_is_left() {
-        for v1 in [true, false] {
-            assert_eq!(decide(v1, &Seen { peopled: true, ..CACHE }), Err(Leave::Peopled));
+        for with in [With::Limit, With::Reclaim, With::High] {
+            assert_eq!(decide(with, &Seen { peopled: true, ..CACHE }), Err(Leave::Peopled));
             let dirty = Seen { to_write: Bytes(MOST_DIRTY.0 + 1), ..CACHE };
-            assert_eq!(decide(v1, &dirty), Err(Leave::Dirty));
+            assert_eq!(decide(with, &dirty), Err(Leave::Dirty));
         }
     }
 
     #[test]
     fn nothing_is_swapped_for_it() {
-        assert_eq!(decide(true, &CACHE), Ok(Emptying::Lower { without_swap: false }));
+        assert_eq!(decide(With::Limit, &CACHE), Ok(Emptying::Lower { without_swap: false }));
         let anon = Seen { anon: Bytes(4096), ..CACHE };
-        assert_eq!(decide(true, &anon), Ok(Emptying::Lower { without_swap: true }));
+        assert_eq!(decide(With::Limit, &anon), Ok(Emptying::Lower { without_swap: true }));
     }
 
     #[test]
     fn v2_reclaims_what_there_is() {
-        assert_eq!(decide(false, &CACHE), Ok(Emptying::Reclaim(CACHE.usage)));
-        assert_eq!(decide(false, &Seen { usage: Bytes(0), ..CACHE }), Ok(Emptying::Nothing));
+        assert_eq!(decide(With::Reclaim, &CACHE), Ok(Emptying::Reclaim(CACHE.usage)));
+        assert_eq!(decide(With::High, &CACHE), Ok(Emptying::Lower { without_swap: false }));
+        for with in [With::Reclaim, With::High] {
+            assert_eq!(decide(with, &Seen { usage: Bytes(0), ..CACHE }), Ok(Emptying::Nothing));
+        }
     }
 
     #[test]

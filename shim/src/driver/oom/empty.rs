@@ -7,12 +7,15 @@
 //! to 100 ms more where nothing can be had (`congestion_wait()`). A limit of 0 makes the kernel reclaim the
 //! same pages in this thread, and nothing but this thread is needed: it runs at real-time priority, and an
 //! alarm ends the write after [`BOUND`]. The step is journaled, and undone at once, as every other (law 1).
+//! On v2 `memory.reclaim` is written, and before 5.19, where there is none, a `memory.high` of 0 in the same way.
 //! What it does not get is left to the sweep. The files were opened at registration: the directory may be
 //! gone by now.
 
 use super::Deeds;
 use super::sweep::Exits;
-use crate::core::oom::emptying::{Emptying, InFlight, Leave, Next, Seen, decide, may_lower, next};
+use crate::core::oom::emptying::{
+    Emptying, InFlight, Leave, Next, Seen, With, decide, may_lower, next,
+};
 use crate::driver::sys;
 use crate::journal::{Deadline, Slot, Step, StepFile, Swappiness};
 use cgroupfs::files::{Access, ControlDir, Knob};
@@ -70,8 +73,8 @@ impl From<Errno> for NotEmpty {
 
 /// What emptying takes.
 pub(super) struct Files {
-    /// v1 `memory.limit_in_bytes`, v2 `memory.reclaim`.
     file: Knob,
+    with: With,
     memory: Arc<dyn Memory>,
     stat: Knob,
     procs: Knob,
@@ -91,10 +94,14 @@ impl Files {
     ) -> Option<Files> {
         let dir: Arc<dyn ControlDir> = group.clone();
         let v1 = memory.version() == Version::V1;
-        let file = if v1 { "memory.limit_in_bytes" } else { "memory.reclaim" };
+        let (with, file, access) = match (v1, dir.has("memory.reclaim")) {
+            (true, _) => (With::Limit, "memory.limit_in_bytes", Access::ReadWrite),
+            (false, true) => (With::Reclaim, "memory.reclaim", Access::Write),
+            (false, false) => (With::High, "memory.high", Access::ReadWrite),
+        };
         Some(Files {
-            file: Knob::open(&dir, file, if v1 { Access::ReadWrite } else { Access::Write })
-                .ok()?,
+            file: Knob::open(&dir, file, access).ok()?,
+            with,
             memory: memory.clone(),
             stat: Knob::open(&dir, "memory.stat", Access::Read).ok()?,
             procs: Knob::open(&dir, "cgroup.procs", Access::Read).ok()?,
@@ -110,7 +117,7 @@ impl Files {
 
     /// Empties it, unless [`decide`] has something against it: what came of that, for the log.
     fn write(&self, cpus: &Cpus) -> Result<(), NotEmpty> {
-        match decide(self.v1, &self.look()?)? {
+        match decide(self.with, &self.look()?)? {
             Emptying::Nothing => Ok(()),
             Emptying::Reclaim(usage) => {
                 Ok(self.file.raw().write(usage.0.to_string().as_bytes())?)
@@ -156,7 +163,7 @@ impl Files {
         Ok(())
     }
 
-    /// A limit of 0, once or twice. No other task lowers it meanwhile.
+    /// A limit, or `memory.high`, of 0, once or twice. No other task lowers it meanwhile.
     fn lower(&self, without_swap: bool, cpus: &Cpus) -> Result<(), NotEmpty> {
         let slot = self.deeds.slot();
         may_lower(slot.as_ref().map(|slot| {
@@ -206,22 +213,30 @@ impl Files {
         Some(before)
     }
 
+    /// What stands in the file that is lowered.
+    fn standing(&self) -> cgroupfs::Result<Limit> {
+        match self.v1 {
+            true => self.file.read_u64().map(Limit::from_v1),
+            false => self.file.read_limit_v2(),
+        }
+    }
+
     /// A limit of 0, which takes all there is, and the declared one at once.
     fn step(&self, slot: &Slot) -> Result<(), Errno> {
-        let standing = self.file.read_u64().map(Limit::from_v1).map_err(|_| Errno::ENODEV)?;
+        let standing = self.standing().map_err(|_| Errno::ENODEV)?;
         let written = Bytes(0);
         slot.begin_step(Step {
-            file: StepFile::Limit,
+            file: if self.v1 { StepFile::Limit } else { StepFile::High },
             declared: standing,
             written,
             deadline: Deadline::after(LEASE),
         });
         let lowered = self.file.raw().write(b"0");
         if lowered.is_ok() {
-            let text = standing.to_v1();
+            let text = if self.v1 { standing.to_v1() } else { standing.to_v2() };
             loop {
                 // Foreign writes win.
-                if self.file.read_u64().is_ok_and(|now| now != written.0) {
+                if self.standing().is_ok_and(|now| now != Limit::Bytes(written)) {
                     break;
                 }
                 match self.file.raw().write(text.as_bytes()) {
