@@ -34,6 +34,9 @@ use std::time::{Duration, Instant};
 /// How often counters are read where nothing tells of a kill for want of host memory.
 const SLOW_POLL: Duration = Duration::from_secs(1);
 
+/// Somebody is out of memory, or will be, and it is not known who: no level has this number.
+const UNKNOWN_LEVEL: usize = usize::MAX;
+
 /// What an epoll token stands for.
 const WAKE: u64 = 1;
 const TIMER: u64 = 2;
@@ -67,11 +70,46 @@ struct Watched {
     watch: Option<Watch>,
     /// v2: `oom` of the group itself and of its subtree, as read last.
     ooms: (u64, u64),
+    /// v2: it is at its limit.
+    full: AtLimit,
     gone: bool,
     /// How often it was signalled that nobody had heard when it was found gone; removal is one of those.
     unheard: u64,
     /// Its init has exited; what it leaves is somebody's to sweep.
     ended: bool,
+}
+
+/// v2 tells of events at most once in 10 ms (`CGROUP_FILE_NOTIFY_MIN_INTV`), and who is killed has met the limit just
+/// before: the kill is told of when a runtime may have removed the group. So from the time that one meets its limit its
+/// counter is looked at, as after a signal; not all the time for one that lives at its limit.
+struct AtLimit {
+    /// `max` of `memory.events` as read last.
+    max: u64,
+    /// Not before this, and then this much later.
+    again: Now,
+    pause: Duration,
+}
+
+/// The least and the most between two such looks at a container.
+const LEAST_PAUSE: Duration = Duration::from_secs(1);
+const MOST_PAUSE: Duration = Duration::from_secs(60);
+
+impl AtLimit {
+    fn new(max: u64) -> AtLimit {
+        AtLimit { max, again: Now::ZERO, pause: LEAST_PAUSE }
+    }
+
+    /// Whether it is to be looked at, now that `max` has been read.
+    fn met(&mut self, now: Now, max: u64) -> bool {
+        let rose = max > std::mem::replace(&mut self.max, max);
+        if !rose || now < self.again {
+            return false;
+        }
+        let rested = now >= self.again + MOST_PAUSE;
+        self.pause = if rested { LEAST_PAUSE } else { (self.pause * 2).min(MOST_PAUSE) };
+        self.again = now + self.pause;
+        true
+    }
 }
 
 /// The loop's state.
@@ -376,9 +414,12 @@ impl Watcher {
             let Some(watched) = self.groups.get_mut(&id) else { continue };
             let own = watched.group.own_level();
             let ooms = (own.oom_local.unwrap_or(0), own.oom.unwrap_or(0));
+            let full = watched.full.met(self.start.elapsed(), own.failcnt.unwrap_or(0));
             if ooms.0 > watched.ooms.0 || ooms.1 > watched.ooms.1 {
                 watched.ooms = ooms;
                 self.queue.push_back(Event::Signal(id, 0));
+            } else if full {
+                self.queue.push_back(Event::Signal(id, UNKNOWN_LEVEL));
             }
             self.look(id, false);
         }

@@ -1,6 +1,8 @@
 //! Containers come and go: their groups, and those that they are in, which are watched once for all of them.
 
-use super::{ABOVE, Above, INIT, OWN, SHIFT, SLOW_POLL, Told, Watched, Watcher};
+use super::{
+    ABOVE, Above, AtLimit, INIT, OWN, SHIFT, SLOW_POLL, Told, UNKNOWN_LEVEL, Watched, Watcher,
+};
 use crate::core::oom::Event;
 use crate::driver::oom::ToWatch;
 use crate::driver::oom::group::{Group, open_level};
@@ -16,9 +18,6 @@ use std::collections::BTreeSet;
 use std::os::fd::AsFd;
 use std::path::Path;
 use std::sync::Arc;
-
-/// Somebody is out of memory, and it is not known who: no level has this number.
-const UNKNOWN_LEVEL: usize = usize::MAX;
 
 impl Watcher {
     pub(super) fn watch(
@@ -85,6 +84,7 @@ impl Watcher {
             parent,
             watch,
             ooms,
+            full: AtLimit::new(own.failcnt.unwrap_or(0)),
             gone: false,
             unheard: 0,
             ended: false,
