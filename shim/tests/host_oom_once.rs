@@ -14,6 +14,7 @@ use cgshim::core::oom::Record;
 use cgshim::oom::{Found, MOST_RECORDS, all, find};
 use common::{DiskFile, Ground, Load, alone, memory, skip, until, without_swap};
 use daemons::{Daemon, RunDir, known};
+use nix::sys::signal::Signal;
 use std::collections::BTreeMap;
 use std::fs;
 use std::io::{Read, Write};
@@ -198,6 +199,56 @@ fn the_operators_program_is_run_for_every_oom_and_gets_its_record() {
         assert!(record.settled && record.kills == 1);
         assert!(matches!(find(&run.path(), &record.id).unwrap(), Found::Records(_)));
     }
+}
+
+#[test]
+fn a_program_that_hangs_fails_or_is_not_there_keeps_nobody_from_anything() {
+    let test = "a_program_that_hangs_fails_or_is_not_there_keeps_nobody_from_anything";
+    let Some(ground) = Ground::new(test) else { return };
+    let _alone = alone();
+    let dir = tempfile::tempdir().unwrap();
+    let (program, pids) = (dir.path().join("hook"), dir.path().join("pids"));
+    // It never reads its input, nor does what it starts, whose end it waits for.
+    let script =
+        format!("#!/bin/sh\nsleep 600 & echo $! >> {0}; echo $$ >> {0}\nwait\n", pids.display());
+    fs::write(&program, script).unwrap();
+    fs::set_permissions(&program, fs::Permissions::from_mode(0o755)).unwrap();
+    let run = RunDir::new(&format!("[daemon]\noom_hook = ['{}']\n", program.display()));
+    let daemon = run.serve();
+    let group = container(&ground, "c", Bytes::mib(16));
+    let init = Load::in_group(&group);
+    daemon.register(&known(&ground, "c", init.pid())).unwrap();
+    for n in 1..=10 {
+        go(greedy(&group));
+        until("it is on record", 10 * SECOND, || records(&run, &group).len() == n);
+    }
+    until("too many are not started", 10 * SECOND, || daemon.log().contains("run already"));
+    assert_eq!(daemon.stat("c").oom_kills, 10);
+    let started = || fs::read_to_string(&pids).unwrap_or_default();
+    until("eight have written", 10 * SECOND, || started().lines().count() == 16);
+    let alive = || {
+        let is_alive = |pid: &&str| {
+            let stat = fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
+            stat.rsplit_once(") ").is_some_and(|(_, rest)| !rest.starts_with('Z'))
+        };
+        started().lines().filter(is_alive).count()
+    };
+    until("they are killed, with what they had started", 15 * SECOND, || alive() == 0);
+    until("that is said", 10 * SECOND, || daemon.log().contains("killed after 10 s"));
+    // The daemon's end is theirs.
+    go(greedy(&group));
+    until("one more runs", 10 * SECOND, || started().lines().count() == 18);
+    drop(daemon.next_after(Signal::SIGTERM));
+    until("it does no more", 10 * SECOND, || alive() == 0);
+    for (command, said) in [("/bin/false", "exit status: 1"), ("/nowhere/hook", "No such file")] {
+        run.configure(&format!("[daemon]\noom_hook = ['{command}']\n"));
+        let daemon = run.serve();
+        go(greedy(&group));
+        until("it is said", 10 * SECOND, || daemon.log().contains(said));
+        assert!(daemon.list().iter().any(|view| view.id == "c"));
+        daemon.stop();
+    }
+    each_is_on_record_once(&run, &group);
 }
 
 /// Resident memory of a daemon, in bytes.

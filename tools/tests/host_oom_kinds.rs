@@ -156,6 +156,44 @@ fn of_a_young_container_in_a_group_with_a_limit_the_cause_is_known_however_soon_
 }
 
 #[test]
+fn a_container_without_a_limit_deep_beneath_one_is_killed_for_that() {
+    let test = "a_container_without_a_limit_deep_beneath_one_is_killed_for_that";
+    let Some(ground) = Ground::new(test) else { return };
+    let _alone = alone();
+    let enabled = |parent: &cgroupfs::Cgroup, name: &str| {
+        let made = parent.create_child(name).unwrap();
+        Arc::new(ground.hierarchy.enable_memory(made.path()).unwrap())
+    };
+    let pod = enabled(&ground.dir, "pod");
+    limit(&pod, Bytes::mib(48));
+    let mut levels = vec![pod.clone()];
+    for n in 0..12 {
+        levels.push(enabled(levels.last().unwrap(), &format!("level-{n}")));
+    }
+    for watching in [Watching::new(), Watching::blind()] {
+        let group = Arc::new(levels.last().unwrap().create_child("c").unwrap());
+        without_swap(&group);
+        let mut load = Load::in_group(&group);
+        watching.add(&group, Some(load.pid()));
+        let flat = std::fs::read(pod.path().join("memory.use_hierarchy"));
+        if flat.is_ok_and(|flat| flat.trim_ascii() == b"0") {
+            // Limits of groups above do not count.
+            break;
+        }
+        assert!(!load.anon(Bytes::mib(96)));
+        let record = watching.only();
+        assert_eq!(record.cause, Cause::AncestorLimit, "{record:#?}");
+        assert_eq!(record.limit_cgroup, Some(path_of(&ground, &pod)));
+        assert_eq!(
+            (record.limit_in_force_bytes, record.ancestor_limit_bytes),
+            (None, Some(48 << 20))
+        );
+        drop((load, group));
+        levels.last().unwrap().remove_child("c", 5 * SECOND).unwrap();
+    }
+}
+
+#[test]
 fn two_groups_at_once_each_have_their_own_victim() {
     let Some(ground) = Ground::new("two_groups_at_once_each_have_their_own_victim") else { return };
     let _alone = alone();

@@ -13,6 +13,7 @@ use commands::{Ran, Scratch, cgctl, finish};
 use common::{DiskFile, Ground, Load, memory, skip, until};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
+use std::io::{BufRead, BufReader};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::Duration;
@@ -82,7 +83,7 @@ fn the_daemons_containers_are_listed_changed_reclaimed_and_released() {
         ..Register::default()
     };
     let mut client = Client::connect(&scratch.file("run"), 60 * SECOND).unwrap();
-    client.ask::<Registered>(Request::Register(register)).unwrap();
+    client.ask::<Registered>(Request::Register(register.clone())).unwrap();
 
     let ps = ask(&scratch, &["ps"]);
     assert_eq!(ps.code(), Some(0), "{ps:?}");
@@ -128,9 +129,23 @@ fn the_daemons_containers_are_listed_changed_reclaimed_and_released() {
     assert!(ask(&scratch, &["ps", "--all"]).stdout.contains("ended"));
     let events = ask(&scratch, &["events"]).stdout;
     assert!(events.contains("registered") && events.contains("released"), "{events}");
+    // The stream goes on with the next daemon, also after a kill, and ends where none comes.
+    drop(daemon);
+    let daemon = Daemon::start(&program, &scratch);
+    let mut client = Client::connect(&scratch.file("run"), 60 * SECOND).unwrap();
+    client.ask::<Registered>(Request::Register(register)).unwrap();
+    let mut lines = BufReader::new(follow.stdout.take().unwrap()).lines();
+    let mut told = Vec::new();
+    while told.len() < 2 {
+        let line = lines.next().expect("the stream has ended").unwrap();
+        let event: serde_json::Value = serde_json::from_str(&line).unwrap();
+        if event["event"] == "registered" {
+            told.push(event["generation"].as_u64().unwrap());
+        }
+    }
     daemon.stop();
-    // The stream ends with the daemon.
-    assert!(follow.wait().unwrap().code().is_some());
+    assert_eq!(follow.wait().unwrap().code(), Some(1));
+    assert_eq!(lines.map_while(Result::ok).filter(|line| line.contains("\"registered")).count(), 0);
 }
 
 #[test]

@@ -294,7 +294,6 @@ impl Daemon {
         while !self.stopping {
             self.watchdog();
             self.status();
-            self.hooks.reap();
             self.witness_the_new();
             self.engine.turn(self.patience(), &mut happened)?;
             for event in happened.drain(..) {
@@ -322,7 +321,6 @@ impl Daemon {
             self.spool_more.then_some(Duration::ZERO),
             (!self.incoming.is_empty()).then_some(Duration::ZERO),
             self.watcher.at().map(until),
-            self.hooks.timeout(now),
             self.registering.at().map(until),
             self.watchdog_at.map(until),
         ]

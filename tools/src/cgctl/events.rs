@@ -4,38 +4,111 @@ use super::cli::{EventsArgs, EventsFormat};
 use super::daemon;
 use super::error::Failure;
 use super::print_json;
+use cgshim::api::client::Client;
 use cgshim::api::message::{EventLine, Request};
+use std::collections::{HashSet, VecDeque};
+use std::hash::{DefaultHasher, Hash, Hasher};
 use std::io::Write;
 use std::path::Path;
 use std::process::ExitCode;
+use std::time::{Duration, Instant};
+
+/// A daemon that is started anew is waited for this long.
+const SUCCESSOR: Duration = Duration::from_secs(15);
+
+/// Events that are remembered, so that none is shown twice: as many as a daemon tells again.
+const MOST_SEEN: usize = 1024;
 
 pub(super) fn main(args: &EventsArgs, run_dir: Option<&Path>) -> Result<ExitCode, Failure> {
-    let mut client = daemon::connect(run_dir)?;
+    let (mut client, mut seen) = (daemon::connect(run_dir)?, Seen::default());
+    loop {
+        let over = show(args, client, &mut seen);
+        if !args.follow {
+            over?;
+            return Ok(ExitCode::SUCCESS);
+        }
+        if let Ok(Over::Reader) = over {
+            return Ok(ExitCode::SUCCESS);
+        }
+        // What happened meanwhile its successor tells.
+        let _ = writeln!(std::io::stderr(), "cgctl: the daemon is gone; waiting for another");
+        client = successor(run_dir)?;
+    }
+}
+
+/// Why there is no more.
+enum Over {
+    /// The daemon has ended, or has told all.
+    Daemon,
+    /// Nobody reads.
+    Reader,
+}
+
+/// The next daemon.
+fn successor(run_dir: Option<&Path>) -> Result<Client, Failure> {
+    let start = Instant::now();
+    loop {
+        match daemon::connect(run_dir) {
+            Ok(client) => return Ok(client),
+            Err(failure) if start.elapsed() > SUCCESSOR => return Err(failure),
+            Err(_) => std::thread::sleep(Duration::from_millis(100)),
+        }
+    }
+}
+
+/// Shows what a daemon tells, until one of the two has ended.
+fn show(args: &EventsArgs, mut client: Client, seen: &mut Seen) -> Result<Over, Failure> {
     client.ask::<serde_json::Value>(Request::Events { follow: args.follow })?;
     if args.follow {
         client.patience(None)?;
     }
     while let Some(event) = client.next_line::<EventLine>()? {
-        if args.format == Some(EventsFormat::Runc) {
-            if let Some(line) = runc(&event)
-                && std::io::stdout().write_all(line.as_bytes()).is_err()
-            {
-                break;
-            }
+        if !seen.is_new(&event) {
             continue;
         }
-        if args.json {
+        let line = if args.format == Some(EventsFormat::Runc) {
+            let Some(line) = runc(&event) else { continue };
+            line
+        } else if args.json {
             print_json(&event)?;
             continue;
-        }
-        let id = event.id.as_deref().unwrap_or("-");
-        let line = format!("{} {:<16} {id}: {}\n", time(event.at_ms), event.event, event.message);
+        } else {
+            let id = event.id.as_deref().unwrap_or("-");
+            format!("{} {:<16} {id}: {}\n", time(event.at_ms), event.event, event.message)
+        };
         // A reader that has gone ends it.
         if std::io::stdout().write_all(line.as_bytes()).is_err() {
-            break;
+            return Ok(Over::Reader);
         }
     }
-    Ok(ExitCode::SUCCESS)
+    Ok(Over::Daemon)
+}
+
+/// Events that were shown.
+#[derive(Default)]
+struct Seen {
+    order: VecDeque<u64>,
+    all: HashSet<u64>,
+}
+
+impl Seen {
+    /// Remembers it. Several at once that say the same are one; a daemon numbers no events.
+    fn is_new(&mut self, event: &EventLine) -> bool {
+        let mut hasher = DefaultHasher::new();
+        (event.at_ms, &event.event, &event.id, &event.message).hash(&mut hasher);
+        event.detail.get("id").and_then(serde_json::Value::as_str).hash(&mut hasher);
+        let hash = hasher.finish();
+        if !self.all.insert(hash) {
+            return false;
+        }
+        self.order.push_back(hash);
+        if self.order.len() > MOST_SEEN
+            && let Some(oldest) = self.order.pop_front()
+        {
+            self.all.remove(&oldest);
+        }
+        true
+    }
 }
 
 /// An OOM kill as `runc events` has it (`types.Event`); what is no kill is not shown there.
@@ -86,6 +159,28 @@ mod tests {
         assert_eq!(runc(&event("oom", 1)).unwrap(), "{\"id\":\"web\",\"type\":\"oom\"}\n");
         assert_eq!(runc(&event("oom", 0)), None);
         assert_eq!(runc(&event("oom_kill", 1)), None);
+    }
+
+    #[test]
+    fn what_a_daemon_tells_again_is_shown_once() {
+        let event = |at_ms: u64, record: &str| EventLine {
+            schema: 1,
+            at_ms,
+            event: "oom".into(),
+            id: Some("web".into()),
+            generation: None,
+            message: "own_limit".into(),
+            detail: serde_json::json!({ "id": record }),
+        };
+        let mut seen = Seen::default();
+        // Two at once are two, by their records.
+        let told = [event(1, "oom-1"), event(1, "oom-2"), event(2, "oom-3")];
+        assert!(told.iter().all(|event| seen.is_new(event)));
+        assert!(!told.iter().any(|event| seen.is_new(event)));
+        // No more than a daemon remembers is remembered here.
+        (3..).take(MOST_SEEN).for_each(|at| assert!(seen.is_new(&event(at, "oom"))));
+        assert_eq!((seen.order.len(), seen.all.len()), (MOST_SEEN, MOST_SEEN));
+        assert!(seen.is_new(&told[0]));
     }
 
     #[test]
