@@ -56,6 +56,36 @@ fn a_line_that_comes_a_second_late_completes_the_record_and_makes_no_other() {
 }
 
 #[test]
+fn a_line_that_comes_late_of_a_group_that_is_gone_makes_no_other_record_either() {
+    let mut host = Host::new(true);
+    host.watch(1);
+    host.event(Event::Signal(1, 0));
+    host.kill(1);
+    host.pass(MS);
+    host.gone(1);
+    host.event(Event::Vanished(1));
+    // Whoever reads the log was stopped, or a console held it up.
+    host.pass(Duration::from_secs(1));
+    host.log(1234, Some("/pod/c1"), Some("/pod/c1"));
+    let told = host.only();
+    let record = &host.written[&told.id];
+    assert_eq!(record.victim.as_ref().map(|victim| victim.pid), Some(1234));
+    // One that no counter showed any more is another.
+    let mut host = Host::new(true);
+    host.watch(1);
+    host.event(Event::Signal(1, 0));
+    host.kill(1);
+    host.pass(MS);
+    host.log(1234, Some("/pod/c1"), Some("/pod/c1"));
+    host.gone(1);
+    host.event(Event::Vanished(1));
+    host.pass(Duration::from_secs(1));
+    host.log(5678, Some("/pod/c1"), Some("/pod/c1"));
+    host.pass(Duration::from_secs(3));
+    assert_eq!(host.victims(1), [Some(1234), Some(5678)]);
+}
+
+#[test]
 fn a_clean_exit_is_no_oom() {
     let mut host = Host::new(true);
     for key in 1..200 {

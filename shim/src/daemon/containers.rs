@@ -252,8 +252,11 @@ impl Daemon {
 
     /// Gives who has come since the last turn to the OOM watch.
     pub(super) fn witness_the_new(&mut self) {
+        let watched = self.engine.oom_sources().is_some();
         for (key, identity) in std::mem::take(&mut self.unwitnessed) {
-            self.registering.opens(key);
+            if watched {
+                self.registering.opens(key);
+            }
             self.engine.record_ooms(key, identity);
         }
     }
@@ -277,6 +280,8 @@ impl Daemon {
         let Some(view) = self.view(id) else { return };
         let Some(container) = self.registry.remove(id) else { return };
         self.notes.remove(container.generation);
+        // Whoever registered it waits for nothing any more.
+        self.is_watched(key);
         self.engine.release(key);
         self.bury(&container, view, why, message);
         // The watch has its last look yet: what it finds is still this container's.
@@ -308,6 +313,7 @@ impl Daemon {
             Happened::OomKill(key, _, kills, usage) => self.killed(key, kills, usage),
             Happened::Hold(key, _, event) => self.held(key, event),
             Happened::Forgotten(key, totals) => {
+                self.is_watched(key);
                 // Of one that was released nobody asks any more.
                 let Some(container) = self.registry.of_key(key) else { return };
                 let id = container.id.clone();

@@ -55,9 +55,7 @@ impl Daemon {
     pub(super) fn registered(&mut self, client: ClientId, id: &str, generation: u64) {
         self.witness_the_new();
         let key = self.registry.get(id).map(|container| container.key);
-        match key.filter(|key| {
-            self.engine.oom_sources().is_some() && self.registering.unopened.contains(key)
-        }) {
+        match key.filter(|key| self.registering.unopened.contains(key)) {
             None => self.answer_registered(client, generation),
             Some(key) => {
                 let until = Instant::now() + PATIENCE;

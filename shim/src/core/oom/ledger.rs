@@ -334,16 +334,13 @@ impl Ledger {
                 && (alone || at.now >= *since + UNCOUNTED)
             {
                 let (_, kill) = watched.unclaimed.remove(0);
+                // Every kill that was counted is on record: it is one of those, also of a group that is gone by now.
+                if let Some(open) = watched.settled_without(at.now) {
+                    let record = claim_late(open, &watched.subject, kill, readable);
+                    out.push(write(key, &record, false));
+                    continue;
+                }
                 if !alone {
-                    // Every kill that was counted is on record: it is one of those.
-                    if let Some(open) = watched.settled_without(at.now) {
-                        out.push(write(
-                            key,
-                            &claim_late(open, &watched.subject, kill, readable),
-                            false,
-                        ));
-                        continue;
-                    }
                     watched.owed += 1;
                 }
                 self.next += 1;
