@@ -215,8 +215,9 @@ fn many_at_once_are_ready_one_after_the_other_and_who_ends_meanwhile_is_in_nobod
     };
     let mut throttlers: Vec<_> = all.iter().map(|(_, _, group)| start_one(group)).collect();
     // Some of those who wait, and maybe one that moves.
-    all.drain(4..8);
+    // Each ends before its groups are removed.
     throttlers.drain(4..8);
+    all.drain(4..8);
     for (load, home, _) in &all {
         until("ready", 60 * SECOND, || tasks(&home.0.join("cgshim")).contains(&load.pid()));
     }
