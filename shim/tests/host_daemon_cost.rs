@@ -209,5 +209,6 @@ fn a_thousand_idle_containers_cost_next_to_nothing() {
     // All of the program is locked, and one with debug assertions is larger.
     let most = if cfg!(debug_assertions) { 24 << 10 } else { 16 << 10 };
     assert!(resident <= most, "{resident} KiB resident");
-    assert!(descriptors < 18_000, "{descriptors} descriptors");
+    // 18 each: the files of its OOMs, limits and thresholds.
+    assert!(descriptors < 18_100, "{descriptors} descriptors");
 }

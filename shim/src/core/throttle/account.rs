@@ -78,11 +78,6 @@ impl Account {
         self.grew = true;
     }
 
-    /// Whether it was.
-    pub(super) const fn has_grown(&self) -> bool {
-        self.grew
-    }
-
     /// Whether it was frozen for long beyond what it owed.
     pub(super) fn has_overpaid(&self) -> bool {
         self.owed <= -nanos(OVERPAID)

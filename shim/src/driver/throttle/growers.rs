@@ -5,6 +5,7 @@ mod scan;
 
 pub(super) use scan::all;
 
+use super::manager::FEW;
 use super::taken::Taken;
 use crate::core::throttle::{
     Attribution, Change, Grown, HUGE, Kin, Process, Shares, Standing, who_faulted_alone, who_grows,
@@ -442,7 +443,10 @@ impl Growers {
         if group.kind() == Kind::Unified {
             return Ok(0);
         }
-        let done = self.that(Standing::is_done);
+        // Each that is in it is woken in every window. (Measured on 6.18 with 9,000 threads that wait: their process' other
+        // threads hardly had a CPU.)
+        let crowded = self.len() > FEW;
+        let done = self.that(|of| of.is_done() || crowded && of.is_onlooker());
         let n = done.len();
         self.return_to_home(group, done)?;
         Ok(n)

@@ -314,3 +314,27 @@ fn who_charges_by_calls_waits_for_a_cpu_and_does_not_rest() {
     standing.look(stat(0, 0), true, || Stopped::Charging);
     assert!(!standing.waits());
 }
+
+#[test]
+fn many_that_were_just_started_share_no_debt_with_who_starts_them() {
+    let starter = (1, Standing::grower(stat(0, 0), Duration::ZERO));
+    let new = |n| (2..2 + n).map(|task| (task, Standing::born(stat(17, 17), None)));
+    let who = |all: &[(u32, Standing)]| who_grows(all.iter().map(|(task, of)| (*task, of))).len();
+    let few = MANY_NEW as u32;
+    let all: Vec<_> = new(few).chain([starter]).collect();
+    assert_eq!(who(&all), MANY_NEW + 1);
+    let mut all: Vec<_> = new(few * 4).chain([starter]).collect();
+    assert_eq!(who(&all), 1);
+    // One that has grown by a charge pays as all do.
+    all[0].1.window(Duration::ZERO, false, CHARGE, Duration::ZERO, || None);
+    assert_eq!(who(&all), 2);
+    // Which of them only wait is seen at the next look.
+    let onlookers = |all: &[(u32, Standing)]| all.iter().filter(|(_, of)| of.is_onlooker()).count();
+    assert_eq!(onlookers(&all), 0);
+    for (_, standing) in &mut all {
+        standing.look(stat(17, 17), true, || Stopped::ForThread);
+    }
+    assert_eq!(onlookers(&all), MANY_NEW * 4 - 1);
+    // Where nobody else is known it is theirs.
+    assert_eq!(who(&new(few * 4).collect::<Vec<_>>()), MANY_NEW * 4);
+}
