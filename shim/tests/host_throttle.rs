@@ -8,6 +8,7 @@ mod freezers;
 mod throttled;
 
 use cgroupfs::Bytes;
+use cgroupfs::files::ControlDir as _;
 use cgroupfs::freezer::Freezer;
 use cgshim::core::throttle::{Cause, Then, WayOut};
 use cgshim::driver::throttle::{ThrottleConfig, ThrottleEvent, Throttler, curve};
@@ -106,6 +107,33 @@ fn no_pulse_is_longer_than_two_seconds_however_far_above_high() {
     assert!(grown < Bytes::mib(64), "{grown}");
     drop(load);
     at.throttler.stop();
+}
+
+#[test]
+fn a_shell_that_runs_one_command_after_the_other_stays_with_them() {
+    let test = "a_shell_that_runs_one_command_after_the_other_stays_with_them";
+    let Some(ground) = ground(test) else { return };
+    let _alone = alone();
+    let high = Bytes::mib(64);
+    let at = Throttled::new(&ground, "g", high, ENDLESS);
+    let dir = tempfile::tempdir_in("/dev/shm").unwrap();
+    let script = "echo $$ > \"$0/cgroup.procs\"; n=0
+        while [ $n -lt 100 ]; do
+            dd if=/dev/zero of=\"$1/$n\" bs=1M count=4 2>/dev/null; n=$((n + 1))
+        done";
+    let mut shell = std::process::Command::new("sh");
+    let mut shell =
+        shell.args(["-c", script]).arg(at.group.path()).arg(dir.path()).spawn().unwrap();
+    until("above high", 20 * SECOND, || at.overage(high) > 0.0);
+    std::thread::sleep(4 * SECOND);
+    let overage = at.overage(high);
+    println!("{:.1} % above high", overage * 100.0);
+    shell.kill().unwrap();
+    shell.wait().unwrap();
+    at.throttler.stop();
+    until("all have ended", 10 * SECOND, || at.group.procs().unwrap().is_empty());
+    // The curve: 10 %. Where the shell is given back, which does not grow, and starts the next one outside: 525.
+    assert!(overage < 0.4, "{overage}");
 }
 
 #[test]
