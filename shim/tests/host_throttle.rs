@@ -173,9 +173,13 @@ fn at_the_end_nobody_is_frozen_and_all_are_back_where_they_were() {
     let loads = at.throttled(2, high);
     let path = at.freezer_group().unwrap();
     let home = Freezer::find().unwrap().path_of(std::process::id()).unwrap();
-    // Only the threads that grow are in it: their processes' main threads wait for orders.
-    let tasks = std::fs::read_to_string(path.join("tasks")).unwrap();
-    let tids: Vec<u32> = tasks.lines().map(|tid| tid.parse().unwrap()).collect();
+    // Only the threads that grow stay in it: their processes' main threads wait for orders, or for these.
+    let tids = || -> Vec<u32> {
+        let tasks = std::fs::read_to_string(path.join("tasks")).unwrap();
+        tasks.lines().map(|tid| tid.parse().unwrap()).collect()
+    };
+    until("the others are back", 10 * SECOND, || tids().len() <= 2);
+    let tids = tids();
     assert_eq!(tids.len(), 2, "{tids:?}");
     assert!(loads.iter().all(|load| !tids.contains(&load.pid())), "{tids:?}");
     at.throttler.stop();
