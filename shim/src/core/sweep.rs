@@ -17,9 +17,12 @@ pub const AFTER_EXIT: Duration = Duration::from_secs(5);
 const MANY: u32 = 50;
 const BETWEEN: Duration = Duration::from_secs(1);
 
-/// So few dead groups are not worth what live ones would lose: with huge folios in their page cache (2 MiB)
-/// as much in each round as sixteen dead ones give.
-pub const FEW: u32 = 10;
+/// So few dead groups are not worth what live ones would lose, 2 MiB in the first round where their page cache is in huge
+/// folios.
+pub const FEW: u32 = 5;
+
+/// What live groups may lose before dead ones let go four times as much: a huge folio or two.
+const FIRST_ROUND: u64 = 4 << 20;
 
 /// After one that let nothing go, the next comes after this, then twice as late each time. Dirty pages
 /// are written after 30 s (`vm.dirty_expire_centisecs`) at the latest.
@@ -27,6 +30,12 @@ const FIRST_PAUSE: Duration = Duration::from_secs(2);
 
 /// So many in a row that let nothing go are the last, until a container ends there again.
 const MOST_FUTILE: u32 = 5;
+
+/// The disk is waited for as long, in twice as long steps from here: a sweep that meets dirty pages only has the kernel
+/// write them at once (`shrink_inactive_list()` wakes the flusher), and the next one finds them written. So is one that
+/// had to end as the living paid for it.
+const FIRST_WAIT: Duration = Duration::from_millis(500);
+const MOST_WAITS: u32 = 7;
 
 /// Groups that are remembered at most; beyond that, a parent is not swept.
 const MOST_PARENTS: usize = 4096;
@@ -41,10 +50,25 @@ pub struct Swept {
     /// What live groups beneath the parent had less after the sweep's writes than before them: at most
     /// what the sweep took from them.
     pub from_live: u64,
+    /// Of what is held after it, to be written to a disk first.
+    pub to_write: u64,
     /// Groups with processes are beneath it.
     pub live: bool,
     /// The parent is gone.
     pub gone: bool,
+}
+
+impl Swept {
+    /// Most of it cannot be had now.
+    pub fn waits_for_the_disk(&self) -> bool {
+        self.to_write > self.held_after / 2
+    }
+
+    /// The living pay too much for what it lets go: it is to end here.
+    pub fn is_dear(&self) -> bool {
+        let freed = self.held_before.saturating_sub(self.held_after);
+        self.waits_for_the_disk() || self.from_live > freed / 4 + FIRST_ROUND
+    }
 }
 
 /// How much a parent's live groups may lose for its dead ones: no more than those hold, all sweeps
@@ -85,6 +109,8 @@ struct Parent {
     due: Now,
     budget: Budget,
     futile: u32,
+    /// Sweeps in a row that found dirty pages only.
+    waits: u32,
     /// So many ended since the last sweep began and could not be emptied.
     exits: u32,
     /// So many may still be dying.
@@ -104,7 +130,7 @@ impl Sweeps {
             known.dying += left;
             known.again = true;
             if !emptied {
-                known.futile = 0;
+                (known.futile, known.waits) = (0, 0);
             }
             if !known.under_way {
                 known.due = known.due.min(known.after_exit(now));
@@ -114,6 +140,7 @@ impl Sweeps {
                 due: now + AFTER_EXIT,
                 budget: Budget::default(),
                 futile: 0,
+                waits: 0,
                 exits: left,
                 dying: left,
                 again: false,
@@ -148,19 +175,28 @@ impl Sweeps {
         let freed = swept.held_before.saturating_sub(swept.held_after);
         // Less than a pass is as good as nothing, but for the last of it.
         let futile = freed < (128 << 10).min(swept.held_before.max(1));
-        parent.futile = if futile { parent.futile + 1 } else { 0 };
+        let waits = swept.live && swept.is_dear();
+        match (futile, waits) {
+            (false, _) => (parent.futile, parent.waits) = (0, 0),
+            (true, false) => parent.futile += 1,
+            (true, true) => parent.waits += 1,
+        }
         if swept.held_after == 0 {
             parent.dying = parent.exits;
         }
         // Few are kept in mind: others may follow.
         let few = swept.live && parent.dying <= FEW;
-        let done = parent.dying == 0 || parent.futile >= MOST_FUTILE;
+        let in_vain = parent.futile >= MOST_FUTILE || parent.waits >= MOST_WAITS;
+        let done = parent.dying == 0 || in_vain;
         parent.last = Some(now);
         if swept.gone || (done && !parent.again) {
             self.parents.remove(path);
             return;
         }
-        let pause = FIRST_PAUSE * 2u32.pow(parent.futile.min(MOST_FUTILE));
+        let pause = match waits {
+            true => FIRST_WAIT * 2u32.pow(parent.waits.min(MOST_WAITS)),
+            false => FIRST_PAUSE * 2u32.pow(parent.futile.min(MOST_FUTILE)),
+        };
         parent.due = if few { Now::MAX } else { now + pause };
         if parent.again {
             parent.due = parent.due.min(parent.after_exit(now));
@@ -239,6 +275,35 @@ mod tests {
         sweeps.ended(25 * SECOND, pod, false);
         sweeps.swept(25 * SECOND, pod, &left(1 << 20, 1 << 20), None);
         assert!(sweeps.begin(31 * SECOND).unwrap().1.is_some());
+    }
+
+    #[test]
+    fn what_is_yet_to_be_written_is_waited_for_and_what_is_written_then_had_at_once() {
+        let mut sweeps = Sweeps::default();
+        let pod = Path::new("/pod");
+        let dirty = |held_before, held_after| Swept {
+            to_write: held_after - (64 << 10),
+            ..left(held_before, held_after)
+        };
+        assert!(dirty(1 << 20, 1 << 20).waits_for_the_disk());
+        assert!(!left(1 << 20, 1 << 20).waits_for_the_disk());
+        assert!(!left(1 << 20, 0).waits_for_the_disk());
+        end(&mut sweeps, Duration::ZERO, pod, 2 * FEW);
+        let (mut now, mut pauses) = (sweeps.deadline().unwrap(), Vec::new());
+        while let Some(at) = sweeps.deadline() {
+            pauses.push(at - now);
+            now = at;
+            let (_, budget) = sweeps.begin(now).unwrap();
+            sweeps.swept(now, pod, &dirty(1 << 20, 1 << 20), budget);
+        }
+        assert_eq!((pauses.len() as u32, pauses[1]), (MOST_WAITS, 2 * FIRST_WAIT));
+        assert!(now > 60 * SECOND && now < 180 * SECOND, "{now:?}");
+        // Some of it was written.
+        end(&mut sweeps, now, pod, 2 * FEW);
+        let at = sweeps.deadline().unwrap();
+        let (_, budget) = sweeps.begin(at).unwrap();
+        sweeps.swept(at, pod, &dirty(2 << 20, 1 << 20), budget);
+        assert_eq!(sweeps.deadline(), Some(at + FIRST_WAIT));
     }
 
     #[test]

@@ -257,7 +257,10 @@ impl Group {
             own.failcnt = own.failcnt.or(counters.failcnt).or(counters.max);
         }
         // What was read after a kill is not to be taken for what was there before it.
-        if let (true, Ok(now)) = (all && !rose, self.memory()?.counters()) {
+        if all
+            && !rose
+            && let Ok(now) = self.memory()?.counters()
+        {
             self.counted.0 = now.oom_kill;
         }
         let counted = self.counted;

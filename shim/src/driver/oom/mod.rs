@@ -10,6 +10,7 @@ mod empty;
 mod group;
 mod log;
 mod names;
+mod stopper;
 mod sweep;
 mod thread;
 

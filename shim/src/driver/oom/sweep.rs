@@ -1,12 +1,13 @@
 //! Sweeping what ended containers left behind, through the group they were in ([`crate::core::sweep`]
 //! says when).
 //!
-//! No limit is touched: `memory.force_empty` of the parent (v2: `memory.reclaim`), ended by an alarm of
-//! this thread's own after a fraction of a millisecond, opens no window in which a live sibling could
-//! meet a limit, and leaves nothing to undo. After each write it is seen what live groups have less, and
-//! once that is as much as the dead ones hold the sweep is over. A thread at normal priority: nobody waits
+//! No limit is touched: `memory.force_empty` of the parent (v2: `memory.reclaim`), ended once a few MiB are gone
+//! ([`Stopper`]; where real time is refused, by an alarm of this thread's own after a fraction of a millisecond), opens no
+//! window in which a live sibling could meet a limit, and leaves nothing to undo. After each write it is seen what live
+//! groups have less, and once they pay too much for what dead ones let go the sweep is over. A thread at normal priority: nobody waits
 //! for it but who removes the parent, for one write.
 
+use super::stopper::Stopper;
 use crate::core::sweep::{Budget, Sweeps, Swept};
 use crate::driver::{open_memory, sys};
 use cgroupfs::files::{Access, ControlDir, Knob};
@@ -23,6 +24,14 @@ use std::time::{Duration, Instant};
 /// reclaim (it first collects what CPUs have in batches) is followed by one of twice the time.
 const SLICE: Duration = Duration::from_micros(250);
 const LONGEST_SLICE: Duration = Duration::from_micros(500);
+
+/// What one write takes: half of what dead groups have that is clean, within these bounds, as the rest would be taken from
+/// live ones.
+const LEAST: u64 = 512 << 10;
+const MOST: u64 = 4 << 20;
+
+/// One that is ended by what it has taken ends after this, too.
+const PATIENCE: Duration = Duration::from_millis(50);
 
 /// One in which nobody lives.
 const WHOLE_SLICE: Duration = Duration::from_millis(5);
@@ -96,11 +105,12 @@ fn above(hierarchy: &MemoryHierarchy, directory: &Path) -> Option<PathBuf> {
 }
 
 fn work(hierarchy: &MemoryHierarchy, exits: &Receiver<(Arc<Path>, bool)>) {
-    sys::become_interruptible();
+    let writer = sys::become_interruptible();
     let alarm = match sys::Alarm::new() {
         Ok(alarm) => alarm,
         Err(errno) => return log::warn!("nothing is swept: no timer: {errno}"),
     };
+    let end = End { alarm, stopper: Stopper::start(writer) };
     let (start, mut sweeps, mut said) = (Instant::now(), Sweeps::default(), false);
     loop {
         let now = start.elapsed();
@@ -127,7 +137,7 @@ fn work(hierarchy: &MemoryHierarchy, exits: &Receiver<(Arc<Path>, bool)>) {
                     }
                     Swept { gone: true, ..Swept::default() }
                 },
-                |mut parent| parent.sweep(&alarm, budget.as_mut()),
+                |mut parent| parent.sweep(&end, budget.as_mut()),
             );
             sweeps.swept(start.elapsed(), &parent, &swept, budget);
             // Dead with all that was in it: its pages are on the account of the next one up.
@@ -139,6 +149,12 @@ fn work(hierarchy: &MemoryHierarchy, exits: &Receiver<(Arc<Path>, bool)>) {
             }
         }
     }
+}
+
+/// What ends a write.
+struct End {
+    alarm: sys::Alarm,
+    stopper: Option<Stopper>,
 }
 
 /// Why there is nothing to be done with a parent.
@@ -160,9 +176,24 @@ struct Parent {
     group: Arc<Cgroup>,
     account: Account,
     file: Knob,
-    stat: Knob,
     /// By name: those that are there now.
-    children: BTreeMap<String, Account>,
+    children: BTreeMap<String, Child>,
+}
+
+/// A group in it.
+struct Child {
+    group: Arc<Cgroup>,
+    account: Account,
+    /// Nobody was in it when it was found.
+    idle: bool,
+}
+
+impl Child {
+    /// A container that has ended meanwhile was emptied, or let go what it had, as it ended: no sweep took that. What
+    /// nobody uses for a while, as between two runs of a service, is its.
+    fn pays(&self) -> bool {
+        self.idle || has_processes(&self.group, &mut MOST_GROUPS.clone())
+    }
 }
 
 /// What is on a group's account.
@@ -170,13 +201,30 @@ struct Account {
     memory: Arc<dyn Memory>,
     /// v1: in usage, and not to be had by reclaim.
     kmem: Option<Knob>,
+    stat: Knob,
 }
 
 impl Account {
     fn open(group: &Arc<Cgroup>) -> cgroupfs::Result<Account> {
         let dir: Arc<dyn ControlDir> = group.clone();
         let kmem = Knob::open(&dir, "memory.kmem.usage_in_bytes", Access::Read).ok();
-        Ok(Account { memory: open_memory(group)?, kmem })
+        let stat = Knob::open(&dir, "memory.stat", Access::Read)?;
+        Ok(Account { memory: open_memory(group)?, kmem, stat })
+    }
+
+    /// The sum of some lines of its `memory.stat`: of v1, and of v2.
+    fn sum(&self, v1: [&str; 2], v2: [&str; 2]) -> u64 {
+        let stat = self.stat.read().unwrap_or_default();
+        let keys = match self.memory.version() {
+            Version::V1 => v1,
+            Version::V2 => v2,
+        };
+        keys.iter().filter_map(|key| flat::get(&stat, key)).sum()
+    }
+
+    /// Dirty, or on its way to the disk, its children's too.
+    fn to_write(&self) -> u64 {
+        self.sum(["total_dirty", "total_writeback"], ["file_dirty", "file_writeback"])
     }
 
     /// Usage without the kernel's own; `None` once the group is gone.
@@ -204,7 +252,6 @@ impl Parent {
         let mut parent = Parent {
             account: Account::open(&group)?,
             file: Knob::open(&dir, file, Access::Write)?,
-            stat: Knob::open(&dir, "memory.stat", Access::Read)?,
             children: BTreeMap::new(),
             group,
         };
@@ -214,19 +261,20 @@ impl Parent {
 
     /// Containers come and go meanwhile. What one of them has is not to be taken for what dead ones hold.
     fn find_children(&mut self) {
-        self.children.retain(|_, child| child.pages().is_some());
+        self.children.retain(|_, child| child.account.pages().is_some());
         for name in self.group.children().unwrap_or_default() {
             if self.children.len() < MOST_GROUPS
                 && !self.children.contains_key(&name)
-                && let Ok(child) = self.group.child(&name)
-                && let Ok(account) = Account::open(&Arc::new(child))
+                && let Ok(group) = self.group.child(&name).map(Arc::new)
+                && let Ok(account) = Account::open(&group)
             {
-                self.children.insert(name, account);
+                let idle = !has_processes(&group, &mut MOST_GROUPS.clone());
+                self.children.insert(name, Child { group, account, idle });
             }
         }
     }
 
-    fn sweep(&mut self, alarm: &sys::Alarm, mut budget: Option<&mut Budget>) -> Swept {
+    fn sweep(&mut self, end: &End, mut budget: Option<&mut Budget>) -> Swept {
         let live = has_processes(&self.group, &mut MOST_GROUPS.clone());
         let held = self.held();
         let mut swept = Swept { held_before: held, held_after: held, live, ..Swept::default() };
@@ -238,6 +286,8 @@ impl Parent {
         if held == 0 || may_lose == 0 || (live && self.would_swap()) {
             return swept;
         }
+        let live_to_write: u64 = self.children.values().map(|child| child.account.to_write()).sum();
+        swept.to_write = self.account.to_write().saturating_sub(live_to_write);
         let (mut writes, mut longest) = (0, Duration::ZERO);
         let (mut slice, mut futile) = (if live { SLICE } else { WHOLE_SLICE }, 0);
         for _ in 0..MOST_WRITES {
@@ -247,15 +297,18 @@ impl Parent {
                 Version::V1 => "0".to_owned(),
                 Version::V2 => swept.held_after.min(1 << 20).to_string(),
             };
-            // EINTR: its time is up. EAGAIN: v2 got less.
-            let _ = alarm.within(slice, || self.file.raw().write(amount.as_bytes()));
+            // EINTR: its time is up, or it has taken enough. EAGAIN: v2 got less.
+            let write = || self.file.raw().write(amount.as_bytes());
+            let clean = swept.held_after.saturating_sub(swept.to_write);
+            let _ = match &end.stopper {
+                Some(stopper) if live => end.alarm.within(PATIENCE, || {
+                    stopper.within(&self.account.memory, (clean / 2).clamp(LEAST, MOST), write)
+                }),
+                _ => end.alarm.within(slice, write),
+            };
             longest = longest.max(began.elapsed());
             writes += 1;
-            let after = self.lives();
-            let less = before
-                .iter()
-                .filter_map(|(name, before)| Some(before.saturating_sub(*after.get(name)?)));
-            swept.from_live += less.sum::<u64>();
+            swept.from_live += self.paid(&before);
             let left = self.held();
             if left >= swept.held_after {
                 futile += 1;
@@ -265,7 +318,9 @@ impl Parent {
             }
             swept.held_after = left;
             swept.gone = self.group.is_gone();
-            if left == 0 || futile >= MOST_FUTILE || swept.from_live >= may_lose || swept.gone {
+            swept.to_write = self.account.to_write().saturating_sub(live_to_write);
+            let enough = swept.from_live >= may_lose || (live && swept.is_dear());
+            if left == 0 || futile >= MOST_FUTILE || enough || swept.gone {
                 break;
             }
             std::thread::sleep(PAUSE);
@@ -284,16 +339,11 @@ impl Parent {
     /// that are at work meanwhile blur it: the least of a few looks.
     fn held(&mut self) -> u64 {
         self.find_children();
-        let own = self.stat.read().unwrap_or_default();
-        let own = match self.account.memory.version() {
-            // Without `total_` it is the group's own.
-            Version::V1 => ["cache", "rss"].iter().filter_map(|key| flat::get(&own, key)).sum(),
-            // It has none, but for the root.
-            Version::V2 => 0,
-        };
+        // Without `total_` it is the group's own; v2 has none, but for the root.
+        let own = self.account.sum(["cache", "rss"], ["", ""]);
         let look = || {
             let all = self.account.pages().unwrap_or(0);
-            let live: u64 = self.children.values().filter_map(Account::pages).sum();
+            let live: u64 = self.children.values().filter_map(|child| child.account.pages()).sum();
             all.saturating_sub(live).saturating_sub(own)
         };
         (0..3).map(|_| look()).min().unwrap_or(0)
@@ -302,8 +352,18 @@ impl Parent {
     fn lives(&self) -> BTreeMap<String, u64> {
         self.children
             .iter()
-            .filter_map(|(name, child)| Some((name.clone(), child.pages()?)))
+            .filter_map(|(name, child)| Some((name.clone(), child.account.pages()?)))
             .collect()
+    }
+
+    /// What those that live have less than before.
+    fn paid(&self, before: &BTreeMap<String, u64>) -> u64 {
+        let less = before.iter().filter_map(|(name, before)| {
+            let child = self.children.get(name)?;
+            let less = before.saturating_sub(child.account.pages()?);
+            (less > 0 && child.pays()).then_some(less)
+        });
+        less.sum()
     }
 
     /// Whether a sweep might swap out what the kernel never would at that group's own limit (law 2).
@@ -318,7 +378,7 @@ impl Parent {
         }
         self.children
             .values()
-            .filter_map(|child| child.memory.swap_rules().ok())
+            .filter_map(|child| child.account.memory.swap_rules().ok())
             .any(|rules| rules.reclaim_may_swap && !rules.swaps_at_limit)
     }
 }

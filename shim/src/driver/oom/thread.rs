@@ -256,7 +256,7 @@ impl Watcher {
                     MODIFIED => self.modified(),
                     OWN => self.own(number),
                     ABOVE => self.signalled_above(number),
-                    _ => self.init_exited(number),
+                    _ => self.init_exited(number, ready > 1),
                 }
             }
             self.work(&mut tell);
@@ -425,25 +425,28 @@ impl Watcher {
         }
     }
 
-    fn init_exited(&mut self, key: u64) {
+    /// `busy`: there are others to be seen to.
+    fn init_exited(&mut self, key: u64, busy: bool) {
         let Some(watched) = self.groups.get_mut(&key) else { return };
-        if let Some(pidfd) = watched.group.pidfd.take() {
-            let _ = self.epoll.delete(pidfd.as_fd());
-        }
+        let pidfd = watched.group.pidfd.take();
         watched.group.init_is_gone();
         if self.emptier.is_some() {
             watched.group.cancel();
         }
+        // Emptying changes no counter, but the runtime may remove the group right after it.
+        self.look(key, false);
+        self.queue.push_back(Event::InitExited(key));
         if let (Some(emptier), Some(sweeper), Some(watched)) =
             (&mut self.emptier, &self.sweeper, self.groups.get_mut(&key))
             && let (Some(files), Some(exits)) = (watched.group.files.take(), sweeper.exits())
         {
             watched.ended = true;
-            emptier.empty(files, watched.parent.clone(), exits.clone());
+            emptier.empty(files, watched.parent.clone(), exits.clone(), busy);
         }
-        // Meanwhile, before its runtime removes the group: emptying changes no counter.
-        self.look(key, false);
-        self.queue.push_back(Event::InitExited(key));
+        // What nobody waits for comes last.
+        if let Some(pidfd) = pidfd {
+            let _ = self.epoll.delete(pidfd.as_fd());
+        }
     }
 
     fn look_at_all(&mut self) {
