@@ -16,7 +16,7 @@ use std::time::{Duration, Instant};
 /// Between two looks, as long as nothing is gone.
 const LOOKS: Duration = Duration::from_micros(25);
 
-/// As soon as something is gone the thread looks without a pause, for no longer than this.
+/// As soon as something is gone the thread looks without a pause, for no longer than this, where the writer has another CPU.
 const SPIN: Duration = Duration::from_millis(1);
 
 /// One write to be watched.
@@ -48,9 +48,11 @@ impl Stopper {
             .spawn(move || {
                 sys::block_signals();
                 let real_time = sys::may_be_real_time().is_ok();
+                let alone = std::thread::available_parallelism().is_ok_and(|cpus| cpus.get() == 1);
+                let spin = if alone { Duration::ZERO } else { SPIN };
                 let mut going_on = real_time;
                 while tell.send(going_on).is_ok() && going_on {
-                    going_on = queue.recv().map(|watch| watch.until_done()).is_ok();
+                    going_on = queue.recv().map(|watch| watch.until_done(spin)).is_ok();
                 }
             })
             .ok()?;
@@ -59,13 +61,14 @@ impl Stopper {
         going_on.then_some(stopper)
     }
 
-    /// Runs `write`, which takes from the group of `memory`, until `bytes` of it are gone.
+    /// Runs `write`, which takes from the group of `memory`, until `bytes` of it are gone. With 0 it takes next to nothing:
+    /// what it does first is done. Not at all where nobody would end it.
     pub(super) fn within<T>(
         &self,
         memory: &Arc<dyn Memory>,
         bytes: u64,
         write: impl FnOnce() -> T,
-    ) -> T {
+    ) -> Option<T> {
         let done = Arc::new(AtomicBool::new(false));
         let watch = Watch {
             memory: memory.clone(),
@@ -73,19 +76,17 @@ impl Stopper {
             writer: self.writer,
             done: done.clone(),
         };
-        let watched = self.orders.as_ref().is_some_and(|orders| orders.send(watch).is_ok());
+        self.orders.as_ref().filter(|orders| orders.send(watch).is_ok())?;
         let result = write();
         done.store(true, Ordering::Release);
         // No signal of its comes after this.
-        if watched {
-            let _ = self.idle.recv();
-        }
-        result
+        let _ = self.idle.recv();
+        Some(result)
     }
 }
 
 impl Watch {
-    fn until_done(&self) {
+    fn until_done(&self, spin: Duration) {
         let first = self.memory.usage().unwrap_or_default();
         let mut moved: Option<Instant> = None;
         while !self.done.load(Ordering::Acquire) {
@@ -93,9 +94,10 @@ impl Watch {
             if usage <= self.least {
                 // Again and again: the signal may have come before the write.
                 sys::interrupt(self.writer);
-            } else if usage < first {
+            }
+            if usage < first || self.least >= first {
                 let since = *moved.get_or_insert_with(Instant::now);
-                if since.elapsed() < SPIN {
+                if since.elapsed() < spin {
                     std::hint::spin_loop();
                     continue;
                 }

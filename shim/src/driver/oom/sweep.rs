@@ -283,7 +283,11 @@ impl Parent {
             Some(budget) => budget.before(held),
             None => 0,
         };
-        if held == 0 || may_lose == 0 || (live && self.would_swap()) {
+        if held == 0 || (live && self.would_swap()) {
+            return swept;
+        }
+        if may_lose == 0 {
+            self.drain(end);
             return swept;
         }
         let live_to_write: u64 = self.children.values().map(|child| child.account.to_write()).sum();
@@ -304,7 +308,7 @@ impl Parent {
                 Some(stopper) if live => end.alarm.within(PATIENCE, || {
                     stopper.within(&self.account.memory, (clean / 2).clamp(LEAST, MOST), write)
                 }),
-                _ => end.alarm.within(slice, write),
+                _ => Some(end.alarm.within(slice, write)),
             };
             longest = longest.max(began.elapsed());
             writes += 1;
@@ -333,6 +337,16 @@ impl Parent {
             self.group.path().display()
         );
         swept
+    }
+
+    /// Has CPUs let go of what they have in batches of dead groups, their charges too, and takes nothing
+    /// (`mem_cgroup_force_empty()`: `lru_add_drain_all()`, `drain_all_stock()`, and then it looks for signals).
+    fn drain(&self, end: &End) {
+        if let (Some(stopper), Version::V1) = (&end.stopper, self.account.memory.version()) {
+            let _ = end.alarm.within(PATIENCE, || {
+                stopper.within(&self.account.memory, 0, || self.file.raw().write(b"0"))
+            });
+        }
     }
 
     /// What is on the parent's account, and neither its own nor a live child's: dead ones hold it. Groups
