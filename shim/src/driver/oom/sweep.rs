@@ -283,10 +283,11 @@ impl Parent {
             Some(budget) => budget.before(held),
             None => 0,
         };
-        if held == 0 || (live && self.would_swap()) {
+        if live && self.would_swap() {
             return swept;
         }
-        if may_lose == 0 {
+        // What CPUs have in batches is less than containers that come and go blur `held` by.
+        if held == 0 || may_lose == 0 {
             self.drain(end);
             return swept;
         }
