@@ -345,6 +345,31 @@ fn rmdir(mut child: Child, group: &Path) -> Duration {
     }
 }
 
+#[test]
+fn those_that_are_emptied_cost_a_neighbour_next_to_nothing() {
+    let test = "those_that_are_emptied_cost_a_neighbour_next_to_nothing";
+    let _alone = alone();
+    let Some(bed) = Bed::new(test) else { return };
+    let _daemon = bed.daemon();
+    let had = memory(&bed.live).usage().unwrap().0;
+    let small = DiskFile::new(SHARE);
+    let command = format!("cat {} > /dev/null; echo ok", small.0.display());
+    // Enough to have CPUs give back their charges of them, by a write to the file that empties this group.
+    for index in 0..50 {
+        small.drop_cache();
+        let (mut child, group) = shell(&bed, &format!("emptied-{index}"), &command, true);
+        child.stdin.take().unwrap().write_all(b"go\n").unwrap();
+        child.wait().unwrap();
+        std::thread::sleep(Duration::from_millis(20));
+        rmdir(child, &group);
+    }
+    // And five seconds after the last.
+    std::thread::sleep(6 * SECOND);
+    let lost = had.saturating_sub(memory(&bed.live).usage().unwrap().0);
+    say(&format!("the neighbour has {:.1} MiB less", lost as f64 / MIB as f64));
+    assert!(lost <= 16 * MIB, "the neighbour lost {lost} bytes: {}", bed.log());
+}
+
 /// p50, p99 and worst.
 fn quantiles(mut all: Vec<Duration>) -> [Duration; 3] {
     all.sort_unstable();

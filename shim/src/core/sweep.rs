@@ -113,11 +113,11 @@ struct Parent {
     due: Now,
     budget: Budget,
     futile: u32,
-    /// Sweeps in a row that found dirty pages only.
+    /// Sweeps in a row that let nothing go, as it was dirty or the living would have paid for it.
     waits: u32,
     /// So many ended since the last sweep began and could not be emptied.
     exits: u32,
-    /// So many that could.
+    /// So many that could be emptied.
     ends: u32,
     /// So many may still be dying.
     dying: u32,

@@ -32,7 +32,7 @@ use std::sync::Arc;
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
-/// How long a write may take. Measured on 6.18: 4 MiB that was read take 1 ms.
+/// How long a write may take. Measured on 6.18: 4 MiB that was read take 0.2 ms.
 const BOUND: Duration = Duration::from_millis(5);
 
 /// So little is emptied by whoever sees the exit: being handed over takes 30 us, and 250 where another CPU sleeps deeply,

@@ -22,10 +22,18 @@ const SPIN: Duration = Duration::from_millis(1);
 /// One write to be watched.
 struct Watch {
     memory: Arc<dyn Memory>,
-    /// Ended when there is no more than this.
-    least: Bytes,
+    /// Ended when there is no more than this; `None`: as soon as it has begun, whatever others charge meanwhile.
+    least: Option<Bytes>,
     writer: sys::Thread,
-    done: Arc<AtomicBool>,
+    state: Arc<State>,
+}
+
+#[derive(Default)]
+struct State {
+    /// The thread looks.
+    looking: AtomicBool,
+    /// The write has ended.
+    done: AtomicBool,
 }
 
 /// The thread that looks. At real-time priority: a late look costs live groups their cache.
@@ -69,16 +77,20 @@ impl Stopper {
         bytes: u64,
         write: impl FnOnce() -> T,
     ) -> Option<T> {
-        let done = Arc::new(AtomicBool::new(false));
+        let state = Arc::new(State::default());
         let watch = Watch {
             memory: memory.clone(),
-            least: memory.usage().unwrap_or_default().saturating_sub(Bytes(bytes)),
+            least: (bytes > 0)
+                .then(|| memory.usage().unwrap_or_default().saturating_sub(Bytes(bytes))),
             writer: self.writer,
-            done: done.clone(),
+            state: state.clone(),
         };
         self.orders.as_ref().filter(|orders| orders.send(watch).is_ok())?;
+        while !state.looking.load(Ordering::Acquire) {
+            std::thread::yield_now();
+        }
         let result = write();
-        done.store(true, Ordering::Release);
+        state.done.store(true, Ordering::Release);
         // No signal of its comes after this.
         let _ = self.idle.recv();
         Some(result)
@@ -89,13 +101,16 @@ impl Watch {
     fn until_done(&self, spin: Duration) {
         let first = self.memory.usage().unwrap_or_default();
         let mut moved: Option<Instant> = None;
-        while !self.done.load(Ordering::Acquire) {
+        self.state.looking.store(true, Ordering::Release);
+        while !self.state.done.load(Ordering::Acquire) {
+            // Gone: nothing is left to be taken.
             let Ok(usage) = self.memory.usage() else { return };
-            if usage <= self.least {
+            let enough = self.least.is_none_or(|least| usage <= least);
+            if enough {
                 // Again and again: the signal may have come before the write.
                 sys::interrupt(self.writer);
             }
-            if usage < first || self.least >= first {
+            if usage < first || enough {
                 let since = *moved.get_or_insert_with(Instant::now);
                 if since.elapsed() < spin {
                     std::hint::spin_loop();
