@@ -376,6 +376,21 @@ fn quantiles(mut all: Vec<Duration>) -> [Duration; 3] {
     [all[all.len() / 2], all[all.len() * 99 / 100], all[all.len() - 1]]
 }
 
+/// Kills all that is in a group, as `runc kill --all` does: what the shell started outlives it.
+fn kill_all(group: &Path) {
+    let start = Instant::now();
+    loop {
+        let procs = fs::read_to_string(group.join("cgroup.procs")).unwrap();
+        if procs.is_empty() {
+            return;
+        }
+        assert!(start.elapsed() < 10 * SECOND, "not gone: {procs}");
+        for pid in procs.lines().filter_map(|line| line.parse().ok()) {
+            let _ = kill(Pid::from_raw(pid), Signal::SIGKILL);
+        }
+    }
+}
+
 #[test]
 fn rmdir_does_not_wait_for_us_at_an_exit_or_during_reclaim() {
     let test = "rmdir_does_not_wait_for_us_at_an_exit_or_during_reclaim";
@@ -399,7 +414,7 @@ fn rmdir_does_not_wait_for_us_at_an_exit_or_during_reclaim() {
                 child.stdin.take().unwrap().write_all(b"go\n").unwrap();
             } else {
                 std::thread::sleep(Duration::from_millis(30));
-                child.kill().unwrap();
+                kill_all(&group);
             }
             took[usize::from(with)].push(rmdir(child, &group));
         }

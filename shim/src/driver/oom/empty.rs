@@ -12,6 +12,7 @@
 //! gone by now.
 
 use super::Deeds;
+use super::batches::{Cpus, Visitor};
 use super::sweep::Exits;
 use crate::core::oom::emptying::{
     Emptying, InFlight, Leave, Next, Seen, With, decide, may_lower, next,
@@ -23,10 +24,7 @@ use cgroupfs::memory::{Memory, Version};
 use cgroupfs::{Bytes, Cgroup, Limit, flat};
 use crossbeam_channel::{Receiver, Sender, TrySendError, bounded};
 use nix::errno::Errno;
-use nix::fcntl::{PosixFadviseAdvice, posix_fadvise};
-use nix::sched::{CpuSet, sched_getaffinity, sched_setaffinity};
-use nix::unistd::Pid;
-use std::fs::File;
+use std::os::fd::BorrowedFd;
 use std::path::Path;
 use std::sync::Arc;
 use std::thread::JoinHandle;
@@ -42,9 +40,6 @@ const LITTLE: Bytes = Bytes::mib(8);
 /// How long that may take: there may be other containers' OOMs to be seen.
 const LITTLE_BOUND: Duration = Duration::from_millis(1);
 
-/// On more CPUs looking for pages on their way to a list takes too long for that (10 us each).
-const FEW_CPUS: usize = 8;
-
 /// One that has waited for so long finds its group removed.
 const TOO_LATE: Duration = Duration::from_millis(20);
 
@@ -56,9 +51,6 @@ const FLIGHT_PATIENCE: Duration = Duration::from_millis(2);
 
 /// The guardian undoes what has stood for so long.
 const LEASE: Duration = Duration::from_millis(100);
-
-/// On so many CPUs pages on their way to a list are looked for.
-const MOST_CPUS: usize = 64;
 
 /// Why a group was not emptied. All of it is fine.
 #[derive(Debug)]
@@ -197,7 +189,7 @@ impl Files {
             };
             match (next(busy, self.pages(), tries), cpus) {
                 (Next::Empty, _) => break Ok(()),
-                (Next::DrainAndAgain, Some(cpus)) => cpus.drain(),
+                (Next::DrainAndAgain, Some(cpus)) => cpus.drain(|| None),
                 (Next::DrainAndAgain, None) | (Next::Left, _) => break Err(Errno::EBUSY.into()),
             }
         };
@@ -266,46 +258,6 @@ impl Files {
     }
 }
 
-/// Pages that were read last are in a batch of the CPU that read them, on the way to the list that reclaim
-/// takes from.
-struct Cpus {
-    all: Vec<CpuSet>,
-    any: CpuSet,
-    file: Option<File>,
-}
-
-impl Cpus {
-    /// Those this thread may run on; none where there are too many to visit.
-    fn find() -> Cpus {
-        let this = Pid::from_raw(0);
-        let any = sched_getaffinity(this).unwrap_or_default();
-        let mut all = Vec::new();
-        for cpu in (0..CpuSet::count()).filter(|cpu| any.is_set(*cpu).unwrap_or(false)) {
-            let mut one = CpuSet::new();
-            if one.set(cpu).is_ok() {
-                all.push(one);
-            }
-        }
-        if all.len() > MOST_CPUS {
-            all.clear();
-        }
-        Cpus { all, any, file: File::open("/proc/self/exe").ok() }
-    }
-
-    /// Has each CPU put its batch on the lists, by being there: POSIX_FADV_DONTNEED begins with
-    /// `lru_add_drain()`, and finds nothing to drop a long way behind the end of the file.
-    fn drain(&self) {
-        let Some(file) = &self.file else { return };
-        let advice = PosixFadviseAdvice::POSIX_FADV_DONTNEED;
-        for cpu in &self.all {
-            if sched_setaffinity(Pid::from_raw(0), cpu).is_ok() {
-                let _ = posix_fadvise(file, 1 << 40, 4096, advice);
-            }
-        }
-        let _ = sched_setaffinity(Pid::from_raw(0), &self.any);
-    }
-}
-
 struct Job {
     files: Files,
     since: Instant,
@@ -343,6 +295,7 @@ pub(super) struct Emptier {
     /// The calling thread's; `None` if no timer was to be had.
     alarm: Option<sys::Alarm>,
     cpus: Option<Cpus>,
+    visitor: Option<Visitor>,
     jobs: Option<Sender<Job>>,
     /// Started with the first that has something to do.
     thread: Option<JoinHandle<()>>,
@@ -353,8 +306,23 @@ impl Emptier {
     /// One for the calling thread.
     pub(super) fn new(real_time: bool) -> Emptier {
         sys::become_interruptible();
-        let cpus = Some(Cpus::find()).filter(|cpus| cpus.all.len() <= FEW_CPUS);
-        Emptier { alarm: sys::Alarm::new().ok(), cpus, jobs: None, thread: None, real_time }
+        let cpus = Some(Cpus::find()).filter(Cpus::are_few);
+        let visitor = real_time.then(Visitor::start).flatten();
+        Emptier {
+            alarm: sys::Alarm::new().ok(),
+            cpus,
+            visitor,
+            jobs: None,
+            thread: None,
+            real_time,
+        }
+    }
+
+    /// One whose init `pidfd` is may have to be emptied.
+    pub(super) fn expect(&self, pidfd: BorrowedFd<'_>) {
+        if let Some(visitor) = &self.visitor {
+            visitor.hears_of(pidfd);
+        }
     }
 
     /// Empties a group in `parent` as soon as can be, and tells the sweeper what came of it.
@@ -370,7 +338,12 @@ impl Emptier {
         let job = Job { files, since: Instant::now(), parent, exits };
         let little = || job.files.memory.usage().is_ok_and(|usage| usage <= LITTLE);
         if let Some(alarm) = self.alarm.as_ref().filter(|_| !busy && little()) {
-            match job.write(alarm, LITTLE_BOUND, Duration::ZERO, self.cpus.as_ref()) {
+            let write = || job.write(alarm, LITTLE_BOUND, Duration::ZERO, self.cpus.as_ref());
+            let wrote = match &self.visitor {
+                Some(visitor) => visitor.stays_away(write),
+                None => write(),
+            };
+            match wrote {
                 // The rest is for who has time for it.
                 Err(NotEmpty::Refused(Errno::EINTR | Errno::EBUSY | Errno::EAGAIN))
                 | Err(NotEmpty::Left(Leave::NotOurTurn)) => {}

@@ -6,6 +6,7 @@
 //! the containers' inits. Nothing is polled but in the 100 ms after a signal; where neither the log nor a
 //! tracepoint can be had on v1, once a second, as nothing else tells of a kill for want of host memory.
 
+mod batches;
 mod empty;
 mod group;
 mod log;

@@ -156,10 +156,11 @@ impl Watcher {
                     .epoll
                     .add(pidfd.as_fd(), EpollEvent::new(EpollFlags::EPOLLIN, INIT << SHIFT | key));
                 if added.is_ok() {
-                    watched.group.pidfd = Some(pidfd);
-                    if self.emptier.is_some() {
+                    if let Some(emptier) = &self.emptier {
+                        emptier.expect(pidfd.as_fd());
                         watched.group.prepare_to_empty();
                     }
+                    watched.group.pidfd = Some(pidfd);
                 }
             }
             Err(Errno::ESRCH) => {
