@@ -23,7 +23,7 @@ const MANY_ENDS: u32 = 20;
 
 /// So few dead groups are not worth what live ones would lose, 2 MiB in the first round where their page cache is in huge
 /// folios.
-pub const FEW: u32 = 5;
+pub const FEW: u32 = 3;
 
 /// What live groups may lose before dead ones let go four times as much: a huge folio or two.
 const FIRST_ROUND: u64 = 4 << 20;

@@ -101,10 +101,7 @@ pub(super) fn signal_me(fd: BorrowedFd<'_>) -> nix::Result<()> {
 
 /// Takes what [`signal_me`] signalled so far.
 pub(super) fn forget_signals() {
-    let set = set_of(&[libc::SIGIO]);
-    let at_once = libc::timespec { tv_sec: 0, tv_nsec: 0 };
-    // SAFETY: both are ours; who sent it is not asked for.
-    while unsafe { libc::sigtimedwait(&set, std::ptr::null_mut(), &at_once) } > 0 {}
+    forget(libc::SIGIO);
     TOUCHED.with(|touched| touched.store(false, Ordering::SeqCst));
 }
 
@@ -112,6 +109,20 @@ pub(super) fn forget_signals() {
 /// that raises a limit with a signal pending would return EINTR and do nothing (law 8).
 pub(super) fn interruptible<T>(call: impl FnOnce() -> T) -> T {
     unblocked(&[interrupt_signal()], call)
+}
+
+/// As [`interruptible`], for a thread that [`interrupt`] may have come too late for.
+pub(super) fn until_interrupted<T>(call: impl FnOnce() -> T) -> T {
+    forget(interrupt_signal());
+    interruptible(call)
+}
+
+/// Takes what was signalled so far to the calling thread, which has it blocked.
+fn forget(signal: libc::c_int) {
+    let set = set_of(&[signal]);
+    let at_once = libc::timespec { tv_sec: 0, tv_nsec: 0 };
+    // SAFETY: both are ours; who sent it is not asked for.
+    while unsafe { libc::sigtimedwait(&set, std::ptr::null_mut(), &at_once) } > 0 {}
 }
 
 /// As [`interruptible`], and whoever touches the file that is paid attention to interrupts it too. `call`
@@ -188,10 +199,7 @@ impl Alarm {
         let result = interruptible(call);
         self.set(Duration::ZERO, Duration::ZERO);
         // One that rang after the call is not for the next.
-        let set = set_of(&[interrupt_signal()]);
-        let at_once = libc::timespec { tv_sec: 0, tv_nsec: 0 };
-        // SAFETY: both are ours; who sent it is not asked for.
-        while unsafe { libc::sigtimedwait(&set, std::ptr::null_mut(), &at_once) } > 0 {}
+        forget(interrupt_signal());
         result
     }
 

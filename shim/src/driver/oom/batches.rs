@@ -14,8 +14,9 @@ use nix::unistd::Pid;
 use std::fs::File;
 use std::os::fd::BorrowedFd;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
 
 /// On so many CPUs pages are looked for.
 const MOST_CPUS: usize = 64;
@@ -77,26 +78,60 @@ impl Cpus {
 }
 
 /// A thread at real-time priority that visits the CPUs when a container exits, while another looks and writes: between a
-/// first write and a second one for what was on its way the runtime removes the group.
+/// first write and a second one for what was on its way the runtime removes the group. It ends a write that takes too
+/// long, too: setting a timer for that would take the writer 12 us, and the runtime may be at its `rmdir` after 50.
 ///
-/// It hears of the exits itself: waking it would take the writer 16 us.
+/// It hears of the exits itself: waking it would take the writer 16 us. On the writer's CPU, where it may get just before the
+/// write begins, it waits until that sleeps or ends.
 pub(super) struct Visitor {
     exits: Arc<Epoll>,
     end: EventFd,
-    writer: Arc<AtomicUsize>,
+    writer: Arc<Writer>,
     thread: Option<JoinHandle<()>>,
 }
 
-/// The writer is not at it.
+/// What the writer and the visitor know of each other.
+struct Writer {
+    thread: sys::Thread,
+    /// The CPU that it writes on, or [`NOWHERE`].
+    cpu: AtomicUsize,
+    /// When it began, in nanoseconds after `start`.
+    began: AtomicU64,
+    start: Instant,
+    /// The visitor will look at the above once more.
+    looked_after: AtomicBool,
+}
+
+/// It does not write.
 const NOWHERE: usize = usize::MAX;
 
 /// What an epoll token stands for.
 const END: u64 = 0;
 const EXIT: u64 = 1;
 
+/// Between two looks at a write.
+const LOOKS: u8 = 1;
+
+impl Writer {
+    fn cpu(&self) -> Option<usize> {
+        Some(self.cpu.load(Ordering::SeqCst)).filter(|cpu| *cpu != NOWHERE)
+    }
+
+    fn now(&self) -> u64 {
+        u64::try_from(self.start.elapsed().as_nanos()).unwrap_or(u64::MAX)
+    }
+
+    /// It has written for longer than `bound`.
+    fn is_late(&self, bound: Duration) -> bool {
+        let took = self.now().saturating_sub(self.began.load(Ordering::SeqCst));
+        self.cpu().is_some() && Duration::from_nanos(took) > bound
+    }
+}
+
 impl Visitor {
-    /// `None` where no other CPU is to be visited, or too many are.
-    pub(super) fn start() -> Option<Visitor> {
+    /// One for writes of the calling thread, which `writer` is, of which none takes longer than `bound`. `None` where no other
+    /// CPU is to be visited, or too many are.
+    pub(super) fn start(writer: sys::Thread, bound: Duration) -> Option<Visitor> {
         let cpus = Cpus::find();
         if cpus.all.len() < 2 || !cpus.are_few() {
             return None;
@@ -104,7 +139,13 @@ impl Visitor {
         let exits = Arc::new(Epoll::new(EpollCreateFlags::EPOLL_CLOEXEC).ok()?);
         let end = EventFd::from_flags(EfdFlags::EFD_CLOEXEC).ok()?;
         exits.add(&end, EpollEvent::new(EpollFlags::EPOLLIN, END)).ok()?;
-        let writer = Arc::new(AtomicUsize::new(NOWHERE));
+        let writer = Arc::new(Writer {
+            thread: writer,
+            cpu: AtomicUsize::new(NOWHERE),
+            began: AtomicU64::new(0),
+            start: Instant::now(),
+            looked_after: AtomicBool::new(false),
+        });
         let (heard, writes) = (exits.clone(), writer.clone());
         let thread = std::thread::Builder::new()
             .name("cgshim-batches".into())
@@ -112,21 +153,8 @@ impl Visitor {
             .spawn(move || {
                 sys::block_signals();
                 // Where that is refused it would come too late, and is a nuisance only.
-                if sys::may_be_real_time().is_err() {
-                    return;
-                }
-                let mut events = [EpollEvent::empty(); 16];
-                loop {
-                    let ready = match heard.wait(&mut events, EpollTimeout::NONE) {
-                        // The daemon was stopped, and goes on.
-                        Err(Errno::EINTR) => 0,
-                        Err(_) => return,
-                        Ok(ready) => ready,
-                    };
-                    if events.iter().take(ready).any(|event| event.data() == END) {
-                        return;
-                    }
-                    cpus.drain(|| Some(writes.load(Ordering::Relaxed)));
+                if sys::may_be_real_time().is_ok() {
+                    visit(&heard, &cpus, &writes, bound);
                 }
             })
             .ok()?;
@@ -141,12 +169,45 @@ impl Visitor {
         }
     }
 
-    /// Runs `write`, which may write. Its CPU is not visited meanwhile.
-    pub(super) fn stays_away<T>(&self, write: impl FnOnce() -> T) -> T {
-        self.writer.store(sched_getcpu().unwrap_or(NOWHERE), Ordering::Relaxed);
-        let result = write();
-        self.writer.store(NOWHERE, Ordering::Relaxed);
+    /// Runs `write`, whose CPU is not visited meanwhile. It is told whether it is looked after: then it is to be
+    /// interruptible, and is interrupted after the bound, again and again, and perhaps once after its end.
+    pub(super) fn looks_after<T>(&self, write: impl FnOnce(bool) -> T) -> T {
+        let writer = &self.writer;
+        writer.began.store(writer.now(), Ordering::SeqCst);
+        writer.cpu.store(sched_getcpu().unwrap_or(NOWHERE), Ordering::SeqCst);
+        let result = write(writer.looked_after.load(Ordering::SeqCst));
+        writer.cpu.store(NOWHERE, Ordering::SeqCst);
         result
+    }
+}
+
+fn visit(exits: &Epoll, cpus: &Cpus, writer: &Writer, bound: Duration) {
+    let mut events = [EpollEvent::empty(); 16];
+    loop {
+        let looks = writer.looked_after.load(Ordering::SeqCst);
+        let timeout = if looks { EpollTimeout::from(LOOKS) } else { EpollTimeout::NONE };
+        let ready = match exits.wait(&mut events, timeout) {
+            // The daemon was stopped, and goes on.
+            Err(Errno::EINTR) => continue,
+            Err(_) => return,
+            Ok(ready) => ready,
+        };
+        let ended = events.iter().take(ready).any(|event| event.data() == END);
+        if ready > 0 && !ended {
+            writer.looked_after.store(true, Ordering::SeqCst);
+            cpus.drain(|| writer.cpu());
+        } else if writer.cpu().is_none() {
+            // A write that begins after this store is not looked after; one that began before is seen.
+            writer.looked_after.store(false, Ordering::SeqCst);
+            if writer.cpu().is_some() {
+                writer.looked_after.store(true, Ordering::SeqCst);
+            } else if ended {
+                return;
+            }
+        }
+        if writer.is_late(bound) {
+            sys::interrupt(writer.thread);
+        }
     }
 }
 
@@ -164,7 +225,6 @@ mod tests {
     use super::*;
     use std::os::fd::AsFd;
     use std::process::{Command, Stdio};
-    use std::time::{Duration, Instant};
 
     /// How often the visitor has been given a CPU.
     fn times_it_ran() -> u64 {
@@ -184,7 +244,8 @@ mod tests {
             eprintln!("SKIP it_sets_out_at_an_exit: real-time priority is refused here");
             return;
         }
-        let Some(visitor) = Visitor::start() else {
+        let bound = Duration::from_millis(1);
+        let Some(visitor) = Visitor::start(sys::become_interruptible(), bound) else {
             eprintln!("SKIP it_sets_out_at_an_exit: there is one CPU, or there are too many");
             return;
         };
@@ -201,8 +262,18 @@ mod tests {
             assert!(exit.elapsed() < Duration::from_secs(5), "it sits still");
             std::thread::sleep(Duration::from_millis(1));
         }
+        // A write that hangs is ended, and none is looked after for ever.
+        let (hangs, _open) = nix::unistd::pipe().unwrap();
+        let read = visitor.looks_after(|looked_after| {
+            assert!(looked_after);
+            sys::until_interrupted(|| nix::unistd::read(&hangs, &mut [0]))
+        });
+        assert_eq!(read, Err(Errno::EINTR));
+        while visitor.looks_after(|looked_after| looked_after) {
+            assert!(exit.elapsed() < Duration::from_secs(5), "it looks on");
+            std::thread::sleep(Duration::from_millis(5));
+        }
         // Once: the pidfd stays readable.
-        std::thread::sleep(Duration::from_millis(20));
         let after = times_it_ran();
         std::thread::sleep(Duration::from_millis(100));
         assert_eq!(times_it_ran(), after);

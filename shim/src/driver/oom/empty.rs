@@ -258,6 +258,14 @@ impl Files {
     }
 }
 
+/// Who ends a write that takes too long.
+enum EndedBy<'a> {
+    /// An alarm, after so long.
+    Alarm(&'a sys::Alarm, Duration),
+    /// [`Visitor::looks_after`].
+    Visitor,
+}
+
 struct Job {
     files: Files,
     since: Instant,
@@ -266,16 +274,19 @@ struct Job {
 }
 
 impl Job {
-    /// Does it in no more than `bound`.
+    /// Does it, ended by `ended`.
     fn write(
         &self,
-        alarm: &sys::Alarm,
-        bound: Duration,
+        ended: EndedBy<'_>,
         patience: Duration,
         cpus: Option<&Cpus>,
     ) -> Result<(), NotEmpty> {
         let began = Instant::now();
-        let wrote = alarm.within(bound, || self.files.write(patience, cpus));
+        let write = || self.files.write(patience, cpus);
+        let wrote = match ended {
+            EndedBy::Alarm(alarm, bound) => alarm.within(bound, write),
+            EndedBy::Visitor => sys::until_interrupted(write),
+        };
         log::debug!(
             "emptied in {:.1?}, begun after {:.1?}: {wrote:?}",
             began.elapsed(),
@@ -305,9 +316,9 @@ pub(super) struct Emptier {
 impl Emptier {
     /// One for the calling thread.
     pub(super) fn new(real_time: bool) -> Emptier {
-        sys::become_interruptible();
+        let writer = sys::become_interruptible();
         let cpus = Some(Cpus::find()).filter(Cpus::are_few);
-        let visitor = real_time.then(Visitor::start).flatten();
+        let visitor = real_time.then(|| Visitor::start(writer, LITTLE_BOUND)).flatten();
         Emptier {
             alarm: sys::Alarm::new().ok(),
             cpus,
@@ -338,10 +349,16 @@ impl Emptier {
         let job = Job { files, since: Instant::now(), parent, exits };
         let little = || job.files.memory.usage().is_ok_and(|usage| usage <= LITTLE);
         if let Some(alarm) = self.alarm.as_ref().filter(|_| !busy && little()) {
-            let write = || job.write(alarm, LITTLE_BOUND, Duration::ZERO, self.cpus.as_ref());
+            let write = |looked_after| {
+                let ended = match looked_after {
+                    true => EndedBy::Visitor,
+                    false => EndedBy::Alarm(alarm, LITTLE_BOUND),
+                };
+                job.write(ended, Duration::ZERO, self.cpus.as_ref())
+            };
             let wrote = match &self.visitor {
-                Some(visitor) => visitor.stays_away(write),
-                None => write(),
+                Some(visitor) => visitor.looks_after(write),
+                None => write(false),
             };
             match wrote {
                 // The rest is for who has time for it.
@@ -387,7 +404,8 @@ fn work(queue: &Receiver<Job>, real_time: bool) {
     let cpus = Cpus::find();
     while let Ok(job) = queue.recv() {
         let in_time = job.since.elapsed() < TOO_LATE;
-        let emptied = in_time && job.write(&alarm, BOUND, FLIGHT_PATIENCE, Some(&cpus)).is_ok();
+        let emptied = in_time
+            && job.write(EndedBy::Alarm(&alarm, BOUND), FLIGHT_PATIENCE, Some(&cpus)).is_ok();
         job.done(emptied);
     }
 }
