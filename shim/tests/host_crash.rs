@@ -383,3 +383,62 @@ fn a_daemon_killed_or_stopped_in_a_pulse_leaves_nobody_frozen() {
     assert!(run_dir.command().arg("--restore").status().unwrap().success());
     assert_eq!(left(), 0);
 }
+
+/// A container with a small high is ready long before it: its tasks are in a group of ours while they do nothing yet. A dead
+/// daemon's they stay in, thawed, until the next one takes them over.
+#[test]
+fn what_a_daemon_left_that_was_killed_before_high_was_reached_is_taken_over() {
+    let test = "what_a_daemon_left_that_was_killed_before_high_was_reached_is_taken_over";
+    let Some(ground) = Ground::new(test) else { return };
+    if !ground.v1() {
+        return;
+    }
+    let mount = match Freezer::find() {
+        Ok(freezer) => freezer.mount_point,
+        Err(error) => return skip(test, &error.to_string()),
+    };
+    let _alone = alone();
+    let run_dir = RunDir::new(
+        "[defaults]\nhigh = '64M'\nthrottle = 'on'\nwatermark = 'off'\nway_out = 'never'\n",
+    );
+    let group = ground.group("g");
+    common::without_swap(&group);
+    let mut load = Load::in_group(&group);
+    run_dir.serve().register(&known(&ground, "a", load.pid())).unwrap();
+    let tid = load.pid().to_string();
+    let ours = |daemon: u32| mount.join(format!("cgshim-{daemon}-{}", group.inode()));
+    let has_it = |daemon: u32| {
+        let tasks = fs::read_to_string(ours(daemon).join("tasks")).unwrap_or_default();
+        tasks.lines().any(|task| task == tid)
+    };
+    let at_home = || {
+        let tasks = fs::read_to_string(mount.join("tasks")).unwrap();
+        tasks.lines().any(|task| task == tid)
+    };
+    assert!(load.anon(Bytes::mib(4)));
+    let mut before = None;
+    for run in 0..times("CGSHIM_TEST_EARLY", 6) {
+        let daemon = run_dir.start();
+        let pid = daemon.child.id();
+        until("moved", 30 * SECOND, || has_it(pid));
+        if let Some(before) = before.replace(pid) {
+            until("the group of the daemon before is gone", 30 * SECOND, || !ours(before).exists());
+        }
+        daemon.signal(Signal::SIGKILL);
+        drop(daemon);
+        if run % 2 == 1 {
+            assert!(run_dir.command().arg("--restore").status().unwrap().success());
+        }
+        let state = fs::read_to_string(ours(pid).join("freezer.state")).unwrap();
+        assert_eq!(state.trim(), "THAWED", "run {run}: {}", run_dir.log());
+        assert!(load.anon(Bytes::mib(5)), "run {run}");
+    }
+    // One that ends of its own accord gives it back.
+    let daemon = run_dir.serve();
+    let pid = daemon.child.id();
+    until("moved once more", 30 * SECOND, || has_it(pid));
+    daemon.stop();
+    assert!(at_home(), "{}", run_dir.log());
+    let left = before.into_iter().chain([pid]).filter(|pid| ours(*pid).exists()).count();
+    assert_eq!(left, 0, "{}", run_dir.log());
+}

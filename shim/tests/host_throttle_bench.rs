@@ -30,6 +30,7 @@ const SECOND: Duration = Duration::from_secs(1);
 #[test]
 #[ignore = "a benchmark: ci/bench-throttle"]
 fn table() {
+    let _ = env_logger::Builder::from_env("CGSHIM_TEST_LOG").try_init();
     let Some(ground) = ground("table") else { return };
     let spec = std::env::var("CGSHIM_BENCH").unwrap_or_else(|_| "100,1,0,10 100,4,0,10".into());
     println!(

@@ -12,15 +12,15 @@ use cgroupfs::memory::{Memory, MemoryV1, MemoryV2, ReclaimFile, Version};
 use cgroupfs::{Bytes, Cgroup, Limit, MemoryHierarchy};
 use nix::fcntl::{PosixFadviseAdvice, posix_fadvise};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
-use nix::sys::mman::{MmapAdvise, madvise};
+use nix::sys::mman::{MapFlags, MmapAdvise, ProtFlags, madvise, mmap_anonymous};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use std::fs::{self, File};
 use std::io::{BufRead, BufReader, Read, Seek, Write};
+use std::num::NonZeroUsize;
 use std::os::fd::AsFd;
 use std::path::{Path, PathBuf};
 use std::process::{Child, ChildStderr, ChildStdin, Command, Stdio};
-use std::ptr::NonNull;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
@@ -407,9 +407,12 @@ fn load_child() {
                 "ok".into()
             }
             "grow" | "grow-huge" => {
-                let chunk = if word == "grow" { 256 << 10 } else { 64 << 20 };
+                let huge = word == "grow-huge";
                 let (rate, most) = (number(), words.next().unwrap().parse::<u64>().unwrap());
-                std::thread::spawn(move || grow(rate, most, chunk));
+                std::thread::spawn(move || match huge {
+                    true => grow_huge(rate, most),
+                    false => grow(rate, most),
+                });
                 "ok".into()
             }
             "allocate" => {
@@ -515,21 +518,43 @@ fn load_child() {
 }
 
 /// Fills fresh memory, so many bytes a second (0: as fast as it can), page by page as a program does that
-/// uses what it allocates; rests when it has so much, and keeps it. In mappings of `chunk` bytes.
-fn grow(rate: u64, most: u64, chunk: usize) {
-    const PIECE: usize = 256 << 10;
-    let start = Instant::now();
+/// uses what it allocates; rests when it has so much, and keeps it.
+fn grow(rate: u64, most: u64) {
     let mut held: Vec<Vec<u8>> = Vec::new();
+    // Under the mmap threshold it would be the heap: one mapping each, as large programs do.
+    by_pieces(rate, most, |_| held.push(vec![7; PIECE]));
+}
+
+/// The same in one mapping of nothing but huge pages: where one begins or ends amid of one the kernel fills that with small
+/// pages, each of whose charges may be slept for as long as a whole huge page.
+fn grow_huge(rate: u64, most: u64) {
+    const HUGE: usize = 2 << 20;
+    let size = NonZeroUsize::new(most as usize + HUGE).unwrap();
+    let (access, flags) = (
+        ProtFlags::PROT_READ | ProtFlags::PROT_WRITE,
+        MapFlags::MAP_PRIVATE | MapFlags::MAP_NORESERVE,
+    );
+    // SAFETY: a new mapping, which nobody else has and which is never unmapped.
+    let held: &mut [u8] = unsafe {
+        let at = mmap_anonymous(None, size, access, flags).unwrap();
+        // As `always` in `transparent_hugepage/enabled` would.
+        let _ = madvise(at, size.get(), MmapAdvise::MADV_HUGEPAGE);
+        std::slice::from_raw_parts_mut(at.cast().as_ptr(), size.get())
+    };
+    let start = held.as_ptr().align_offset(HUGE);
+    by_pieces(rate, most, |done| {
+        let at = start + done as usize;
+        held[at..at + PIECE].fill(7);
+    });
+}
+
+const PIECE: usize = 256 << 10;
+
+/// Does `fill` for each piece up to `most`, told what was done before, and rests.
+fn by_pieces(rate: u64, most: u64, mut fill: impl FnMut(u64)) {
+    let start = Instant::now();
     for done in (0..most).step_by(PIECE) {
-        if held.last().is_none_or(|last| last.len() == last.capacity()) {
-            // Under the mmap threshold it would be the heap: one mapping each, as large programs do.
-            held.push(Vec::with_capacity(chunk));
-            if chunk > PIECE {
-                of_huge_pages(held.last_mut().unwrap());
-            }
-        }
-        let fresh = held.last_mut().unwrap();
-        fresh.resize((fresh.len() + PIECE).min(fresh.capacity()), 7);
+        fill(done);
         if rate > 0 {
             let due = Duration::from_secs_f64(done as f64 / rate as f64);
             std::thread::sleep(due.saturating_sub(start.elapsed()));
@@ -538,16 +563,6 @@ fn grow(rate: u64, most: u64, chunk: usize) {
     loop {
         std::thread::park();
     }
-}
-
-/// Asks for huge pages, for what is yet to be filled: as `always` in `transparent_hugepage/enabled` would.
-fn of_huge_pages(fresh: &mut Vec<u8>) {
-    let spare = fresh.spare_capacity_mut();
-    let before = spare.as_ptr().align_offset(4096).min(spare.len());
-    let Some(at) = NonNull::new(spare[before..].as_mut_ptr().cast()) else { return };
-    let length = (spare.len() - before) & !4095;
-    // SAFETY: the range is whole pages of ours, and what is in them stays as it is.
-    let _ = unsafe { madvise(at, length, MmapAdvise::MADV_HUGEPAGE) };
 }
 
 /// Does `page` for a page after the other, `rate` bytes a second, until it says that it was the last.
