@@ -534,13 +534,13 @@ fn grow_huge(rate: u64, most: u64) {
         ProtFlags::PROT_READ | ProtFlags::PROT_WRITE,
         MapFlags::MAP_PRIVATE | MapFlags::MAP_NORESERVE,
     );
-    // SAFETY: a new mapping, which nobody else has and which is never unmapped.
-    let held: &mut [u8] = unsafe {
-        let at = mmap_anonymous(None, size, access, flags).unwrap();
-        // As `always` in `transparent_hugepage/enabled` would.
-        let _ = madvise(at, size.get(), MmapAdvise::MADV_HUGEPAGE);
-        std::slice::from_raw_parts_mut(at.cast().as_ptr(), size.get())
-    };
+    // SAFETY: a new mapping; nothing is there that could be replaced.
+    let at = unsafe { mmap_anonymous(None, size, access, flags).unwrap() };
+    // As `always` in `transparent_hugepage/enabled` would.
+    // SAFETY: the range is all of ours, and what is in it stays as it is.
+    let _ = unsafe { madvise(at, size.get(), MmapAdvise::MADV_HUGEPAGE) };
+    // SAFETY: nobody else has it, it reads as zeroes, and it is never unmapped.
+    let held = unsafe { std::slice::from_raw_parts_mut(at.cast::<u8>().as_ptr(), size.get()) };
     let start = held.as_ptr().align_offset(HUGE);
     by_pieces(rate, most, |done| {
         let at = start + done as usize;
