@@ -174,7 +174,7 @@ impl Visitor {
     pub(super) fn looks_after<T>(&self, write: impl FnOnce(bool) -> T) -> T {
         let writer = &self.writer;
         writer.began.store(writer.now(), Ordering::SeqCst);
-        writer.cpu.store(sched_getcpu().unwrap_or(NOWHERE), Ordering::SeqCst);
+        writer.cpu.store(sched_getcpu().unwrap_or(NOWHERE - 1), Ordering::SeqCst);
         let result = write(writer.looked_after.load(Ordering::SeqCst));
         writer.cpu.store(NOWHERE, Ordering::SeqCst);
         result
