@@ -45,8 +45,9 @@ fn fingerprint(name: &[u8]) -> u64 {
     })
 }
 
-/// Length of the prefixes of container ids that are known after their records are gone: docker's.
-const SHORT_ID: usize = 12;
+/// Lengths of the prefixes of container ids that are known after their records are gone: what docker shows, what crictl
+/// does, and what people type.
+const SHORT_IDS: [usize; 3] = [12, 13, 8];
 
 /// The directory name of a cgroup.
 fn last_component(path: &str) -> &str {

@@ -1,7 +1,7 @@
 //! Writing records, and forgetting the oldest.
 
 use super::name::Name;
-use super::{LONGEST, MOST_RECORDS, SHORT_ID, directory, fingerprint, last_component};
+use super::{LONGEST, MOST_RECORDS, SHORT_IDS, directory, fingerprint, last_component};
 use crate::core::oom::Record;
 use std::collections::{HashMap, VecDeque};
 use std::fs::{DirBuilder, File, OpenOptions};
@@ -10,7 +10,7 @@ use std::os::unix::fs::{DirBuilderExt, FileExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
 /// Names whose records are gone that are known at most: 8 bytes each.
-pub(super) const MOST_EXPIRED: u64 = 32_768;
+pub(super) const MOST_EXPIRED: u64 = 131_072;
 
 /// How many records are written before the directory is read again, for those of other processes.
 const RESCAN_AFTER: u32 = 64;
@@ -121,15 +121,14 @@ impl Store {
             .truncate(false)
             .mode(0o644)
             .open(self.dir.join(super::read::EXPIRED))?;
-        let short = record.container.get(..SHORT_ID).unwrap_or("");
         let mut names: Vec<&str> = vec![
             &record.id,
             &record.name,
             &record.container,
-            short,
             &record.cgroup,
             last_component(&record.cgroup),
         ];
+        names.extend(SHORT_IDS.iter().filter_map(|length| record.container.get(..*length)));
         names.sort_unstable();
         names.dedup();
         for name in names.into_iter().filter(|name| !name.is_empty()) {
