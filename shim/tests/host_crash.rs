@@ -19,6 +19,7 @@ use daemons::{Daemon, RunDir, known};
 use nix::sys::signal::Signal;
 use rounds::{BAR, BAR_AFTER_THE_LAST, Faults, back_after, bar, passed, report, times};
 use std::fs;
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -293,22 +294,32 @@ fn with_the_guardian_killed_too_restore_and_the_next_start_bring_every_limit_bac
     bed.assert_declared();
 }
 
+/// A daemon's configuration, with an emulated memory.high for all.
+const HIGH: &str =
+    "[defaults]\nhigh = '64M'\nthrottle = 'on'\nwatermark = 'off'\nway_out = 'never'\n";
+
+/// Where memory.high is emulated, with the mount point of the freezer.
+fn with_a_freezer(test: &'static str) -> Option<(Ground, PathBuf)> {
+    let ground = Ground::new(test)?;
+    if !ground.v1() {
+        return None;
+    }
+    match Freezer::find() {
+        Ok(freezer) => Some((ground, freezer.mount_point)),
+        Err(error) => {
+            skip(test, &error.to_string());
+            None
+        }
+    }
+}
+
 /// In the middle of a pulse of the emulated memory.high, with the tasks frozen.
 #[test]
 fn a_daemon_killed_or_stopped_in_a_pulse_leaves_nobody_frozen() {
     let test = "a_daemon_killed_or_stopped_in_a_pulse_leaves_nobody_frozen";
-    let Some(ground) = Ground::new(test) else { return };
-    if !ground.v1() {
-        return;
-    }
-    let mount = match Freezer::find() {
-        Ok(freezer) => freezer.mount_point,
-        Err(error) => return skip(test, &error.to_string()),
-    };
+    let Some((ground, mount)) = with_a_freezer(test) else { return };
     let _alone = alone();
-    let run_dir = RunDir::new(
-        "[defaults]\nhigh = '64M'\nthrottle = 'on'\nwatermark = 'off'\nway_out = 'never'\n",
-    );
+    let run_dir = RunDir::new(HIGH);
     let group = ground.group("g");
     common::without_swap(&group);
     memory(&group).set_limit(Limit::Bytes(Bytes::mib(2048))).unwrap();
@@ -389,18 +400,9 @@ fn a_daemon_killed_or_stopped_in_a_pulse_leaves_nobody_frozen() {
 #[test]
 fn what_a_daemon_left_that_was_killed_before_high_was_reached_is_taken_over() {
     let test = "what_a_daemon_left_that_was_killed_before_high_was_reached_is_taken_over";
-    let Some(ground) = Ground::new(test) else { return };
-    if !ground.v1() {
-        return;
-    }
-    let mount = match Freezer::find() {
-        Ok(freezer) => freezer.mount_point,
-        Err(error) => return skip(test, &error.to_string()),
-    };
+    let Some((ground, mount)) = with_a_freezer(test) else { return };
     let _alone = alone();
-    let run_dir = RunDir::new(
-        "[defaults]\nhigh = '64M'\nthrottle = 'on'\nwatermark = 'off'\nway_out = 'never'\n",
-    );
+    let run_dir = RunDir::new(HIGH);
     let group = ground.group("g");
     common::without_swap(&group);
     let mut load = Load::in_group(&group);
