@@ -11,7 +11,7 @@ mod common;
 use cgroupfs::{Bytes, Cgroup};
 use cgshim::api::client::Client;
 use cgshim::api::message::{Register, Registered, Request};
-use common::{DiskFile, Ground, Load, MIB, alone, data_dir, memory, skip, until};
+use common::{DiskFile, Ground, Load, MIB, alone, data_dir, kill_members, memory, skip, until};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use serde_json::{Value, json};
@@ -376,21 +376,6 @@ fn quantiles(mut all: Vec<Duration>) -> [Duration; 3] {
     [all[all.len() / 2], all[all.len() * 99 / 100], all[all.len() - 1]]
 }
 
-/// Kills all that is in a group, as `runc kill --all` does: what the shell started outlives it.
-fn kill_all(group: &Path) {
-    let start = Instant::now();
-    loop {
-        let procs = fs::read_to_string(group.join("cgroup.procs")).unwrap();
-        if procs.is_empty() {
-            return;
-        }
-        assert!(start.elapsed() < 10 * SECOND, "not gone: {procs}");
-        for pid in procs.lines().filter_map(|line| line.parse().ok()) {
-            let _ = kill(Pid::from_raw(pid), Signal::SIGKILL);
-        }
-    }
-}
-
 #[test]
 fn rmdir_does_not_wait_for_us_at_an_exit_or_during_reclaim() {
     let test = "rmdir_does_not_wait_for_us_at_an_exit_or_during_reclaim";
@@ -414,7 +399,11 @@ fn rmdir_does_not_wait_for_us_at_an_exit_or_during_reclaim() {
                 child.stdin.take().unwrap().write_all(b"go\n").unwrap();
             } else {
                 std::thread::sleep(Duration::from_millis(30));
-                kill_all(&group);
+                // What the shell started would outlive it.
+                let start = Instant::now();
+                while kill_members(&group) {
+                    assert!(start.elapsed() < 10 * SECOND, "they are not gone");
+                }
             }
             took[usize::from(with)].push(rmdir(child, &group));
         }
