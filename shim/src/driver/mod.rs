@@ -7,6 +7,7 @@
 mod arm;
 mod asked;
 mod attention;
+mod cpus;
 #[cfg(test)]
 mod crash;
 mod engine;

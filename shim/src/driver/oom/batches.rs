@@ -4,13 +4,13 @@
 //! those of the CPU it runs on only (`shrink_inactive_list()`: `lru_add_drain()`). Measured with runc on 6.18, two CPUs, 4
 //! MiB read: one in ten containers changes its CPU meanwhile and leaves some 15 pages on the other, which keep its group.
 
+use crate::driver::cpus::Allowed;
 use crate::driver::sys;
 use nix::errno::Errno;
 use nix::fcntl::{PosixFadviseAdvice, posix_fadvise};
-use nix::sched::{CpuSet, sched_getaffinity, sched_getcpu, sched_setaffinity};
+use nix::sched::sched_getcpu;
 use nix::sys::epoll::{Epoll, EpollCreateFlags, EpollEvent, EpollFlags, EpollTimeout};
 use nix::sys::eventfd::{EfdFlags, EventFd};
-use nix::unistd::Pid;
 use std::fs::File;
 use std::os::fd::BorrowedFd;
 use std::sync::Arc;
@@ -18,62 +18,35 @@ use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
-/// On so many CPUs pages are looked for.
-const MOST_CPUS: usize = 64;
-
-/// More take too long while a runtime is on its way to the `rmdir` (10 us each).
-const FEW_CPUS: usize = 8;
-
 /// The CPUs that may have some.
 pub(super) struct Cpus {
-    all: Vec<Cpu>,
-    any: CpuSet,
+    allowed: Allowed,
     file: Option<File>,
-}
-
-struct Cpu {
-    number: usize,
-    set: CpuSet,
 }
 
 impl Cpus {
     /// Those this thread may run on; none where there are too many to visit.
     pub(super) fn find() -> Cpus {
-        let any = sched_getaffinity(Pid::from_raw(0)).unwrap_or_default();
-        let mut all = Vec::new();
-        for number in (0..CpuSet::count()).filter(|cpu| any.is_set(*cpu).unwrap_or(false)) {
-            let mut set = CpuSet::new();
-            if set.set(number).is_ok() {
-                all.push(Cpu { number, set });
-            }
-        }
-        if all.len() > MOST_CPUS {
-            all.clear();
-        }
-        Cpus { all, any, file: File::open("/proc/self/exe").ok() }
+        Cpus { allowed: Allowed::find(), file: File::open("/proc/self/exe").ok() }
     }
 
     /// They are visited in less than a tenth of a millisecond.
-    pub(super) fn are_few(&self) -> bool {
-        self.all.len() <= FEW_CPUS
+    pub(super) const fn are_few(&self) -> bool {
+        self.allowed.are_few()
     }
 
     /// Has each CPU put its batches on the lists, by being there: the one this thread is on first, and not the `writer`'s,
     /// whose write does that itself.
     pub(super) fn drain(&self, writer: impl Fn() -> Option<usize>) {
         let Some(file) = &self.file else { return };
-        let here = sched_getcpu().ok();
-        let (near, far): (Vec<_>, Vec<_>) =
-            self.all.iter().partition(|cpu| Some(cpu.number) == here);
-        for cpu in near.into_iter().chain(far) {
-            if Some(cpu.number) != writer() && sched_setaffinity(Pid::from_raw(0), &cpu.set).is_ok()
-            {
+        self.allowed.visit(
+            |cpu| Some(cpu) != writer(),
+            || {
                 // Begins with `lru_add_drain()`, and finds nothing to drop a long way behind the end of the file.
                 let advice = PosixFadviseAdvice::POSIX_FADV_DONTNEED;
                 let _ = posix_fadvise(file, 1 << 40, 4096, advice);
-            }
-        }
-        let _ = sched_setaffinity(Pid::from_raw(0), &self.any);
+            },
+        );
     }
 }
 
@@ -133,7 +106,7 @@ impl Visitor {
     /// CPU is to be visited, or too many are.
     pub(super) fn start(writer: sys::Thread, bound: Duration) -> Option<Visitor> {
         let cpus = Cpus::find();
-        if cpus.all.len() < 2 || !cpus.are_few() {
+        if cpus.allowed.len() < 2 || !cpus.are_few() {
             return None;
         }
         let exits = Arc::new(Epoll::new(EpollCreateFlags::EPOLL_CLOEXEC).ok()?);
@@ -279,20 +252,5 @@ mod tests {
         assert_eq!(times_it_ran(), after);
         drop(visitor);
         assert_eq!(times_it_ran(), 0, "it is still there");
-    }
-
-    #[test]
-    fn all_cpus_are_visited_but_the_writers() {
-        let cpus = Cpus::find();
-        let asked = std::cell::RefCell::new(0);
-        let first = cpus.all.first().map(|cpu| cpu.number);
-        let here = sched_getaffinity(Pid::from_raw(0)).unwrap();
-        cpus.drain(|| {
-            *asked.borrow_mut() += 1;
-            first
-        });
-        assert_eq!(*asked.borrow(), cpus.all.len());
-        let after = sched_getaffinity(Pid::from_raw(0)).unwrap();
-        assert_eq!(after, here, "it may run where it might before");
     }
 }
