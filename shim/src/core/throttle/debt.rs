@@ -10,8 +10,12 @@
 //! over windows, and of all that is owed the largest share is due: that of an equal part, unless
 //! somebody's is larger by more than [`LUCK`]. Of a task that had no turn in a window, nothing is learnt from it.
 
+use super::sleeps::{Sleeps, Turns};
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
+
+/// Seconds that can be owed for one window.
+const MOST: f64 = 1e6;
 
 /// Shares are averaged over about so many windows in which each may charge.
 const WINDOWS: f64 = 32.0;
@@ -47,8 +51,8 @@ pub(super) struct Debts {
     shares: BTreeMap<u32, f64>,
     /// What each has shown since it came.
     shown: BTreeMap<u32, Shown>,
-    /// Seconds owed.
-    debt: f64,
+    /// What each still has to sleep.
+    sleeps: Sleeps,
     /// Who had no turn in the window that is over.
     waiting: BTreeSet<u32>,
 }
@@ -62,8 +66,14 @@ impl Shown {
 }
 
 impl Debts {
-    /// A window is over in which tasks made so many charges, and owe so much for them.
-    pub(super) fn window(&mut self, owed: impl IntoIterator<Item = (u32, f64, Duration)>) {
+    /// A window is over in which tasks made so many charges, and owe so much for them; `costs`: of the first of all
+    /// charges, and so on, to the last, as far as that is known. `turns` are those of so many growers.
+    pub(super) fn window(
+        &mut self,
+        owed: impl IntoIterator<Item = (u32, f64, Duration)>,
+        costs: &[Duration],
+        turns: impl Fn(u64) -> Turns,
+    ) {
         let owed: Vec<(u32, f64, Duration)> = owed.into_iter().collect();
         let charges: f64 = owed.iter().map(|(_, charges, _)| charges).sum();
         if charges <= 0.0 {
@@ -107,7 +117,9 @@ impl Debts {
             self.shares.values_mut().for_each(|share| *share /= left);
         }
         let penalty: f64 = owed.iter().map(|(_, _, penalty)| penalty.as_secs_f64()).sum();
-        self.debt += penalty * self.largest_share();
+        let each = Duration::from_secs_f64((penalty * self.largest_share()).clamp(0.0, MOST));
+        self.sleeps.take_turns(turns(self.growers() as u64));
+        self.sleeps.charged(charges, each, costs);
     }
 
     /// These would have run in the window that is over, but others had the CPUs.
@@ -155,16 +167,6 @@ impl Debts {
         self.shares.values().filter(|share| **share >= least).count()
     }
 
-    /// All of them were frozen for `time`.
-    pub(super) fn frozen(&mut self, time: Duration) {
-        self.debt = (self.debt - time.as_secs_f64()).max(0.0);
-    }
-
-    /// What is due.
-    pub(super) fn due(&self) -> Duration {
-        Duration::from_secs_f64(self.debt.clamp(0.0, 1e6))
-    }
-
     /// Forgets tasks that are gone, or grow no more.
     pub(super) fn keep(&mut self, mut alive: impl FnMut(u32) -> bool) {
         self.shares.retain(|task, _| alive(*task));
@@ -173,22 +175,34 @@ impl Debts {
         if sum > 0.0 {
             self.shares.values_mut().for_each(|share| *share /= sum);
         } else {
-            self.debt = 0.0;
+            self.sleeps.clear();
         }
     }
 
-    /// Forgets all debt: usage is back at high, where nothing is owed.
-    pub(super) fn clear(&mut self) {
-        self.debt = 0.0;
+    /// What each still has to sleep.
+    pub(super) const fn sleeps(&self) -> &Sleeps {
+        &self.sleeps
+    }
+
+    /// The same, to have them sleep.
+    pub(super) const fn sleeps_mut(&mut self) -> &mut Sleeps {
+        &mut self.sleeps
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use cgroupfs::Bytes;
     use proptest::prelude::*;
 
     const MS: Duration = Duration::from_millis(1);
+
+    impl Debts {
+        fn owe(&mut self, owed: impl IntoIterator<Item = (u32, f64, Duration)>) {
+            self.window(owed, &[], |growers| Turns::new(growers, 64, 50 * MS, Bytes::mib(64)));
+        }
+    }
 
     fn close(due: Duration, want: Duration) -> bool {
         due.abs_diff(want) < MS
@@ -198,9 +212,9 @@ mod tests {
     fn due_in_all(charges: impl Fn(u32) -> Vec<(u32, f64)>) -> Duration {
         let mut debts = Debts::default();
         for n in 0..400 {
-            debts.window(charges(n).into_iter().map(|(task, n)| (task, n, (50 * MS).mul_f64(n))));
+            debts.owe(charges(n).into_iter().map(|(task, n)| (task, n, (50 * MS).mul_f64(n))));
         }
-        debts.due()
+        debts.sleeps.due()
     }
 
     #[test]
@@ -212,9 +226,9 @@ mod tests {
     #[test]
     fn what_a_pulse_did_not_cover_is_carried() {
         let mut debts = Debts::default();
-        debts.window([(1, 1.5, 3000 * MS)]);
-        debts.frozen(2000 * MS);
-        assert!(close(debts.due(), 1000 * MS));
+        debts.owe([(1, 1.5, 3000 * MS)]);
+        debts.sleeps.frozen(2000 * MS);
+        assert!(close(debts.sleeps.due(), 1000 * MS));
     }
 
     #[test]
@@ -243,8 +257,8 @@ mod tests {
     fn who_is_known_to_grow_counts_before_it_gets_a_cpu() {
         let mut debts = Debts::default();
         (0..4).for_each(|task| debts.enroll(task));
-        debts.window([(0, 4.0, 200 * MS)]);
-        assert!(close(debts.due(), 50 * MS), "{:?}", debts.due());
+        debts.owe([(0, 4.0, 200 * MS)]);
+        assert!(close(debts.sleeps.due(), 50 * MS), "{:?}", debts.sleeps.due());
     }
 
     #[test]
@@ -253,28 +267,28 @@ mod tests {
         (0..4).for_each(|task| debts.enroll(task));
         for _ in 0..100 {
             debts.waiting([1, 2, 3].into());
-            debts.window([(0, 4.0, 200 * MS)]);
+            debts.owe([(0, 4.0, 200 * MS)]);
         }
-        assert!(close(debts.due(), 100 * 50 * MS), "{:?}", debts.due());
+        assert!(close(debts.sleeps.due(), 100 * 50 * MS), "{:?}", debts.sleeps.due());
         // Those who ran and did not grow leave it all to the one that does.
         for _ in 0..200 {
             debts.waiting(BTreeSet::new());
-            debts.window([(0, 1.0, 50 * MS)]);
+            debts.owe([(0, 1.0, 50 * MS)]);
         }
-        debts.frozen(debts.due());
-        debts.window([(0, 1.0, 50 * MS)]);
-        assert!(close(debts.due(), 50 * MS), "{:?}", debts.due());
+        debts.sleeps.frozen(debts.sleeps.due());
+        debts.owe([(0, 1.0, 50 * MS)]);
+        assert!(close(debts.sleeps.due(), 50 * MS), "{:?}", debts.sleeps.due());
     }
 
     #[test]
     fn who_was_taken_for_another_thread_of_its_process_is_out_after_three_windows() {
         let mut debts = Debts::default();
         // The four that started them.
-        debts.window((0..4).map(|task| (task, 0.25, 12 * MS)));
+        debts.owe((0..4).map(|task| (task, 0.25, 12 * MS)));
         (4..8).for_each(|task| debts.enroll(task));
         for n in 0..3 {
             assert_eq!(debts.growers(), 8, "{n}");
-            debts.window((4..8).map(|task| (task, 1.0, 50 * MS)));
+            debts.owe((4..8).map(|task| (task, 1.0, 50 * MS)));
         }
         assert_eq!(debts.growers(), 4);
     }
@@ -283,16 +297,16 @@ mod tests {
     fn what_those_have_left_who_did_not_grow_goes_to_all_and_not_to_whose_turn_it_was() {
         let mut debts = Debts::default();
         (0..8).for_each(|task| debts.enroll(task));
-        debts.window((0..4).map(|task| (task, 0.1, 5 * MS)));
+        debts.owe((0..4).map(|task| (task, 0.1, 5 * MS)));
         for _ in 0..4 {
             debts.waiting([5, 6, 7].into());
-            debts.window([(4, 1.0, 50 * MS)]);
+            debts.owe([(4, 1.0, 50 * MS)]);
         }
         assert_eq!(debts.growers(), 4);
-        debts.frozen(debts.due());
+        debts.sleeps.frozen(debts.sleeps.due());
         debts.waiting([5, 6, 7].into());
-        debts.window([(4, 1.0, 48 * MS)]);
-        assert!(close(debts.due(), 12 * MS), "{:?}", debts.due());
+        debts.owe([(4, 1.0, 48 * MS)]);
+        assert!(close(debts.sleeps.due(), 12 * MS), "{:?}", debts.sleeps.due());
     }
 
     #[test]
@@ -300,21 +314,21 @@ mod tests {
         let mut debts = Debts::default();
         (0..4).for_each(|task| debts.enroll(task));
         for _ in 0..6 {
-            debts.window((0..3).map(|task| (task, 1.0, 50 * MS)));
+            debts.owe((0..3).map(|task| (task, 1.0, 50 * MS)));
         }
         assert_eq!(debts.growers(), 3);
-        debts.window([(3, 1.0, 50 * MS)]);
+        debts.owe([(3, 1.0, 50 * MS)]);
         assert_eq!(debts.growers(), 4);
     }
 
     #[test]
     fn a_task_that_is_gone_leaves_its_share_to_the_others() {
         let mut debts = Debts::default();
-        debts.window([(1, 1.0, 50 * MS), (2, 1.0, 50 * MS)]);
+        debts.owe([(1, 1.0, 50 * MS), (2, 1.0, 50 * MS)]);
         debts.keep(|task| task != 1);
-        debts.frozen(debts.due());
-        debts.window([(2, 1.0, 50 * MS)]);
-        assert!(close(debts.due(), 50 * MS));
+        debts.sleeps.frozen(debts.sleeps.due());
+        debts.owe([(2, 1.0, 50 * MS)]);
+        assert!(close(debts.sleeps.due(), 50 * MS));
     }
 
     proptest! {
@@ -325,12 +339,12 @@ mod tests {
             let mut debts = Debts::default();
             let mut owed = 0.0;
             for window in windows {
-                debts.window(window.iter().map(|(task, n)| (*task, *n, Duration::from_secs_f64(n * 0.05))));
+                debts.owe(window.iter().map(|(task, n)| (*task, *n, Duration::from_secs_f64(n * 0.05))));
                 owed += window.iter().map(|(_, n)| n * 0.05).sum::<f64>();
                 let sum: f64 = debts.shares.values().sum();
                 prop_assert!(debts.shares.is_empty() || (sum - 1.0).abs() < 1e-6);
             }
-            let due = debts.due().as_secs_f64();
+            let due = debts.sleeps.due().as_secs_f64();
             prop_assert!(due <= owed + 1e-6 && due >= owed / 4.0 * 0.99 - 1e-6, "{due} {owed}");
         }
     }

@@ -2,8 +2,8 @@
 //!
 //! Tasks that grow while usage is above high owe time on the kernel's own [`Curve`]. They are frozen
 //! together, in pulses as long as the largest debt and of 2 s at most; what is left of a debt is
-//! carried. Between two pulses is a window in which they may grow by one charge each: that is what the
-//! kernel grants between two sleeps. Where that is much, and sleeps are long, they take turns (`turns.rs`).
+//! carried. Between two pulses is a window in which who has slept enough may grow by one charge: that is what the
+//! kernel grants between two sleeps (`sleeps.rs`).
 //!
 //! ```text
 //!          │◀── window ──▶│◀────── pulse ──────▶│◀─ window ─▶│
@@ -26,9 +26,9 @@ mod kin;
 mod looks;
 pub mod native;
 mod pace;
+mod sleeps;
 mod strange;
 mod trial;
-mod turns;
 mod way_out;
 mod who;
 
@@ -52,9 +52,9 @@ use crate::core::event::Now;
 use cgroupfs::units::page_size;
 use cgroupfs::{Bytes, Limit};
 use debt::Debts;
+use sleeps::Turns;
 use std::collections::BTreeSet;
 use std::time::Duration;
-use turns::Turns;
 
 /// A window is over after so long even if nobody grew by a whole charge.
 pub const WINDOW: Duration = Duration::from_millis(20);
@@ -143,7 +143,6 @@ pub struct Throttle {
     sleep: Duration,
     growers: u64,
     unit: u64,
-    turns: Turns,
     /// Turns since all had one.
     had: u64,
     /// What usage still grows by, about, once a freeze has been decided on.
@@ -164,7 +163,6 @@ impl Throttle {
             sleep: Duration::ZERO,
             growers: 1,
             unit: curve.batch(),
-            turns: Turns::new(1, curve.batch(), Duration::ZERO, high),
             had: 0,
             leak: 0.0,
             totals: ThrottleTotals::default(),
@@ -191,7 +189,7 @@ impl Throttle {
 
     /// What was done so far.
     pub fn totals(&self) -> ThrottleTotals {
-        ThrottleTotals { debt: self.debts.due().saturating_sub(self.turns.open()), ..self.totals }
+        ThrottleTotals { debt: self.debts.sleeps().due(), ..self.totals }
     }
 
     /// The high of the nth level to throttle above now ([`Guard::effective`]).
@@ -251,7 +249,7 @@ impl Throttle {
         grown: &[Grown],
     ) -> Duration {
         if self.overage(now, levels, reclaimable) <= 0.0 {
-            self.debts.clear();
+            self.debts.sleeps_mut().clear();
             (self.overage, self.sleep) = (0.0, Duration::ZERO);
             return Duration::ZERO;
         }
@@ -261,7 +259,12 @@ impl Throttle {
         if unit > 0 {
             self.unit = unit;
         }
-        let (f, sleep) = self.charged(now, levels, reclaimable, pages);
+        let f = self.overage(now, levels, reclaimable);
+        let high = levels.get(self.decisive).map_or(self.high, |level| level.high);
+        let (unit, costs_now) = (self.unit, self.curve.sleep(f, self.unit));
+        let turns = |growers| Turns::new(growers, unit, costs_now, high);
+        let (f, costs) = self.charged(now, levels, reclaimable, pages);
+        let sleep = costs.iter().sum::<Duration>() / costs.len().max(1) as u32;
         (self.overage, self.sleep) = (f, sleep);
         let owed = grown.iter().map(|grown| {
             let charges = grown.pages as f64 / grown.unit.max(1) as f64;
@@ -271,23 +274,20 @@ impl Throttle {
             };
             (grown.task, charges, penalty)
         });
-        self.debts.window(owed);
+        self.debts.window(owed, &costs, turns);
         self.growers = self.debts.growers().max(1) as u64;
-        let f = self.overage(now, levels, reclaimable);
-        let costs = self.curve.sleep(f, self.unit);
-        let high = levels.get(self.decisive).map_or(self.high, |level| level.high);
-        self.turns = Turns::new(self.growers, self.unit, costs, high);
+        self.overage(now, levels, reclaimable);
         self.due()
     }
 
     /// A window was so long: whose turn it was not slept meanwhile, by the kernel's way.
     pub fn slept_on(&mut self, window: Duration) {
-        self.debts.frozen(self.turns.slept(window));
+        self.debts.sleeps_mut().slept_on(window);
     }
 
     /// Whether with the window that is over all who grow have had a turn since this was so last.
     pub fn all_had_turns(&mut self) -> bool {
-        self.had += self.turns.granted();
+        self.had += self.debts.sleeps().granted(Duration::ZERO);
         let all = self.had >= self.growers;
         if all {
             self.had = 0;
@@ -295,30 +295,30 @@ impl Throttle {
         all
     }
 
-    /// What one of the charges that these pages came in cost, and at which overage, on the average.
+    /// What the charges that these pages came in cost, the first of them and so on, and at which overage on the average.
     fn charged(
         &mut self,
         now: Now,
         levels: &[Level],
         reclaimable: Bytes,
         pages: u64,
-    ) -> (f64, Duration) {
+    ) -> (f64, Vec<Duration>) {
         let steps = pages.div_ceil(self.unit).clamp(1, CHARGES);
         let before_the_last = pages.saturating_sub(self.unit);
-        let (mut overages, mut sleeps) = (0.0, Duration::ZERO);
-        for step in 0..steps {
+        let (mut overages, mut costs) = (0.0, Vec::with_capacity(steps as usize));
+        for step in (0..steps).rev() {
             let later =
                 u128::from(before_the_last) * u128::from(step) / u128::from(steps.max(2) - 1);
             let later = Bytes((later as u64).saturating_mul(page_size()));
             let f = self.largest_overage(now, levels, reclaimable, later);
             overages += f;
-            sleeps += self.curve.sleep(f, self.unit);
+            costs.push(self.curve.sleep(f, self.unit));
         }
-        (overages / steps as f64, sleeps / steps as u32)
+        (overages / steps as f64, costs)
     }
 
     fn due(&self) -> Duration {
-        let due = self.debts.due().saturating_sub(self.turns.open()).min(LONGEST);
+        let due = self.debts.sleeps().due().min(LONGEST);
         // Too short to be slept: carried.
         if due <= IGNORED { Duration::ZERO } else { due }
     }
@@ -329,7 +329,7 @@ impl Throttle {
         self.totals.pulses += 1;
         self.totals.frozen += time;
         self.totals.longest = self.totals.longest.max(time);
-        self.debts.frozen(time);
+        self.debts.sleeps_mut().frozen(time);
         for (guard, level) in self.guards.iter_mut().zip(levels) {
             if level.usage <= level.high {
                 guard.throttled(now, Duration::ZERO, level.usage, level.high);
@@ -340,7 +340,7 @@ impl Throttle {
         let then = guard.throttled(now, time, level.usage, level.high)?;
         if then != Then::Notify {
             self.totals.released += 1;
-            self.debts.clear();
+            self.debts.sleeps_mut().clear();
         }
         Some(then)
     }
@@ -373,11 +373,11 @@ impl Throttle {
     /// those whose turn it is, less what leaks until a freeze holds; nothing while debt is left: tasks are
     /// thawed then only because a pulse has to end.
     pub fn after(&self, pulse: Duration) -> (Bytes, Duration) {
-        let carried = self.debts.due().saturating_sub(self.turns.open()).saturating_sub(pulse);
+        let carried = self.debts.sleeps().due().saturating_sub(pulse);
         if carried > IGNORED {
             return (Bytes(0), carried);
         }
-        let granted = Bytes(self.turns.granted() * self.unit * page_size());
+        let granted = Bytes(self.debts.sleeps().granted(pulse) * self.unit * page_size());
         let quota = granted.saturating_sub(Bytes(self.leak as u64)).max(Bytes(page_size()));
         (quota, Duration::ZERO)
     }

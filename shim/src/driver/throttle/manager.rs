@@ -353,7 +353,8 @@ impl Manager {
             }
             if let Some(above) = &above {
                 let terms = self.terms(Duration::ZERO)?;
-                at.pulser.order(Order::Await(above.clone(), terms));
+                let mark = upward.first().copied().flatten().unwrap_or(Level::NONE.high);
+                at.pulser.order(Order::Await(above.clone(), terms, mark));
             }
             let patience = match (below, self.core.is_released()) {
                 (_, true) => Some(RELEASED),

@@ -17,6 +17,7 @@ mod window;
 
 use super::FreezeJournal;
 use crate::core::throttle::{Curve, Level, MOST_LEVELS, NAP};
+use crate::driver::cpus::Allowed;
 use crate::driver::sys;
 use cgroupfs::Bytes;
 use cgroupfs::events::Notification;
@@ -79,8 +80,8 @@ impl Bar {
 #[derive(Clone)]
 pub(super) enum Order {
     /// Time windows, on these terms, once this threshold is crossed. Whoever orders this keeps the
-    /// threshold too: closing it is not for this thread.
-    Await(Arc<Notification>, Terms),
+    /// threshold too: closing it is not for this thread. What usage is above this mark by then is growth.
+    Await(Arc<Notification>, Terms, Bytes),
     /// Time windows, on these terms.
     Open(Terms),
     /// Other highs, whatever goes on; if usage is above none of them (`true`), nothing is owed, and a pulse is over.
@@ -153,9 +154,11 @@ impl Pulser {
             pulse: 0,
             short: false,
             frozen_at: Bytes(0),
+            crossed: None,
             thawer: None,
             thawed_with: None,
             cpus,
+            allowed: Allowed::find(),
             may_spin: cpus > 1,
         };
         let (said, real_time) = bounded(1);

@@ -24,7 +24,8 @@ impl Pulse {
             Some(usage) => usage,
             None => self.usage()?,
         };
-        let mut base = self.base(usage, terms);
+        // Tasks ran on until this thread did. (Measured on 6.18 with four growers in huge pages: 4 MiB.)
+        let mut base = self.crossed.take().unwrap_or(Bytes(u64::MAX)).min(self.base(usage, terms));
         let mut start = Instant::now();
         let mut moved = (start, usage);
         let mut last = (start, usage);
