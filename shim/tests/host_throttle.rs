@@ -137,6 +137,37 @@ fn a_shell_that_runs_one_command_after_the_other_stays_with_them() {
 }
 
 #[test]
+fn a_thread_outside_that_fills_memory_beside_a_frozen_one_of_its_process_is_found() {
+    let test = "a_thread_outside_that_fills_memory_beside_a_frozen_one_of_its_process_is_found";
+    let Some(ground) = ground(test) else { return };
+    let _alone = alone();
+    let high = Bytes::mib(64);
+    let group = ground.group("g");
+    without_swap(&group);
+    let mut load = Load::in_group(&group);
+    // So far above high that pulses are long.
+    assert!(load.anon(Bytes::mib(80)));
+    let at = Throttled::over(group, high, ENDLESS);
+    load.grow(Bytes(0), Bytes::mib(4096));
+    until("pulses", 20 * SECOND, || at.throttler.totals().pulses > 1);
+    // Its main thread starts nobody for long, and is given back; who it starts then is born outside.
+    let main = load.pid().to_string();
+    until("given back", 30 * SECOND, || {
+        let inside = std::fs::read_to_string(at.freezer_group().unwrap().join("tasks")).unwrap();
+        !inside.lines().any(|tid| tid == main)
+    });
+    let before = at.memory.usage().unwrap();
+    load.grow_huge(Bytes::mib(100), Bytes::mib(1024));
+    std::thread::sleep(4 * SECOND);
+    let grown = at.memory.usage().unwrap().saturating_sub(before);
+    println!("{grown} in 4 s");
+    drop(load);
+    at.throttler.stop();
+    // 7 to 26. Where what it fills is taken for the work of the kernel: 79 in one of four runs.
+    assert!(grown < Bytes::mib(40), "{grown}");
+}
+
+#[test]
 fn a_pulse_is_cut_short_for_who_is_killed_in_it() {
     let Some(ground) = ground("a_pulse_is_cut_short_for_who_is_killed_in_it") else { return };
     let _alone = alone();

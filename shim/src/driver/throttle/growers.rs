@@ -258,13 +258,17 @@ impl Growers {
         self.moved.values().any(|grower| grower.standing.is_untried())
     }
 
-    /// What the kernel has put into the resident sets of processes since they were looked at last.
+    /// What the kernel has put into the resident sets of processes since they were looked at last: all of it, where none of
+    /// their threads has faulted. (Measured on 6.18: a thread outside that filled 200 MiB/s beside a frozen one of its
+    /// process was taken for the kernel, for as long as pulses were.)
     pub(super) fn filled(&self) -> Bytes {
-        let mut processes = BTreeMap::new();
+        let (mut processes, mut faults) = (BTreeMap::new(), BTreeMap::new());
         for grower in self.moved.values() {
             processes.entry(grower.task.pid()).or_insert_with(|| {
-                let now = grower.task.stat().map_or(0, |stat| stat.rss);
-                now.saturating_sub(grower.standing.last().rss)
+                let last = grower.standing.last();
+                let now = grower.task.stat_beside(&mut faults);
+                let now = now.filter(|now| now.process_faults <= last.process_faults);
+                now.map_or(0, |now| now.rss.saturating_sub(last.rss))
             });
         }
         Bytes(processes.into_values().fold(0, u64::saturating_add).saturating_mul(page_size()))
