@@ -89,6 +89,11 @@ impl Account {
         !self.grew && self.frozen < if self.calm == 0 { 4 * BEHIND } else { BEHIND }
     }
 
+    /// Whether nobody has seen it grow.
+    pub(super) const fn never_grew(&self) -> bool {
+        !self.grew
+    }
+
     /// A window is over, in which it grew by so many pages and owes this for them.
     pub(super) fn window(&mut self, pages: u64, penalty: Duration, chance: Chance) {
         self.owed = self.owed.saturating_add(nanos(penalty));

@@ -1,7 +1,7 @@
-//! What is owed: the debt of the task that owes most, less the time all of them were frozen.
+//! What is owed, and by how many: of all that a window cost, the part of the task that grew most.
 //!
 //! The kernel lets every task sleep on its own account, all of them at the same time. A pulse freezes
-//! them together, so it lasts as long as the *largest* debt, never as long as the sum.
+//! them together, so each is to sleep for the *largest* debt, never for the sum (`sleeps.rs`).
 //!
 //! Whose is the largest cannot be told from one window, which is a fraction of a millisecond: whoever
 //! happens to have a CPU grows in it by the charges of two, and in the next window somebody else does.

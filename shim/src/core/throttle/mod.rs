@@ -44,7 +44,7 @@ pub use strange::{Seen, Strange};
 pub use trial::Trial;
 pub use way_out::{APPROACH, BUDGET, BadWayOut, Cause, Guard, Then, WayOut};
 pub use who::{
-    Found, STARTING, Sought, Standing, Step, chance, found, is_bystander, who_faulted_alone,
+    Found, STARTING, Sought, Standing, Step, TRIED, chance, found, is_bystander, who_faulted_alone,
     who_grows, writes,
 };
 

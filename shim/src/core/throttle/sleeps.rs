@@ -113,21 +113,20 @@ impl Sleeps {
             self.left.iter_mut().for_each(|left| *left += each);
             return;
         }
-        let mean = costs.iter().map(Duration::as_secs_f64).sum::<f64>() / costs.len().max(1) as f64;
-        let cost = |at: f64| match costs.get((at / charges * costs.len() as f64) as usize) {
-            Some(cost) if mean > 0.0 => cost.as_secs_f64() / mean,
-            _ => 1.0,
+        // What is owed up to this part of all charges, if the costs are known.
+        let sum: f64 = costs.iter().map(Duration::as_secs_f64).sum();
+        let up_to = |part: f64| {
+            let at = (part * costs.len() as f64).clamp(0.0, costs.len() as f64);
+            let (whole, rest) = costs.split_at(at as usize);
+            let begun = rest.first().map_or(0.0, |cost| cost.as_secs_f64() * at.fract());
+            whole.iter().map(Duration::as_secs_f64).sum::<f64>() + begun
         };
         // The last of them may have been begun only.
-        let parts: Vec<f64> = (0..charges.ceil() as usize)
-            .map(|n| {
-                (charges - n as f64).min(1.0) * cost(n as f64 + (charges - n as f64).min(1.0) / 2.0)
-            })
-            .collect();
-        let sum: f64 = parts.iter().sum();
-        for part in parts {
+        for n in 0..charges.ceil() as usize {
+            let (from, to) = (n as f64 / charges, ((n + 1) as f64 / charges).min(1.0));
+            let part = if sum > 0.0 { (up_to(to) - up_to(from)) / sum } else { to - from };
             if let Some(left) = self.left.iter_mut().min_by(|a, b| a.total_cmp(b)) {
-                *left += each * clocks * part / sum;
+                *left += each * clocks * part;
             }
         }
     }
@@ -248,6 +247,16 @@ mod tests {
     }
 
     #[test]
+    fn one_clock_takes_what_several_charges_cost_of_which_the_first_were_free() {
+        let mut sleeps = Sleeps::default();
+        sleeps.take_turns(Turns::new(8, 64, 14 * MS, Bytes::mib(1024)));
+        assert_eq!(sleeps.left.len(), 1);
+        let costs = [Duration::ZERO, Duration::ZERO, Duration::ZERO, 14 * MS, 14 * MS];
+        sleeps.charged(5.0, 4 * MS, &costs);
+        assert!(close(sleeps.due(), 4 * MS), "{sleeps:?}");
+    }
+
+    #[test]
     fn those_of_one_clock_draw_apart_evenly_and_owe_what_they_owed() {
         let mut sleeps = Sleeps::default();
         sleeps.charged(1.0, 800 * MS, &[]);
@@ -285,7 +294,10 @@ mod tests {
                 sleeps.take_turns(Turns::new(growers, unit, MS * costs as u32, Bytes(high)));
                 let before = sleeps.mean();
                 let each = Duration::from_secs_f64(charges * costs as f64 / 1e3 / growers as f64);
-                sleeps.charged(charges, each, &[MS * costs as u32, LONGEST]);
+                // Near high the first charges cost nothing.
+                let of = [Duration::ZERO, Duration::ZERO, Duration::ZERO, MS * costs as u32, LONGEST];
+                sleeps.charged(charges, each, &of);
+                prop_assert!(sleeps.left.iter().all(|left| left.is_finite()), "{sleeps:?}");
                 let added = sleeps.mean() - before;
                 prop_assert!((added - each.as_secs_f64()).abs() <= 1e-6 * each.as_secs_f64().max(1.0), "{added} {each:?}");
                 let due = sleeps.due();

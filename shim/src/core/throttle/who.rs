@@ -5,7 +5,7 @@
 //! already ([`chance`]), so that nobody is frozen for being there, else in the first pulses, which are short as long as
 //! some are in them of whom nothing is known ([`super::Trial`]).
 
-use super::account::{Account, Chance, SLEPT};
+use super::account::{Account, BEHIND, Chance, SLEPT};
 use super::curve::HUGE;
 use super::growth::Change;
 use super::kin::Starts;
@@ -63,6 +63,9 @@ const CHANCE: Bytes = Bytes::mib(16);
 
 /// One that slept and woke so often without growing had its chance.
 const RUNS: u64 = 4;
+
+/// A pulse that has lasted for so long is a long one for who does not grow.
+pub const TRIED: Duration = BEHIND;
 
 /// Below high that is judged on less where there is less room, but not on less than this.
 const LEAST_CHANCE: Bytes = Bytes::mib(2);
@@ -409,9 +412,17 @@ impl Standing {
         since.is_some_and(|slept| slept >= RUNS)
     }
 
-    /// Whether it has not shown yet if it grows, nor been frozen for long.
+    /// Whether it has not shown yet if it grows, nor been frozen for long, and may in a window: one that waits for somebody
+    /// else shows nothing in it.
     pub fn is_untried(&self) -> bool {
-        self.account.is_untried()
+        self.account.is_untried() && !self.rests
+    }
+
+    /// Whether it only waits for somebody else, and nobody has seen it grow: it is let go within a pulse that has lasted for
+    /// [`TRIED`]. (Measured on 6.18: a process that waited, and had not shown anything in four short pulses, let a grower beside it
+    /// charge a huge page after each.)
+    pub fn only_waits(&self) -> bool {
+        self.rests && self.account.never_grew()
     }
 
     /// A window is over, that was so long, in which it grew by so many pages and owes this for them; by then it had

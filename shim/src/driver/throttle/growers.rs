@@ -456,6 +456,12 @@ impl Growers {
         Ok(n)
     }
 
+    /// The same with those that only wait, in a pulse that has lasted for a while.
+    pub(super) fn give_back_waiting(&mut self, group: &FreezerGroup) -> Result<()> {
+        let waiting = self.that(Standing::only_waits);
+        self.return_cleared(group, waiting)
+    }
+
     /// A task of each process.
     pub(super) fn processes(&self) -> impl Iterator<Item = Arc<Task>> {
         let mut pids = BTreeSet::new();

@@ -36,6 +36,8 @@ pub(super) struct Near {
     pub(super) trial: Trial,
     /// Of the pulse that holds.
     pub(super) strange: Strange,
+    /// In it those were let go that only wait.
+    pub(super) let_go: bool,
     /// When the last pulse ended.
     pub(super) thawed_at: Instant,
     /// Usage when the last pulse held.
@@ -163,6 +165,7 @@ impl Near {
             attribution: Attribution::default(),
             trial: Trial::default(),
             strange: Strange::default(),
+            let_go: false,
             thawed_at: Instant::now(),
             frozen_at: Bytes(0),
             elsewhere: false,

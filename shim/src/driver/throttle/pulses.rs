@@ -6,7 +6,7 @@ use super::manager::{FEW, Manager, Woken};
 use super::near::Near;
 use super::pulser::{Order, Report};
 use crate::core::floor::Floor;
-use crate::core::throttle::{Cause, LONGEST, Seen, Strange, Then, may_hold_yet};
+use crate::core::throttle::{Cause, LONGEST, Seen, Strange, TRIED, Then, may_hold_yet};
 use crate::driver::worker::survey;
 use cgroupfs::freezer::State;
 use cgroupfs::memory::Memory;
@@ -176,7 +176,7 @@ impl Manager {
         log::trace!("pulse {pulse}: told after {told:?}, {state:?} after {:?}", when.elapsed());
         let usage = self.memory.usage()?;
         let first = at.frozen_at == Bytes(0);
-        (at.frozen_at, at.strange) = (usage, Strange::default());
+        (at.frozen_at, at.strange, at.let_go) = (usage, Strange::default(), false);
         let leaked = usage.saturating_sub(decided);
         self.core.leaked(leaked);
         let pages = grown.saturating_add(leaked).0 / page_size();
@@ -260,6 +260,9 @@ impl Manager {
             if seen == Seen::Somebody {
                 at.frozen_at = usage;
             }
+        }
+        if when.elapsed() >= TRIED && !std::mem::replace(&mut at.let_go, true) {
+            at.growers.give_back_waiting(&at.group)?;
         }
         let levels = self.levels.now(usage);
         let effective = self.effective(&levels);

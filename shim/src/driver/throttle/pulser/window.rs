@@ -16,6 +16,10 @@ const CHANCE: Duration = Duration::from_millis(2);
 const QUIET: Duration = Duration::from_millis(300);
 const GROWS: Bytes = Bytes::kib(64);
 
+/// Of what is above a threshold when it is found to be crossed, no more than this is growth to be paid for: a single call
+/// may have reserved the rest, for which the kernel lets it sleep 2 s at most.
+const AT_ONCE: Bytes = Bytes::mib(8);
+
 impl Pulse {
     /// A window. `Ok` when a pulse is due, with its length as far as it can be told from here.
     pub(super) fn window(&mut self, terms: &mut Terms) -> Result<Due, Next> {
@@ -25,7 +29,9 @@ impl Pulse {
             None => self.usage()?,
         };
         // Tasks ran on until this thread did. (Measured on 6.18 with four growers in huge pages: 4 MiB.)
-        let mut base = self.crossed.take().unwrap_or(Bytes(u64::MAX)).min(self.base(usage, terms));
+        let crossed = self.crossed.take().map(|mark| mark.max(usage.saturating_sub(AT_ONCE)));
+        let mut base = self.base(usage, terms);
+        base = crossed.map_or(base, |mark| mark.min(base));
         let mut start = Instant::now();
         let mut moved = (start, usage);
         let mut last = (start, usage);
