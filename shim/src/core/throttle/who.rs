@@ -64,6 +64,11 @@ const CHANCE: Bytes = Bytes::mib(16);
 /// One that slept and woke so often without growing had its chance.
 const RUNS: u64 = 4;
 
+/// In a window of so long one that does something has run for more than a twentieth of it, and in any for more than this:
+/// being told to start a thread takes 0.2 ms.
+const LONG: Duration = Duration::from_millis(10);
+const HARDLY: Duration = Duration::from_millis(1);
+
 /// A pulse that has lasted for so long is a long one for who does not grow.
 pub const TRIED: Duration = BEHIND;
 
@@ -185,6 +190,8 @@ pub struct Standing {
     rests: bool,
     for_child: bool,
     for_thread: bool,
+    /// It has for long.
+    waited: bool,
     starts: Starts,
     suspect: Option<Suspect>,
 }
@@ -235,6 +242,7 @@ impl Standing {
             rests: false,
             for_child: false,
             for_thread: false,
+            waited: false,
             starts: Starts::default(),
             suspect: None,
         }
@@ -412,17 +420,16 @@ impl Standing {
         since.is_some_and(|slept| slept >= RUNS)
     }
 
-    /// Whether it has not shown yet if it grows, nor been frozen for long, and may in a window: one that waits for somebody
-    /// else shows nothing in it.
+    /// Whether it has not shown yet if it grows, nor been frozen for long, and may in a window.
     pub fn is_untried(&self) -> bool {
-        self.account.is_untried() && !self.rests
+        self.account.is_untried() && !self.only_waits()
     }
 
-    /// Whether it only waits for somebody else, and nobody has seen it grow: it is let go within a pulse that has lasted for
-    /// [`TRIED`]. (Measured on 6.18: a process that waited, and had not shown anything in four short pulses, let a grower beside it
-    /// charge a huge page after each.)
-    pub fn only_waits(&self) -> bool {
-        self.rests && self.account.never_grew()
+    /// Whether it only waits for somebody else, and has for long, and nobody has seen it grow: it is let go within a pulse
+    /// that has lasted for [`TRIED`]. (Measured on 6.18: a process that waited, and had not shown anything in four short
+    /// pulses, let a grower beside it charge a huge page after each.)
+    pub const fn only_waits(&self) -> bool {
+        self.waited && self.account.never_grew()
     }
 
     /// A window is over, that was so long, in which it grew by so many pages and owes this for them; by then it had
@@ -450,6 +457,10 @@ impl Standing {
             },
             _ => Chance::default(),
         };
+        // One that copies without faulting is stopped in a `read()`, too; it has run meanwhile.
+        let long = window >= LONG && chance.ran <= window / 20;
+        let known = before.is_some() && self.ran.is_some() && !self.born;
+        self.waited = known && self.rests && chance.ran <= HARDLY && (self.waited || long);
         // It ran, and went to sleep by itself.
         self.naps = chance.slept >= SLEPT;
         if self.idles && self.naps {
