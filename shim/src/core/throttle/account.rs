@@ -89,6 +89,11 @@ impl Account {
         !self.grew && self.frozen < if self.calm == 0 { 4 * BEHIND } else { BEHIND }
     }
 
+    /// Whether it was frozen for so long that it would be behind, had it anything to do.
+    pub(super) fn was_kept(&self) -> bool {
+        self.frozen >= BEHIND
+    }
+
     /// Whether nobody has seen it grow.
     pub(super) const fn never_grew(&self) -> bool {
         !self.grew

@@ -392,14 +392,17 @@ impl Standing {
         }
     }
 
-    /// Whether it had its chance to grow, by the time that the group uses so much, and did not.
+    /// Whether it had its chance to grow, by the time that the group uses so much, and did not. One that waits for somebody
+    /// else may be about to be told to, and loses nothing so far. (Measured on 6.18 at memset speed: of four processes that were
+    /// told one after the other, the last was let go 2 ms before, and filled 20 MiB outside.)
     pub fn is_cleared(&self, usage: Bytes) -> bool {
         // Huge pages that may be its own speak against it, and what it wrote: of that the group grew by, a part alone shows.
         let chance = |suspect: &Suspect| {
             let shown = suspect.huge > 0 || suspect.wrote >= GROWS;
             !shown && usage.saturating_sub(suspect.usage) >= CHANCE
         };
-        !self.waits && self.suspect.as_ref().is_some_and(chance)
+        let may_be_told = self.rests && !self.account.was_kept();
+        !self.waits && !may_be_told && self.suspect.as_ref().is_some_and(chance)
     }
 
     /// The same of one that nobody has frozen yet, and by the time that the group has grown by no more than `chance`:

@@ -369,3 +369,17 @@ fn who_has_waited_for_long_is_not_tried_and_who_was_stopped_amid_a_read_is() {
     grew.convict(Bytes(64 * page_size()), 1, true);
     assert!(!waits(&mut grew, 2000 * MS, MS / 5, Stopped::Waiting));
 }
+
+#[test]
+fn who_waits_and_may_be_told_to_grow_is_not_let_go_before_it_was_kept_from_it() {
+    let used = Bytes::mib(64);
+    let mut standing = suspect(stat(0, 0));
+    standing.look(stat(0, 0), true, || Stopped::Waiting);
+    assert!(!standing.is_cleared(used));
+    standing.frozen(TRIED);
+    assert!(standing.is_cleared(used));
+    // One that has gone on meanwhile, and did not grow, is.
+    let mut standing = suspect(stat(0, 0));
+    standing.look(stat(1, 1), true, || Stopped::Called);
+    assert!(standing.is_cleared(used));
+}
