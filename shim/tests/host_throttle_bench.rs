@@ -130,7 +130,7 @@ impl Row {
             let charge = (unit * cgroupfs::units::page_size()) as f64 / high.0 as f64;
             let allowed = (native * 0.05).max(0.01).max(charge);
             let off = ours - ours.clamp(sooner, later);
-            if second >= 5 && off.abs() / allowed > worst.abs() / bar {
+            if second == 5 || second > 5 && off.abs() / allowed > worst.abs() / bar {
                 (worst, bar) = (off, allowed);
             }
         }

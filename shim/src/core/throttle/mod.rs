@@ -248,7 +248,8 @@ impl Throttle {
         reclaimable: Bytes,
         grown: &[Grown],
     ) -> Duration {
-        if self.overage(now, levels, reclaimable) <= 0.0 {
+        let f = self.overage(now, levels, reclaimable);
+        if f <= 0.0 {
             self.debts.sleeps_mut().clear();
             (self.overage, self.sleep) = (0.0, Duration::ZERO);
             return Duration::ZERO;
@@ -259,7 +260,6 @@ impl Throttle {
         if unit > 0 {
             self.unit = unit;
         }
-        let f = self.overage(now, levels, reclaimable);
         let high = levels.get(self.decisive).map_or(self.high, |level| level.high);
         let (unit, costs_now) = (self.unit, self.curve.sleep(f, self.unit));
         let turns = |growers| Turns::new(growers, unit, costs_now, high);
