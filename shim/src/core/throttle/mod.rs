@@ -65,6 +65,9 @@ const LEAKS: f64 = 8.0;
 /// Of so many charges in a window, at most, each is looked at: of more of them, some.
 const CHARGES: u64 = 32;
 
+/// More than this is not charged from one look to the next but by a call that reserves it.
+const AT_ONCE: Bytes = Bytes::mib(8);
+
 /// So many highs count for one container at most: its own, and those nearest above it (a pod's, say).
 pub const MOST_LEVELS: usize = 4;
 
@@ -394,6 +397,14 @@ impl Throttle {
         let pages = grown.0 / page_size() / growers.max(1);
         let due = curve.penalty(f, pages, unit).min(LONGEST);
         if due <= IGNORED { Duration::ZERO } else { due }
+    }
+
+    /// How much such a group may have charged at once, so that each of its tasks owes no more than the kernel lets it sleep
+    /// for a call, however much that charged.
+    pub fn at_once(curve: Curve, f: f64, growers: u64, unit: u64) -> Bytes {
+        let each = LONGEST.as_secs_f64() / curve.sleep(f, unit).as_secs_f64().max(1e-9);
+        let charge = Bytes(unit.saturating_mul(page_size()));
+        AT_ONCE.min(Bytes(charge.0.saturating_mul(growers.max(1)).saturating_mul(each as u64)))
     }
 
     /// The level for which tasks are frozen, by the last look: 0 is the container's own.

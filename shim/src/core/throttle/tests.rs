@@ -266,3 +266,20 @@ fn page_cache_is_not_slept_on_as_far_as_reclaim_may_be_behind() {
     assert_eq!(not_slept_on(mib(500), mib(64)), mib(8));
     assert_eq!(not_slept_on(mib(500), mib(2000)), mib(20));
 }
+
+#[test]
+fn what_was_charged_before_anybody_looked_costs_each_two_seconds_at_most() {
+    let at_once = |f, growers, unit| Throttle::at_once(CURVE, f, growers, unit);
+    for (f, growers, unit) in
+        [(0.04, 1, 64), (0.05, 2, 64), (0.1, 4, 64), (0.05, 1, HUGE), (0.22, 3, 64)]
+    {
+        let pages = at_once(f, growers, unit).0 / page_size();
+        let owed = CURVE.penalty(f, pages / growers, unit);
+        assert!(owed <= LONGEST && owed >= LONGEST / 2, "{f} {growers} {unit}: {owed:?}");
+    }
+    // A few hundred charges that cost little, and one that costs nothing.
+    for f in [0.015, 0.0] {
+        assert_eq!(at_once(f, 4, 64), Bytes::mib(8));
+    }
+    assert!(at_once(1.0, u64::MAX, u64::MAX) <= Bytes::mib(8));
+}

@@ -4,7 +4,7 @@
 use super::early::{Early, Seat};
 use super::levels::{Levels, all_far};
 use super::near::{Ground, Near, near};
-use super::pulser::{Bar, Order, Report, Terms};
+use super::pulser::{Bar, Crossing, Order, Report, Terms};
 use super::{Control, EVENTS, ThrottleConfig, ThrottleEvent};
 use crate::core::throttle::{Curve, Level, Looks, MOST_LEVELS, Throttle, ThrottleTotals, chance};
 use crate::driver::sys::Urgent;
@@ -354,7 +354,8 @@ impl Manager {
             if let Some(above) = &above {
                 let terms = self.terms(Duration::ZERO)?;
                 let mark = upward.first().copied().flatten().unwrap_or(Level::NONE.high);
-                at.pulser.order(Order::Await(above.clone(), terms, mark));
+                let crossing = Crossing { mark, tasks: at.growers.len() as u64 };
+                at.pulser.order(Order::Await(above.clone(), terms, crossing));
             }
             let patience = match (below, self.core.is_released()) {
                 (_, true) => Some(RELEASED),

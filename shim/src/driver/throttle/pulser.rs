@@ -58,6 +58,15 @@ impl Terms {
     }
 }
 
+/// A threshold that tells of growth.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Crossing {
+    /// Of the container's own usage.
+    pub(super) mark: Bytes,
+    /// So many tasks may be growing when it is crossed.
+    pub(super) tasks: u64,
+}
+
 /// One group's part in it.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Bar {
@@ -80,8 +89,8 @@ impl Bar {
 #[derive(Clone)]
 pub(super) enum Order {
     /// Time windows, on these terms, once this threshold is crossed. Whoever orders this keeps the
-    /// threshold too: closing it is not for this thread. What usage is above this mark by then is growth.
-    Await(Arc<Notification>, Terms, Bytes),
+    /// threshold too: closing it is not for this thread. What has been charged above it by then is growth.
+    Await(Arc<Notification>, Terms, Crossing),
     /// Time windows, on these terms.
     Open(Terms),
     /// Other highs, whatever goes on; if usage is above none of them (`true`), nothing is owed, and a pulse is over.

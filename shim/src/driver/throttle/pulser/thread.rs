@@ -2,7 +2,7 @@
 
 use super::killed::{KILLED, Killed};
 use super::thawer::Thawer;
-use super::{Order, Report, Terms};
+use super::{Crossing, Order, Report, Terms};
 use crate::core::throttle::{Curve, IGNORED, LONGEST};
 use crate::driver::cpus::Allowed;
 use crate::driver::throttle::FreezeJournal;
@@ -37,8 +37,8 @@ pub(super) struct Pulse {
     pub(super) short: bool,
     /// Usage when the last pulse held.
     pub(super) frozen_at: Bytes,
-    /// A threshold of this was crossed, and no window was timed since.
-    pub(super) crossed: Option<Bytes>,
+    /// It was crossed, and no window was timed since.
+    pub(super) crossed: Option<Crossing>,
     /// Who thaws where real time is refused, and usage just before the last thaw then: they run before this thread does.
     pub(super) thawer: Option<Thawer>,
     pub(super) thawed_with: Option<Bytes>,
@@ -89,14 +89,14 @@ pub(super) enum Next {
 
 impl Pulse {
     pub(super) fn run(mut self) {
-        let mut awaited: Option<(Arc<Notification>, Terms, Bytes)> = None;
+        let mut awaited: Option<(Arc<Notification>, Terms, Crossing)> = None;
         loop {
             let order = self.next_order(None, awaited.as_ref().map(|(threshold, ..)| &**threshold));
             self.crossed = None;
             let terms = match order {
                 Some(Order::Open(terms)) => terms,
-                Some(Order::Await(threshold, terms, mark)) => {
-                    awaited = Some((threshold, terms, mark));
+                Some(Order::Await(threshold, terms, crossing)) => {
+                    awaited = Some((threshold, terms, crossing));
                     continue;
                 }
                 Some(Order::Stop) => return,
@@ -113,9 +113,9 @@ impl Pulse {
                 }
                 Some(Order::ThawAt(..)) => continue,
                 None => match &awaited {
-                    Some((threshold, terms, mark)) if threshold.take() => {
+                    Some((threshold, terms, crossing)) if threshold.take() => {
                         self.say(Report::Crossed);
-                        self.crossed = Some(*mark);
+                        self.crossed = Some(*crossing);
                         *terms
                     }
                     _ => continue,

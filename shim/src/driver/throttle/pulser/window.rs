@@ -16,10 +16,6 @@ const CHANCE: Duration = Duration::from_millis(2);
 const QUIET: Duration = Duration::from_millis(300);
 const GROWS: Bytes = Bytes::kib(64);
 
-/// Of what is above a threshold when it is found to be crossed, no more than this is growth to be paid for: a single call
-/// may have reserved the rest, for which the kernel lets it sleep 2 s at most.
-const AT_ONCE: Bytes = Bytes::mib(8);
-
 impl Pulse {
     /// A window. `Ok` when a pulse is due, with its length as far as it can be told from here.
     pub(super) fn window(&mut self, terms: &mut Terms) -> Result<Due, Next> {
@@ -28,10 +24,13 @@ impl Pulse {
             Some(usage) => usage,
             None => self.usage()?,
         };
-        // Tasks ran on until this thread did. (Measured on 6.18 with four growers in huge pages: 4 MiB.)
-        let crossed = self.crossed.take().map(|mark| mark.max(usage.saturating_sub(AT_ONCE)));
         let mut base = self.base(usage, terms);
-        base = crossed.map_or(base, |mark| mark.min(base));
+        // Tasks ran on until this thread did. (Measured on 6.18 with four growers in huge pages: 4 MiB.)
+        if let Some(crossing) = self.crossed.take() {
+            let f = largest(&self.levels(usage, terms));
+            let most = Throttle::at_once(self.curve, f, crossing.tasks, terms.unit);
+            base = base.min(crossing.mark.max(usage.saturating_sub(most)));
+        }
         let mut start = Instant::now();
         let mut moved = (start, usage);
         let mut last = (start, usage);
@@ -57,7 +56,7 @@ impl Pulse {
             }
             let (now, usage) = (Instant::now(), self.usage()?);
             let levels = self.levels(usage, terms);
-            let f = levels.iter().map(Level::overage).fold(0.0, f64::max);
+            let f = largest(&levels);
             let costs = self.curve.sleep(f, terms.unit);
             if costs == Duration::ZERO && terms.carried == Duration::ZERO {
                 // Free growth is no debt later on.
@@ -128,4 +127,9 @@ impl Pulse {
         };
         levels.iter().map(room).min().unwrap_or_default()
     }
+}
+
+/// The overage that counts.
+fn largest(levels: &[Level]) -> f64 {
+    levels.iter().map(Level::overage).fold(0.0, f64::max)
 }
