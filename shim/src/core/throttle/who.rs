@@ -423,14 +423,15 @@ impl Standing {
         since.is_some_and(|slept| slept >= RUNS)
     }
 
-    /// Whether it has not shown yet if it grows, nor been frozen for long, and may in a window.
+    /// Whether it has not shown yet if it grows, nor been frozen for long.
     pub fn is_untried(&self) -> bool {
-        self.account.is_untried() && !self.only_waits()
+        self.account.is_untried()
     }
 
-    /// Whether it only waits for somebody else, and has for long, and nobody has seen it grow: it is let go within a pulse
-    /// that has lasted for [`TRIED`]. (Measured on 6.18: a process that waited, and had not shown anything in four short
-    /// pulses, let a grower beside it charge a huge page after each.)
+    /// Whether it only waits for somebody else, and has for long, and nobody has seen it grow: where huge pages
+    /// are filled it is let go within a pulse that has lasted for [`TRIED`], not tried in short ones. (Measured on 6.18: a process that waited, and had not shown anything in four short
+    /// pulses, let a grower beside it charge a huge page after each. Elsewhere that
+    /// costs less than what one fills that is told to grow as soon as it is let go: 120 MiB.)
     pub const fn only_waits(&self) -> bool {
         self.waited && self.account.never_grew()
     }

@@ -255,7 +255,8 @@ impl Growers {
 
     /// Whether some of them have not shown yet if they grow.
     pub(super) fn has_untried(&self) -> bool {
-        self.moved.values().any(|grower| grower.standing.is_untried())
+        let is_untried = |of: &Standing| of.is_untried() && !(self.huge && of.only_waits());
+        self.moved.values().any(|grower| is_untried(&grower.standing))
     }
 
     /// What the kernel has put into the resident sets of processes since they were looked at last: all of it, where none of
@@ -456,9 +457,9 @@ impl Growers {
         Ok(n)
     }
 
-    /// The same with those that only wait, in a pulse that has lasted for a while.
+    /// The same with those that only wait, in a pulse that has lasted for a while: those that were not tried in a short one.
     pub(super) fn give_back_waiting(&mut self, group: &FreezerGroup) -> Result<()> {
-        let waiting = self.that(Standing::only_waits);
+        let waiting = self.that(|of| self.huge && of.only_waits());
         self.return_cleared(group, waiting)
     }
 
