@@ -13,7 +13,6 @@ const FEW: usize = 8;
 #[derive(Debug, Clone)]
 pub(super) struct Allowed {
     each: Vec<Cpu>,
-    all: CpuSet,
 }
 
 #[derive(Debug, Clone, Copy)]
@@ -35,7 +34,7 @@ impl Allowed {
         if each.len() > MOST {
             each.clear();
         }
-        Allowed { each, all }
+        Allowed { each }
     }
 
     /// How many.
@@ -48,10 +47,10 @@ impl Allowed {
         self.each.len() <= FEW
     }
 
-    /// Does `there` on each of them, the one this thread is on first, and not where it is not `wanted`. May run on all of them
-    /// after that, as before.
+    /// Does `there` on each of them, the one this thread is on first, and not where it is not `wanted`. May run after that
+    /// where it might before.
     pub(super) fn visit(&self, wanted: impl Fn(usize) -> bool, there: impl Fn()) {
-        let here = sched_getcpu().ok();
+        let (here, before) = (sched_getcpu().ok(), sched_getaffinity(Pid::from_raw(0)));
         let (near, far): (Vec<&Cpu>, Vec<&Cpu>) =
             self.each.iter().partition(|cpu| Some(cpu.number) == here);
         for cpu in near.into_iter().chain(far) {
@@ -59,17 +58,25 @@ impl Allowed {
                 there();
             }
         }
-        let _ = sched_setaffinity(Pid::from_raw(0), &self.all);
+        restore(before);
     }
 
-    /// Goes to the nth of them, counted on from the last to the first, and may run on all of them after that, as before.
+    /// Goes to the nth of them, counted on from the last to the first, and may run after that where it might before.
     /// Allocates nothing.
     pub(super) fn go_to(&self, n: u64) {
         let nth = n.checked_rem(self.each.len() as u64).and_then(|n| self.each.get(n as usize));
         if let Some(cpu) = nth {
+            let before = sched_getaffinity(Pid::from_raw(0));
             let _ = sched_setaffinity(Pid::from_raw(0), &cpu.only);
-            let _ = sched_setaffinity(Pid::from_raw(0), &self.all);
+            restore(before);
         }
+    }
+}
+
+/// As it stood, which somebody may have set since these were looked for (`taskset`).
+fn restore(before: nix::Result<CpuSet>) {
+    if let Ok(before) = before {
+        let _ = sched_setaffinity(Pid::from_raw(0), &before);
     }
 }
 
@@ -103,7 +110,13 @@ mod tests {
             allowed.go_to(n as u64);
             assert_eq!(sched_getaffinity(Pid::from_raw(0)).unwrap(), before);
         }
-        Allowed { each: Vec::new(), ..allowed }.go_to(3);
+        Allowed { each: Vec::new() }.go_to(3);
         assert_eq!(sched_getaffinity(Pid::from_raw(0)).unwrap(), before);
+        // Somebody else says where this thread is to be: so it stays.
+        let only = allowed.each[0].only;
+        sched_setaffinity(Pid::from_raw(0), &only).unwrap();
+        allowed.go_to(1);
+        allowed.visit(|_| true, || {});
+        assert_eq!(sched_getaffinity(Pid::from_raw(0)).unwrap(), only);
     }
 }

@@ -133,7 +133,7 @@ impl Sleeps {
 
     /// They were frozen for so long.
     pub(super) fn frozen(&mut self, time: Duration) {
-        self.pass(time, f64::NEG_INFINITY);
+        self.pass(time, 0.0);
     }
 
     /// A window was so long: who was not granted a charge in it has slept on.
@@ -145,7 +145,7 @@ impl Sleeps {
     }
 
     fn pass(&mut self, time: Duration, above: f64) {
-        for left in self.left.iter_mut().filter(|left| **left > above.max(0.0)) {
+        for left in self.left.iter_mut().filter(|left| **left > above) {
             *left = (*left - time.as_secs_f64()).max(0.0);
         }
     }

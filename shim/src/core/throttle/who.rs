@@ -190,7 +190,7 @@ pub struct Standing {
     rests: bool,
     for_child: bool,
     for_thread: bool,
-    /// It has for long.
+    /// It has for long, beside others that fill huge pages.
     waited: bool,
     starts: Starts,
     suspect: Option<Suspect>,
@@ -394,7 +394,7 @@ impl Standing {
 
     /// Whether it had its chance to grow, by the time that the group uses so much, and did not. One that waits for somebody
     /// else may be about to be told to, and loses nothing so far. (Measured on 6.18 at memset speed: of four processes that were
-    /// told one after the other, the last was let go 2 ms before, and filled 20 MiB outside.)
+    /// told one after the other, the last was let go before it was, and filled 20 MiB outside.)
     pub fn is_cleared(&self, usage: Bytes) -> bool {
         // Huge pages that may be its own speak against it, and what it wrote: of that the group grew by, a part alone shows.
         let chance = |suspect: &Suspect| {
@@ -423,15 +423,15 @@ impl Standing {
         since.is_some_and(|slept| slept >= RUNS)
     }
 
-    /// Whether it has not shown yet if it grows, nor been frozen for long.
+    /// Whether it has not shown yet if it grows, nor been frozen for long: it is tried in short pulses.
     pub fn is_untried(&self) -> bool {
-        self.account.is_untried()
+        self.account.is_untried() && !self.only_waits()
     }
 
-    /// Whether it only waits for somebody else, and has for long, and nobody has seen it grow: where huge pages
-    /// are filled it is let go within a pulse that has lasted for [`TRIED`], not tried in short ones. (Measured on 6.18: a process that waited, and had not shown anything in four short
-    /// pulses, let a grower beside it charge a huge page after each. Elsewhere that
-    /// costs less than what one fills that is told to grow as soon as it is let go: 120 MiB.)
+    /// Whether it only waits for somebody else, and has for long, beside others that fill huge pages, and nobody has seen it
+    /// grow: it is let go within a pulse that has lasted for [`TRIED`], not tried in short ones. (Measured on 6.18: a process
+    /// that waited, and had not shown anything in four short pulses, let a grower beside it charge a huge page after each.
+    /// Small pages cost less than being told to grow as soon as it is let go may.)
     pub const fn only_waits(&self) -> bool {
         self.waited && self.account.never_grew()
     }
@@ -463,7 +463,7 @@ impl Standing {
         };
         // One that copies without faulting is stopped in a `read()`, too; it has run meanwhile.
         let long = window >= LONG && chance.ran <= window / 20;
-        let known = before.is_some() && self.ran.is_some() && !self.born;
+        let known = huge && before.is_some() && self.ran.is_some() && !self.born;
         self.waited = known && self.rests && chance.ran <= HARDLY && (self.waited || long);
         // It ran, and went to sleep by itself.
         self.naps = chance.slept >= SLEPT;

@@ -255,13 +255,12 @@ impl Growers {
 
     /// Whether some of them have not shown yet if they grow.
     pub(super) fn has_untried(&self) -> bool {
-        let is_untried = |of: &Standing| of.is_untried() && !(self.huge && of.only_waits());
-        self.moved.values().any(|grower| is_untried(&grower.standing))
+        self.moved.values().any(|grower| grower.standing.is_untried())
     }
 
     /// What the kernel has put into the resident sets of processes since they were looked at last: all of it, where none of
-    /// their threads has faulted. (Measured on 6.18: a thread outside that filled 200 MiB/s beside a frozen one of its
-    /// process was taken for the kernel, for as long as pulses were.)
+    /// their threads has faulted. (Measured on 6.18: a thread outside that filled 100 MiB/s beside a frozen one of its
+    /// process was taken for the kernel in a pulse, and came to 79 MiB.)
     pub(super) fn filled(&self) -> Bytes {
         let (mut processes, mut faults) = (BTreeMap::new(), BTreeMap::new());
         for grower in self.moved.values() {
@@ -459,7 +458,7 @@ impl Growers {
 
     /// The same with those that only wait, in a pulse that has lasted for a while: those that were not tried in a short one.
     pub(super) fn give_back_waiting(&mut self, group: &FreezerGroup) -> Result<()> {
-        let waiting = self.that(|of| self.huge && of.only_waits());
+        let waiting = self.that(Standing::only_waits);
         self.return_cleared(group, waiting)
     }
 

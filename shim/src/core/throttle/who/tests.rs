@@ -352,7 +352,7 @@ fn who_has_waited_for_long_only_waits_and_who_was_stopped_amid_a_read_does_not()
     let known = || Standing::suspect(stat(0, 0), Bytes(0), Some((Duration::ZERO, 1)));
     // It was told to start a thread, two seconds after it came.
     let mut main = known();
-    assert!(waits(&mut main, 2000 * MS, MS / 5, Stopped::Waiting));
+    assert!(waits(&mut main, 2000 * MS, MS / 5, Stopped::Waiting) && !main.is_untried());
     // In short windows after that there is nothing else to see, as long as it goes on.
     assert!(waits(&mut main, MS / 4, MS / 4, Stopped::Waiting));
     assert!(!waits(&mut main, MS / 4, MS / 2, Stopped::Called));
@@ -362,6 +362,11 @@ fn who_has_waited_for_long_only_waits_and_who_was_stopped_amid_a_read_does_not()
     // Nor does one that was just started by one that grows.
     let mut born = Standing::born(stat(0, 0), Some((Duration::ZERO, 1)));
     assert!(!waits(&mut born, 2000 * MS, MS / 5, Stopped::Waiting));
+    // Nor is anybody where small pages are filled: it is tried.
+    let mut small = known();
+    small.look(stat(0, 0), true, || Stopped::Waiting);
+    small.window(2000 * MS, false, 0, Duration::ZERO, || Some((MS / 5, 1)));
+    assert!(!small.only_waits() && small.is_untried());
     // One that has grown is not let go for it.
     let mut grew = known();
     grew.look(stat(64, 64), true, || Stopped::Running);
