@@ -158,8 +158,13 @@ fn containers_that_end_are_emptied_first_and_what_stays_is_swept() {
         assert!(p99 <= slack * Duration::from_millis(10), "{p99:?} more at p99");
         assert!(worst <= slack * Duration::from_millis(30), "{worst:?} more at worst");
         if let Kind::Reads = kind {
-            // 1 of 100 on an idle host; a machine that is busy or emulated may let a runtime be quicker than we are.
-            let most = if strict() { n.div_ceil(100) } else { n / 2 };
+            // 1 of 100 on an idle host; a machine that is busy or emulated may let a runtime that does not pause be quicker
+            // than we are.
+            let most = match pause {
+                Duration::ZERO if strict() => n.div_ceil(100),
+                Duration::ZERO => n / 2,
+                _ => n / 4,
+            };
             assert!(ended.dying <= most, "{} of {n} are dying: {}", ended.dying, daemon.log());
         } else {
             // What is dirty keeps its group until it is on the disk.

@@ -7,11 +7,9 @@
 use crate::driver::cpus::Allowed;
 use crate::driver::sys;
 use nix::errno::Errno;
-use nix::fcntl::{PosixFadviseAdvice, posix_fadvise};
 use nix::sched::sched_getcpu;
 use nix::sys::epoll::{Epoll, EpollCreateFlags, EpollEvent, EpollFlags, EpollTimeout};
 use nix::sys::eventfd::{EfdFlags, EventFd};
-use std::fs::File;
 use std::os::fd::BorrowedFd;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
@@ -21,13 +19,12 @@ use std::time::{Duration, Instant};
 /// The CPUs that may have some.
 pub(super) struct Cpus {
     allowed: Allowed,
-    file: Option<File>,
 }
 
 impl Cpus {
     /// Those this thread may run on; none where there are too many to visit.
     pub(super) fn find() -> Cpus {
-        Cpus { allowed: Allowed::find(), file: File::open("/proc/self/exe").ok() }
+        Cpus { allowed: Allowed::find() }
     }
 
     /// They are visited in less than a tenth of a millisecond.
@@ -38,15 +35,7 @@ impl Cpus {
     /// Has each CPU put its batches on the lists, by being there: the one this thread is on first, and not the `writer`'s,
     /// whose write does that itself.
     pub(super) fn drain(&self, writer: impl Fn() -> Option<usize>) {
-        let Some(file) = &self.file else { return };
-        self.allowed.visit(
-            |cpu| Some(cpu) != writer(),
-            || {
-                // Begins with `lru_add_drain()`, and finds nothing to drop a long way behind the end of the file.
-                let advice = PosixFadviseAdvice::POSIX_FADV_DONTNEED;
-                let _ = posix_fadvise(file, 1 << 40, 4096, advice);
-            },
-        );
+        self.allowed.visit(|cpu| Some(cpu) != writer(), sys::drain_batches_of_this_cpu);
     }
 }
 
