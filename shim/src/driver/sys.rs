@@ -1,7 +1,6 @@
 //! The system calls that need `unsafe`: a signal that interrupts a worker inside a kernel write, and
 //! scheduling.
 
-use memmap2::MmapMut;
 use nix::errno::Errno;
 use nix::fcntl::{FcntlArg, OFlag, fcntl};
 use nix::sys::mman::{MlockAllFlags, mlockall};
@@ -283,16 +282,6 @@ fn set_policy(policy: libc::c_int, priority: libc::c_int) -> Result<(), Errno> {
     let param = libc::sched_param { sched_priority: priority };
     // SAFETY: `param` is ours; pid 0 is the calling thread.
     Errno::result(unsafe { libc::sched_setscheduler(0, policy, &raw const param) }).map(drop)
-}
-
-/// Puts what is in the batches of the CPU this runs on on the lists that reclaim takes from (`lru_add_drain()`), wherever
-/// that comes from. Not by `posix_fadvise()`: that does nothing to a file in memory, and our own may be in an initramfs.
-pub(super) fn drain_batches_of_this_cpu() {
-    if let Ok(page) = MmapMut::map_anon(4096) {
-        // 5.4 and later; before that, and up to 6.7, the end of a mapping does the same (`unmap_region()`).
-        // SAFETY: the mapping is ours, and nothing is in it.
-        unsafe { libc::madvise(page.as_ptr().cast_mut().cast(), page.len(), libc::MADV_COLD) };
-    }
 }
 
 /// A descriptor of process `pid` that is readable once it has exited (5.3+).
