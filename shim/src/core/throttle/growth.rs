@@ -48,6 +48,16 @@ pub struct Change {
     pub charging: Duration,
 }
 
+impl Change {
+    /// Together with what it did before.
+    const fn add(&mut self, before: &Change) {
+        self.faults += before.faults;
+        self.resident += before.resident;
+        self.kernel_time += before.kernel_time;
+        self.transferred += before.transferred;
+    }
+}
+
 /// By how much a task grew.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Grown {
@@ -123,24 +133,34 @@ impl Attribution {
     /// been, `born` is asked who came to be since they were looked at last, with all that those have done so far: a task
     /// that a known one has started grows in the first window as in any other. (Measured on 6.18 with huge pages: the
     /// first of each of four threads, 2 MiB, cost nothing, or was put down to who had started it.)
+    ///
+    /// `before`: what they had done by the time that they were looked at last, which may have been after the growth. (Measured
+    /// on 6.18: a first huge page above high that nobody was known for, and that cost nothing.)
     pub fn share_with(
         &mut self,
         changes: &mut Vec<Change>,
+        before: &[Change],
         usage: u64,
         batch: u64,
         born: impl FnOnce() -> Vec<Change>,
     ) -> Shares {
-        let before = *self;
+        let was = *self;
         let shares = self.share(changes, usage, batch);
-        if shares.unexplained == 0 && !processes(changes).values().any(Process::is_huge) {
+        let explains = shares.unexplained == 0;
+        if explains && !processes(changes).values().any(Process::is_huge) {
             return shares;
         }
-        let born = born();
-        if born.is_empty() {
+        let (born, before) = (born(), if explains { &[] } else { before });
+        if born.is_empty() && before.is_empty() {
             return shares;
+        }
+        for then in before {
+            if let Some(change) = changes.iter_mut().find(|change| change.task == then.task) {
+                change.add(then);
+            }
         }
         changes.extend(born);
-        *self = before;
+        *self = was;
         self.share(changes, usage, batch)
     }
 }
@@ -408,11 +428,12 @@ mod tests {
         let born = Change { process: 1, ..faults(2, 6) };
         let mut changes = vec![parent];
         let mut attribution = Attribution::default();
-        let shares = attribution.share_with(&mut changes, HUGE, 64, || vec![born]);
+        let shares = attribution.share_with(&mut changes, &[], HUGE, 64, || vec![born]);
         assert_eq!(shares.grown, [Grown { task: 2, pages: HUGE, unit: HUGE }]);
         assert_eq!((shares.unexplained, changes.len()), (0, 2));
         // Where all is explained nobody is asked.
-        let shares = attribution.share_with(&mut vec![faults(2, 64)], 64, 64, || panic!("asked"));
+        let shares =
+            attribution.share_with(&mut vec![faults(2, 64)], &[], 64, 64, || panic!("asked"));
         assert_eq!(shares.grown, [Grown { task: 2, pages: 64, unit: 64 }]);
     }
 
@@ -423,19 +444,42 @@ mod tests {
         let born = Change { process: 1, ..faults(2, 1) };
         let mut changes = vec![parent];
         let mut attribution = Attribution::default();
-        let shares = attribution.share_with(&mut changes, HUGE, 64, || vec![born]);
+        let shares = attribution.share_with(&mut changes, &[], HUGE, 64, || vec![born]);
         let grown = |task, pages, unit| Grown { task, pages, unit };
         assert_eq!(shares.grown, [grown(1, 3, 64), grown(2, HUGE, HUGE)]);
         // Alone, it was it.
-        let shares = attribution.share_with(&mut vec![parent], HUGE, 64, Vec::new);
+        let shares = attribution.share_with(&mut vec![parent], &[], HUGE, 64, Vec::new);
         assert_eq!(shares.grown, [grown(1, HUGE, HUGE)]);
+    }
+
+    #[test]
+    fn who_was_looked_at_after_it_had_grown_pays_for_that_in_the_next_window() {
+        let filled = Change { resident: 8 * HUGE as i64, ..faults(1, 8) };
+        let rests = |task| Change { rests: true, ..faults(task, 0) };
+        let mut changes = vec![rests(1), rests(2)];
+        let shares = Attribution::default().share_with(&mut changes, &[filled], HUGE, 64, Vec::new);
+        assert_eq!((shares.grown.len(), shares.unexplained), (1, 0), "{shares:?}");
+        assert_eq!((shares.grown[0].task, shares.grown[0].unit), (1, HUGE));
+        assert!(shares.grown[0].pages >= HUGE && shares.grown[0].pages <= HUGE + FUZZ as u64);
+        // What the window explains is that window's; and who is gone pays nothing.
+        let mut changes = vec![faults(2, 512)];
+        let shares = Attribution::default().share_with(&mut changes, &[filled], HUGE, 64, Vec::new);
+        assert_eq!(shares.grown, [Grown { task: 2, pages: 512, unit: 64 }]);
+        let shares = Attribution::default().share_with(
+            &mut vec![faults(2, 0)],
+            &[filled],
+            HUGE,
+            64,
+            Vec::new,
+        );
+        assert_eq!((shares.grown.len(), shares.unexplained), (0, HUGE - FUZZ as u64));
     }
 
     #[test]
     fn a_new_task_pays_for_no_more_than_the_group_grew_by_in_the_window() {
         // It had filled memory below high already.
         let shares = Attribution::default()
-            .share_with(&mut Vec::new(), 1000, 64, || vec![faults(2, 50_000)]);
+            .share_with(&mut Vec::new(), &[], 1000, 64, || vec![faults(2, 50_000)]);
         assert!(shares.grown[0].pages <= 1000 + FUZZ as u64, "{shares:?}");
     }
 

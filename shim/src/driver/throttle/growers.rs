@@ -76,6 +76,11 @@ impl Known {
         let task = |tid| Some((tid, (Task::open(tid).ok()?.stat()?, ran_and_slept(tid))));
         Ok(Known { usage, tasks: group.tasks()?.into_iter().filter_map(task).collect() })
     }
+
+    /// How many tasks there were.
+    pub(super) fn len(&self) -> usize {
+        self.tasks.len()
+    }
 }
 
 /// The growers of one container.
@@ -102,6 +107,8 @@ pub(super) struct Growers {
     looks: u32,
     /// Those that grew last filled huge pages.
     huge: bool,
+    /// What they had done when they became suspects, since the look before.
+    before: Vec<Change>,
 }
 
 impl Growers {
@@ -129,6 +136,7 @@ impl Growers {
             writing: WRITING,
             looks: 0,
             huge: false,
+            before: Vec::new(),
         }
     }
 
@@ -228,9 +236,14 @@ impl Growers {
     /// The same for those that have grown: who has not since it came is as suspect as it was.
     pub(super) fn suspect_again(&mut self, group: &FreezerGroup) {
         self.kin.begin();
-        self.look(group, true);
+        self.before = self.look(group, true);
         let (usage, tasks) = (self.usage(), self.len());
         self.moved.values_mut().for_each(|grower| grower.standing.suspect_again(usage, tasks));
+    }
+
+    /// What they did before they became suspects; nothing once there was a window since.
+    pub(super) fn before(&mut self) -> Vec<Change> {
+        std::mem::take(&mut self.before)
     }
 
     fn usage(&self) -> Bytes {

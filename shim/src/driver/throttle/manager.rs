@@ -233,7 +233,9 @@ impl Manager {
         // Others' turn.
         self.seat = None;
         let (early, terms) = (self.early.take(), self.terms(Duration::ZERO)?);
-        match Near::approach(&self.ground(), early, urgent, terms)? {
+        let mark =
+            self.config.high.bytes().map_or(Level::NONE.high, |high| self.core.free_until(high));
+        match Near::approach(&self.ground(), early, urgent, terms, mark)? {
             Some(at) => self.stay(at, false),
             // All who are in it have throttles of their own.
             None if self.config.taken.has_beneath(&self.config.group) => {

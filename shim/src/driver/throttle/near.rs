@@ -8,7 +8,7 @@
 use super::early::Early;
 use super::growers::{Growers, Known};
 use super::manager::FEW;
-use super::pulser::{Order, Pulser, Terms};
+use super::pulser::{Crossing, Order, Pulser, Terms};
 use super::{ThrottleConfig, ThrottleEvent};
 use crate::core::throttle::{Attribution, Curve, MOST_LEVELS, Strange, Trial, chance};
 use crate::driver::sys::Urgent;
@@ -90,18 +90,21 @@ impl Ground<'_> {
 
 impl Near {
     /// For those who are in the container now; `None` where nobody is. Where it was made ready long before, the real-time
-    /// thread is at work on these `terms` at once: until then this one is `urgent`.
+    /// thread is at work on these `terms` at once: until then this one is `urgent`, and what is charged above `mark` is growth.
     pub(super) fn approach(
         ground: &Ground<'_>,
         early: Option<Early>,
         urgent: Option<Urgent>,
         terms: Terms,
+        mark: Bytes,
     ) -> Result<Option<Near>> {
         let config = ground.config;
         let mut near = match early.filter(|early| early.is_of_use(ground)) {
             Some(mut early) => {
                 let known = std::mem::take(&mut early.known);
-                let mut near = Near::make(ground, early, Some(terms))?;
+                let crossing = Crossing { mark, tasks: known.len() as u64 };
+                let late = Order::OpenLate(terms, crossing);
+                let mut near = Near::make(ground, early, Some(late))?;
                 // From here on the real-time thread is at work.
                 drop(urgent);
                 near.growers.adopt_known(&near.group, &known)?;
@@ -142,12 +145,12 @@ impl Near {
         Near::make(ground, Early::make(ground, home, false)?, None)
     }
 
-    fn make(ground: &Ground<'_>, early: Early, terms: Option<Terms>) -> Result<Near> {
+    fn make(ground: &Ground<'_>, early: Early, order: Option<Order>) -> Result<Near> {
         let Ground { config, freezer, .. } = *ground;
         let Early { group, home, .. } = early;
         let pulser = ground.pulser(&group)?;
-        if let Some(terms) = terms {
-            pulser.order(Order::Open(terms));
+        if let Some(order) = order {
+            pulser.order(order);
         }
         let parked = Parked::new(freezer).unwrap_or_else(|error| {
             log::debug!("{error}: freezes take a little longer");

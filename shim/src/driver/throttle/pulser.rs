@@ -93,6 +93,8 @@ pub(super) enum Order {
     Await(Arc<Notification>, Terms, Crossing),
     /// Time windows, on these terms.
     Open(Terms),
+    /// The same, before anything else: it may have been crossed by now.
+    OpenLate(Terms, Crossing),
     /// Other highs, whatever goes on; if usage is above none of them (`true`), nothing is owed, and a pulse is over.
     Change([Bar; MOST_LEVELS], bool),
     /// End pulse number so-and-so then, and go on with these terms.

@@ -181,6 +181,7 @@ impl Manager {
         self.core.leaked(leaked);
         let pages = grown.saturating_add(leaked).0 / page_size();
         let nobody = at.growers.len() == 0;
+        let before = at.growers.before();
         let mut changes = at.growers.look(&at.group, self.core.all_had_turns());
         let batch = self.core.curve().batch();
         let born = || match nobody {
@@ -188,7 +189,7 @@ impl Manager {
             true => Vec::new(),
             false => at.growers.born(&at.group).unwrap_or_default(),
         };
-        let shares = at.attribution.share_with(&mut changes, pages, batch, born);
+        let shares = at.attribution.share_with(&mut changes, &before, pages, batch, born);
         at.growers.convict(&changes, &shares);
         let unexplained = shares.unexplained >= UNEXPLAINED;
         if (unexplained || at.growers.len() == 0) && at.growers.may_scan(SCAN / 10)

@@ -95,6 +95,10 @@ impl Pulse {
             self.crossed = None;
             let terms = match order {
                 Some(Order::Open(terms)) => terms,
+                Some(Order::OpenLate(terms, crossing)) => {
+                    self.crossed = Some(crossing);
+                    terms
+                }
                 Some(Order::Await(threshold, terms, crossing)) => {
                     awaited = Some((threshold, terms, crossing));
                     continue;
@@ -199,7 +203,10 @@ impl Pulse {
                 }
                 Some(Order::Park) => break Some(Next::Park),
                 Some(Order::Stop) => break Some(Next::Stop),
-                Some(Order::ThawAt(..) | Order::Open(_) | Order::Await(..)) | None => {}
+                Some(
+                    Order::ThawAt(..) | Order::Open(_) | Order::OpenLate(..) | Order::Await(..),
+                )
+                | None => {}
             }
         };
         self.thawed_with = self.thawer.as_ref().and_then(|_| self.usage().ok());

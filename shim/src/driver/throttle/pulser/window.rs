@@ -52,7 +52,7 @@ impl Pulse {
                 Some(Order::Change(bars, free)) => terms.change(bars, free),
                 Some(Order::Park) => return Err(Next::Park),
                 Some(Order::Stop) => return Err(Next::Stop),
-                Some(Order::ThawAt(..) | Order::Await(..)) | None => {}
+                Some(Order::ThawAt(..) | Order::OpenLate(..) | Order::Await(..)) | None => {}
             }
             let (now, usage) = (Instant::now(), self.usage()?);
             let levels = self.levels(usage, terms);
