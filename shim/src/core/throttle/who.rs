@@ -80,8 +80,10 @@ const LEAST_CHANCE: Bytes = Bytes::mib(2);
 pub enum Found {
     /// It grows.
     Grows,
-    /// It, or another thread of its process: it is suspected.
-    Process,
+    /// It may: it is suspected.
+    Suspect,
+    /// It, or another thread of its process, fills huge pages: it is suspected.
+    Huge,
     /// It, or another thread of its process, starts others: it is suspected.
     Starts,
 }
@@ -120,7 +122,7 @@ pub fn found(before: &TaskStat, now: &TaskStat, young: bool, sought: Sought) -> 
     if faults(before, now) >= sought.others.unwrap_or(GROWS).max(GROWS) {
         return Some(Found::Grows);
     }
-    grew_huge(before, now).then_some(Found::Process)
+    grew_huge(before, now).then_some(Found::Huge)
 }
 
 /// Whether a task was there only, from one look to the next, in which others were seen growing: it slept.
@@ -256,6 +258,15 @@ impl Standing {
     ) -> Standing {
         let suspect = Some(Suspect::new(now, usage));
         Standing { suspect, born: false, ..Standing::born(now, ran_and_slept) }
+    }
+
+    /// The same, which was seen to fault while its process grew by a huge page.
+    #[must_use]
+    pub fn beside_huge(mut self) -> Standing {
+        if let Some(suspect) = &mut self.suspect {
+            suspect.huge = 1;
+        }
+        self
     }
 
     /// Of a child or thread of one that grows: it pays with the others as if it did, until it shows that it does not.
@@ -456,7 +467,7 @@ impl Standing {
                 slept: now.1.saturating_sub(before.1),
                 asleep: self.asleep,
                 rests: self.few,
-                amid: huge && self.born,
+                amid: huge && self.born || self.suspect.is_some_and(|suspect| suspect.huge > 0),
                 may_be_due: self.may_be_due,
             },
             _ => Chance::default(),

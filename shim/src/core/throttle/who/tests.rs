@@ -171,7 +171,7 @@ fn a_probe_is_let_start_unless_somebody_is_looked_for() {
     assert_eq!(found(&before, &now, true, beside), None);
     assert_eq!(found(&before, &now, false, beside), Some(Found::Grows));
     assert_eq!(found(&before, &now, true, nobody), Some(Found::Grows));
-    assert_eq!(found(&before, &stat(2, HUGE), false, nobody), Some(Found::Process));
+    assert_eq!(found(&before, &stat(2, HUGE), false, nobody), Some(Found::Huge));
     assert_eq!(found(&before, &stat(2, 2), false, nobody), None);
     // A few faults between two looks are what the kernel lets everybody have, unless nobody else is known.
     assert_eq!(found(&before, &stat(40, 40), false, beside), None);
@@ -255,7 +255,7 @@ fn what_other_threads_fill_page_by_page_is_no_huge_page_of_one_that_faults_now_a
     };
     let sought = Sought { others: Some(64), writes: None };
     assert_eq!(found(&then, &now(4 * HUGE, 0), false, sought), None);
-    assert_eq!(found(&then, &now(4 * HUGE, 1), false, sought), Some(Found::Process));
+    assert_eq!(found(&then, &now(4 * HUGE, 1), false, sought), Some(Found::Huge));
     assert!(is_bystander(&then, &now(4 * HUGE, 0)) && !is_bystander(&then, &now(4, 1)));
     let mut naps = suspect(then);
     naps.look(now(8 * HUGE, 0), true, || Stopped::Called);
@@ -265,6 +265,22 @@ fn what_other_threads_fill_page_by_page_is_no_huge_page_of_one_that_faults_now_a
     let mut fills = suspect(then);
     fills.look(now(0, 1), true, || Stopped::Called);
     assert!(!fills.is_cleared_below(Bytes::mib(16), Bytes::mib(16)));
+}
+
+#[test]
+fn who_was_found_beside_a_huge_page_stays_for_as_long_as_the_next_one_may_take() {
+    let kept = |standing: Standing| {
+        let mut standing = standing;
+        (1..100).find(|n| {
+            standing.look(stat(0, 0), true, || Stopped::Called);
+            let naps = Some((Duration::ZERO, 2 * n));
+            standing.window(Duration::from_micros(200), true, 0, Duration::ZERO, || naps);
+            standing.frozen(Duration::from_millis(100));
+            standing.is_done()
+        })
+    };
+    assert_eq!(kept(suspect(stat(0, 0))), Some(2));
+    assert_eq!(kept(suspect(stat(0, 0)).beside_huge()), Some(5));
 }
 
 #[test]

@@ -88,7 +88,7 @@ impl Growers {
             let beside = sought.others.is_some()
                 && before.is_some_and(|before| is_bystander(&before, &stat));
             if all && !beside {
-                growing.push((task, stat, Found::Process, Duration::ZERO));
+                growing.push((task, stat, Found::Suspect, Duration::ZERO));
                 continue;
             }
             seen.insert(tid, stat);
@@ -115,6 +115,7 @@ impl Growers {
                 log::trace!("task {tid} is taken in: {found:?}, {} faults so far", stat.faults());
                 let mut standing = match found {
                     Found::Grows => Standing::grower(stat, debt),
+                    Found::Huge => Standing::suspect(stat, usage, ran_and_slept(tid)).beside_huge(),
                     _ => Standing::suspect(stat, usage, ran_and_slept(tid)),
                 };
                 if found == Found::Starts {
