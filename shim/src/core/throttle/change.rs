@@ -38,7 +38,7 @@ impl Throttle {
         }
         let above = levels.iter().any(|changed| changed.level.usage > changed.level.high);
         if !above {
-            self.debts.sleeps_mut().clear();
+            self.debts.clear();
         }
         above
     }

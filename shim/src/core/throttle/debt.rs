@@ -8,7 +8,8 @@
 //! Taken at each window's word, equal growers would pay for luck: measured with four growers on two CPUs,
 //! they stayed 1 to 2 % of high below the kernel's curve. So each task's share of the growth is averaged
 //! over windows, and of all that is owed the largest share is due: that of an equal part, unless
-//! somebody's is larger by more than [`LUCK`]. Of a task that had no turn in a window, nothing is learnt from it.
+//! somebody's is larger by more than [`LUCK`]. Of a task that had no turn in a window, nothing is learnt from it. Where a task
+//! was taken to grow that turns out not to, the others pay what it was to.
 
 use super::sleeps::{Sleeps, Turns};
 use std::collections::{BTreeMap, BTreeSet};
@@ -37,11 +38,16 @@ const NEARLY: f64 = 0.999;
 const PROVEN: u32 = 2;
 const UNPROVEN: f64 = 0.5;
 
+/// Who has charged less than this in all has not grown: it may have faulted for something else.
+const A_CHARGE: f64 = 0.5;
+
 /// Windows in which a task has grown, and those that it let pass since.
 #[derive(Debug, Clone, Copy, Default)]
 struct Shown {
     grew: u32,
     passed: u32,
+    /// Charges in all.
+    charged: f64,
 }
 
 /// The debt of one container.
@@ -53,6 +59,8 @@ pub(super) struct Debts {
     shown: BTreeMap<u32, Shown>,
     /// What each still has to sleep.
     sleeps: Sleeps,
+    /// Seconds that were the part of those who were taken to grow, and have not so far.
+    borne: BTreeMap<u32, f64>,
     /// Who had no turn in the window that is over.
     waiting: BTreeSet<u32>,
 }
@@ -102,7 +110,7 @@ impl Debts {
             };
             let gives_up = (*share - unproven) * if grew { part } else { weight };
             if grew {
-                *shown = Shown { grew: shown.grew.saturating_add(1), passed: 0 };
+                (shown.grew, shown.passed) = (shown.grew.saturating_add(1), 0);
             }
             *share -= gives_up + unproven;
             given_up += gives_up;
@@ -110,6 +118,7 @@ impl Debts {
         }
         for (task, own, _) in &owed {
             *self.shares.entry(*task).or_default() += given_up * own / charges;
+            self.shown.entry(*task).or_default().charged += own;
         }
         // Who did not grow at all leaves its part to all of them, not to whose turn it was.
         if lost > 0.0 {
@@ -118,8 +127,34 @@ impl Debts {
         }
         let penalty: f64 = owed.iter().map(|(_, _, penalty)| penalty.as_secs_f64()).sum();
         let each = Duration::from_secs_f64((penalty * self.largest_share()).clamp(0.0, MOST));
-        self.sleeps.take_turns(turns(self.growers() as u64));
+        let unpaid = self.unpaid();
+        self.sleeps.take_turns(turns(self.growers() as u64), unpaid);
         self.sleeps.charged(charges, each, costs);
+        self.bear(penalty);
+    }
+
+    /// What was the part of those of whom it shows now that they do not grow.
+    fn unpaid(&mut self) -> Duration {
+        let (least, shares, mut unpaid) = (self.least(), &self.shares, 0.0);
+        self.borne.retain(|task, part| {
+            let grows = shares.get(task).is_some_and(|share| *share >= least);
+            unpaid += if grows { 0.0 } else { *part };
+            grows
+        });
+        Duration::from_secs_f64(unpaid.clamp(0.0, MOST))
+    }
+
+    /// Of so many seconds those have borne a part who are taken to grow, and have not so far.
+    fn bear(&mut self, penalty: f64) {
+        let least = self.least();
+        for (task, share) in &self.shares {
+            let charged = self.shown.get(task).map_or(0.0, |shown| shown.charged);
+            if charged >= A_CHARGE {
+                self.borne.remove(task);
+            } else if *share >= least {
+                *self.borne.entry(*task).or_default() += penalty * share;
+            }
+        }
     }
 
     /// These would have run in the window that is over, but others had the CPUs.
@@ -163,8 +198,13 @@ impl Debts {
 
     /// How many grow.
     pub(super) fn growers(&self) -> usize {
-        let least = self.largest() * GROWS;
+        let least = self.least();
         self.shares.values().filter(|share| **share >= least).count()
+    }
+
+    /// Whose share is less does not grow.
+    fn least(&self) -> f64 {
+        self.largest() * GROWS
     }
 
     /// Forgets tasks that are gone, or grow no more.
@@ -175,8 +215,14 @@ impl Debts {
         if sum > 0.0 {
             self.shares.values_mut().for_each(|share| *share /= sum);
         } else {
-            self.sleeps.clear();
+            self.clear();
         }
+    }
+
+    /// Nothing is owed any more.
+    pub(super) fn clear(&mut self) {
+        self.sleeps.clear();
+        self.borne.clear();
     }
 
     /// What each still has to sleep.
@@ -319,6 +365,38 @@ mod tests {
         assert_eq!(debts.growers(), 3);
         debts.owe([(3, 1.0, 50 * MS)]);
         assert_eq!(debts.growers(), 4);
+    }
+
+    #[test]
+    fn what_was_the_part_of_those_that_do_not_grow_after_all_is_owed_by_the_others() {
+        let mut debts = Debts::default();
+        (0..7).for_each(|task| debts.enroll(task));
+        debts.owe([(0, 1.0, 50 * MS), (1, 1.0, 50 * MS)]);
+        debts.keep(|task| task < 4);
+        debts.owe([(2, 1.0, 50 * MS), (3, 1.0, 50 * MS)]);
+        assert!(close(debts.sleeps.due(), 50 * MS), "{:?}", debts.sleeps.due());
+        // One that had grown takes its debt with it, as in the kernel.
+        debts.keep(|task| task < 3);
+        debts.owe([(0, 1.0, 50 * MS), (1, 1.0, 50 * MS), (2, 1.0, 50 * MS)]);
+        assert!(close(debts.sleeps.due(), 100 * MS), "{:?}", debts.sleeps.due());
+    }
+
+    #[test]
+    fn those_that_have_charged_sleep_for_what_that_cost_whoever_else_was_taken_to_grow() {
+        let mut debts = Debts::default();
+        let turns = |growers| Turns::new(growers, 512, 2000 * MS, Bytes::mib(64));
+        (0..7).for_each(|task| debts.enroll(task));
+        let costs = [770 * MS, 2000 * MS];
+        debts.window([(0, 1.0, 1385 * MS), (1, 1.0, 1385 * MS)], &costs, turns);
+        assert_eq!(debts.sleeps.granted(Duration::ZERO), 5);
+        debts.keep(|task| task < 4);
+        debts.window([(2, 1.0, 2000 * MS), (3, 1.0, 2000 * MS)], &[2000 * MS; 2], turns);
+        let near = |due: Duration, want: Duration| due.abs_diff(want) < 20 * MS;
+        assert!(near(debts.sleeps.due(), 770 * MS), "{:?}", debts.sleeps.due());
+        debts.sleeps.frozen(770 * MS);
+        assert_eq!(debts.sleeps.granted(Duration::ZERO), 1);
+        debts.window([(0, 1.0, 2000 * MS)], &[2000 * MS], turns);
+        assert!(near(debts.sleeps.due(), 1230 * MS), "{:?}", debts.sleeps.due());
     }
 
     #[test]

@@ -253,7 +253,7 @@ impl Throttle {
     ) -> Duration {
         let f = self.overage(now, levels, reclaimable);
         if f <= 0.0 {
-            self.debts.sleeps_mut().clear();
+            self.debts.clear();
             (self.overage, self.sleep) = (0.0, Duration::ZERO);
             return Duration::ZERO;
         }
@@ -343,7 +343,7 @@ impl Throttle {
         let then = guard.throttled(now, time, level.usage, level.high)?;
         if then != Then::Notify {
             self.totals.released += 1;
-            self.debts.sleeps_mut().clear();
+            self.debts.clear();
         }
         Some(then)
     }

@@ -18,7 +18,7 @@
 //! A clock is no task's own: a pulse freezes them all together, and who charges in a window is up to the scheduler. Where
 //! nobody would see the steps, or sleeps are short, a clock is that of several growers; of one only it is all that is owed.
 
-use super::curve::IGNORED;
+use super::curve::{IGNORED, LONGEST};
 use cgroupfs::Bytes;
 use cgroupfs::units::page_size;
 use std::time::Duration;
@@ -72,10 +72,13 @@ impl Default for Sleeps {
 }
 
 impl Sleeps {
-    /// From here on there are so many.
-    pub(super) fn take_turns(&mut self, turns: Turns) {
+    /// From here on there are so many. Of those that are no more some did not grow, as it turns out, and were to sleep for
+    /// `unpaid` in all: the others are, each for its part, and for no longer than the kernel has a call sleep.
+    pub(super) fn take_turns(&mut self, turns: Turns, unpaid: Duration) {
         self.turns = turns;
-        let (clocks, mean) = (turns.clocks(), self.mean());
+        let clocks = turns.clocks();
+        let part = unpaid.div_f64(turns.growers as f64).min(LONGEST);
+        let mean = self.mean() + part.as_secs_f64();
         match self.left.len() {
             // Those who had one together have drawn apart by now.
             1 if mean > 0.0 && clocks > 1 => {
@@ -85,7 +88,9 @@ impl Sleeps {
             }
             _ => {
                 while self.left.len() > clocks {
-                    let off = |n: &usize| (self.left[*n] - mean).abs();
+                    // Who did not grow has slept enough.
+                    let gone = if part > Duration::ZERO { 0.0 } else { mean };
+                    let off = |n: &usize| (self.left[*n] - gone).abs();
                     let usual = (0..self.left.len()).min_by(|a, b| off(a).total_cmp(&off(b)));
                     self.left.swap_remove(usual.unwrap_or(0));
                 }
@@ -170,7 +175,6 @@ impl Sleeps {
 
 #[cfg(test)]
 mod tests {
-    use super::super::curve::LONGEST;
     use super::*;
     use proptest::prelude::*;
 
@@ -178,7 +182,7 @@ mod tests {
 
     fn of(growers: u64) -> Sleeps {
         let mut sleeps = Sleeps::default();
-        sleeps.take_turns(Turns::new(growers, 512, LONGEST, Bytes::mib(64)));
+        sleeps.take_turns(Turns::new(growers, 512, LONGEST, Bytes::mib(64)), Duration::ZERO);
         sleeps
     }
 
@@ -249,7 +253,7 @@ mod tests {
     #[test]
     fn one_clock_takes_what_several_charges_cost_of_which_the_first_were_free() {
         let mut sleeps = Sleeps::default();
-        sleeps.take_turns(Turns::new(8, 64, 14 * MS, Bytes::mib(1024)));
+        sleeps.take_turns(Turns::new(8, 64, 14 * MS, Bytes::mib(1024)), Duration::ZERO);
         assert_eq!(sleeps.left.len(), 1);
         let costs = [Duration::ZERO, Duration::ZERO, Duration::ZERO, 14 * MS, 14 * MS];
         sleeps.charged(5.0, 4 * MS, &costs);
@@ -260,12 +264,12 @@ mod tests {
     fn those_of_one_clock_draw_apart_evenly_and_owe_what_they_owed() {
         let mut sleeps = Sleeps::default();
         sleeps.charged(1.0, 800 * MS, &[]);
-        sleeps.take_turns(Turns::new(4, 64, 800 * MS, Bytes::mib(64)));
+        sleeps.take_turns(Turns::new(4, 64, 800 * MS, Bytes::mib(64)), Duration::ZERO);
         assert!(close(sleeps.due(), 500 * MS) && sleeps.left.len() == 4, "{sleeps:?}");
         assert!(close(Duration::from_secs_f64(sleeps.mean()), 800 * MS), "{sleeps:?}");
         // One that comes owes what they owe on the average, and one that goes takes that along.
         for growers in [5, 3, 4] {
-            sleeps.take_turns(Turns::new(growers, 64, 1000 * MS, Bytes::mib(64)));
+            sleeps.take_turns(Turns::new(growers, 64, 1000 * MS, Bytes::mib(64)), Duration::ZERO);
             assert_eq!(sleeps.left.len() as u64, growers);
             assert!(close(Duration::from_secs_f64(sleeps.mean()), 800 * MS), "{sleeps:?}");
         }
@@ -291,7 +295,7 @@ mod tests {
         ) {
             let mut sleeps = Sleeps::default();
             for (growers, charges, costs, pulse) in windows {
-                sleeps.take_turns(Turns::new(growers, unit, MS * costs as u32, Bytes(high)));
+                sleeps.take_turns(Turns::new(growers, unit, MS * costs as u32, Bytes(high)), Duration::ZERO);
                 let before = sleeps.mean();
                 let each = Duration::from_secs_f64(charges * costs as f64 / 1e3 / growers as f64);
                 // Near high the first charges cost nothing.
