@@ -101,11 +101,10 @@ impl Row {
         let cpu = cpu_time();
         // With a way out it ends somewhere.
         let most = if self.way_out == ENDLESS { Bytes::mib(8192) } else { Bytes(high.0 * 2) };
+        // All at once: in pulses the first are frozen before they have answered.
+        let order = if self.thp { "grow-huge" } else { "grow" };
         for load in &mut loads {
-            match self.thp {
-                true => load.grow_huge(self.pace, most),
-                false => load.grow(self.pace, most),
-            }
+            load.order(&format!("{order} {} {}", self.pace.0, most.0)).unwrap();
         }
         let memory = at.memory.clone();
         until("at high", 120 * SECOND, || memory.usage().unwrap() >= high);
@@ -137,6 +136,9 @@ impl Row {
         let cpu = cpu_time() - cpu;
         let seen = outside.map(Outside::longest).unwrap_or_default();
         at.take();
+        for load in &mut loads {
+            load.answer().unwrap();
+        }
         let pulses: Vec<(Duration, Duration)> = at
             .events
             .iter()

@@ -305,7 +305,17 @@ impl Load {
 
     /// Does one thing; its answer, or `None` once it is dead.
     pub(crate) fn tell(&mut self, order: &str) -> Option<String> {
-        writeln!(self.orders, "{order}").ok()?;
+        self.order(order)?;
+        self.answer()
+    }
+
+    /// Tells it what to do, and does not wait for its answer.
+    pub(crate) fn order(&mut self, order: &str) -> Option<()> {
+        writeln!(self.orders, "{order}").ok()
+    }
+
+    /// Waits for the answer.
+    pub(crate) fn answer(&mut self) -> Option<String> {
         let mut answer = String::new();
         match self.answers.read_line(&mut answer) {
             Ok(n) if n > 0 => Some(answer.trim_end().to_owned()),
