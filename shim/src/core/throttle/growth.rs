@@ -129,6 +129,11 @@ impl Attribution {
 }
 
 impl Attribution {
+    /// Whether somebody filled huge pages, each of which is a call of its own, or had `before`.
+    pub fn is_huge(changes: &[Change], before: &[Change]) -> bool {
+        [changes, before].iter().any(|those| processes(those).values().any(Process::is_huge))
+    }
+
     /// The same; where these do not explain it all, or huge pages were filled, which somebody of their process may have
     /// been, `born` is asked who came to be since they were looked at last, with all that those have done so far: a task
     /// that a known one has started grows in the first window as in any other. (Measured on 6.18 with huge pages: the
@@ -461,6 +466,8 @@ mod tests {
         assert_eq!((shares.grown.len(), shares.unexplained), (1, 0), "{shares:?}");
         assert_eq!((shares.grown[0].task, shares.grown[0].unit), (1, HUGE));
         assert!(shares.grown[0].pages >= HUGE && shares.grown[0].pages <= HUGE + FUZZ as u64);
+        assert!(Attribution::is_huge(&[rests(1)], &[filled]));
+        assert!(!Attribution::is_huge(&[rests(1)], &[faults(1, 5000)]));
         // What the window explains is that window's; and who is gone pays nothing.
         let mut changes = vec![faults(2, 512)];
         let shares = Attribution::default().share_with(&mut changes, &[filled], HUGE, 64, Vec::new);

@@ -195,6 +195,8 @@ pub struct Standing {
     /// It has for long, beside others that fill huge pages.
     waited: bool,
     starts: Starts,
+    /// It faulted before the last look while its process grew by a huge page.
+    huge: bool,
     suspect: Option<Suspect>,
 }
 
@@ -204,16 +206,18 @@ struct Suspect {
     /// How it was when it came, and what the group used then.
     then: TaskStat,
     usage: Bytes,
-    /// Windows in which it faulted while its process grew by a huge page; whether the last was one.
+    /// Windows in which it faulted while its process grew by a huge page; whether the last was one, and what it did before it
+    /// came, if no window was judged since.
     huge: u32,
     now: bool,
+    just: bool,
     /// Pages that the group grew by and that are put down to what it read and wrote.
     wrote: u64,
 }
 
 impl Suspect {
     const fn new(then: TaskStat, usage: Bytes) -> Suspect {
-        Suspect { then, usage, huge: 0, now: false, wrote: 0 }
+        Suspect { then, usage, huge: 0, now: false, just: false, wrote: 0 }
     }
 
     /// Pages that who grows, as one of so many, has had of what the group has grown by since it came.
@@ -246,6 +250,7 @@ impl Standing {
             for_thread: false,
             waited: false,
             starts: Starts::default(),
+            huge: false,
             suspect: None,
         }
     }
@@ -338,8 +343,9 @@ impl Standing {
         self.rests = step.rests;
         self.for_child = stopped == Stopped::ForChild;
         self.for_thread = stopped == Stopped::ForThread;
+        self.huge = grew_huge(&before, &now);
         if let Some(suspect) = &mut self.suspect {
-            suspect.now = grew_huge(&before, &now);
+            suspect.now = self.huge;
             suspect.huge += u32::from(suspect.now);
         }
         let works = step.faults > 0 || step.kernel_time > 0;
@@ -366,9 +372,10 @@ impl Standing {
     /// Convicts it if it grew since it came, and had its part in what the group has grown by to `usage`, where it is one of
     /// so many; `alone`: no other task of its process faulted in the last window ([`who_faulted_alone`]).
     pub fn convict(&mut self, usage: Bytes, tasks: usize, alone: bool) {
-        let Some(suspect) = &self.suspect else { return };
+        let Some(suspect) = &mut self.suspect else { return };
         let part = suspect.part(usage, tasks);
-        let huge = suspect.huge >= HUGE_WINDOWS || suspect.now && alone;
+        let just = std::mem::take(&mut suspect.just);
+        let huge = suspect.huge >= HUGE_WINDOWS || (suspect.now || just) && alone;
         if huge || faults(&suspect.then, &self.last) + suspect.wrote >= part {
             self.suspect = None;
             // A few faults now and then, which it has paid for and more, are no evidence against one that rests.
@@ -398,7 +405,7 @@ impl Standing {
             self.account.grew();
         }
         if self.suspect.as_ref().is_none_or(|suspect| grew_by(suspect, GROWS)) {
-            self.suspect = Some(Suspect::new(self.last, usage));
+            self.suspect = Some(Suspect { just: self.huge, ..Suspect::new(self.last, usage) });
             self.idle = 0;
         }
     }

@@ -111,8 +111,8 @@ pub(super) enum Report {
     /// The threshold was crossed: windows are timed.
     Crossed,
     /// Frozen, as pulse number so-and-so, with usage at this then; the group had grown by so much since
-    /// it was thawed last.
-    Frozen { pulse: u64, at: Instant, usage: Bytes, grown: Bytes },
+    /// it was thawed last, of which so much is owed only by who fills huge pages.
+    Frozen { pulse: u64, at: Instant, usage: Bytes, grown: Bytes, huge: Bytes },
     /// Thawed again, after so long; how much later than was due. Or sooner, as somebody was killed.
     Thawed { at: Instant, frozen: Duration, late: Duration, killed: bool },
     /// It does not grow any more, or is back at high: the thread waits for an order.

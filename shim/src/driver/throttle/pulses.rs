@@ -6,7 +6,9 @@ use super::manager::{FEW, Manager, Woken};
 use super::near::Near;
 use super::pulser::{Order, Report};
 use crate::core::floor::Floor;
-use crate::core::throttle::{Cause, LONGEST, Seen, Strange, TRIED, Then, may_hold_yet};
+use crate::core::throttle::{
+    Attribution, Cause, LONGEST, Seen, Strange, TRIED, Then, may_hold_yet,
+};
 use crate::driver::worker::survey;
 use cgroupfs::freezer::State;
 use cgroupfs::memory::Memory;
@@ -64,9 +66,9 @@ impl Manager {
                 return Ok(woken);
             }
             match at.pulser.report() {
-                Some(Report::Frozen { pulse, at: when, usage, grown }) => {
+                Some(Report::Frozen { pulse, at: when, usage, grown, huge }) => {
                     pulsing = Some((pulse, when));
-                    match self.frozen(at, pulse, when, usage, grown)? {
+                    match self.frozen(at, pulse, when, usage, grown, huge)? {
                         Pulse::Due => {}
                         Pulse::Paused => return Ok(self.settle_paused(at)),
                         Pulse::Unfrozen => {
@@ -170,6 +172,7 @@ impl Manager {
         when: Instant,
         decided: Bytes,
         grown: Bytes,
+        huge: Bytes,
     ) -> Result<Pulse> {
         let told = when.elapsed();
         let state = Self::wait_for_frozen(at, when)?;
@@ -179,10 +182,14 @@ impl Manager {
         (at.frozen_at, at.strange, at.let_go) = (usage, Strange::default(), false);
         let leaked = usage.saturating_sub(decided);
         self.core.leaked(leaked);
-        let pages = grown.saturating_add(leaked).0 / page_size();
         let nobody = at.growers.len() == 0;
         let before = at.growers.before();
         let mut changes = at.growers.look(&at.group, self.core.all_had_turns());
+        let grown = match Attribution::is_huge(&changes, &before) {
+            true => grown,
+            false => grown.saturating_sub(huge),
+        };
+        let pages = grown.saturating_add(leaked).0 / page_size();
         let batch = self.core.curve().batch();
         let born = || match nobody {
             // Who is there from before high is no newcomer.

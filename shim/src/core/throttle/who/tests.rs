@@ -268,6 +268,21 @@ fn what_other_threads_fill_page_by_page_is_no_huge_page_of_one_that_faults_now_a
 }
 
 #[test]
+fn who_filled_a_huge_page_just_before_it_was_suspected_again_and_was_alone_at_it_grows() {
+    let convicted = |rss: u64, alone: bool| {
+        let mut standing = suspect(stat(0, 0));
+        standing.look(stat(1, rss), true, || Stopped::Running);
+        standing.suspect_again(Bytes::mib(66), 3);
+        standing.look(stat(1, rss), true, || Stopped::Running);
+        standing.convict(Bytes::mib(66), 3, alone);
+        !standing.is_suspect()
+    };
+    assert!(convicted(HUGE, true));
+    // It may have been another thread of its process; and a few small pages are no evidence.
+    assert!(!convicted(HUGE, false) && !convicted(8, true));
+}
+
+#[test]
 fn who_was_found_beside_a_huge_page_stays_for_as_long_as_the_next_one_may_take() {
     let kept = |standing: Standing| {
         let mut standing = standing;

@@ -53,6 +53,8 @@ pub(super) struct Due {
     pub(super) length: Duration,
     pub(super) usage: Bytes,
     pub(super) grown: Bytes,
+    /// Of it, what is owed only by who fills huge pages.
+    pub(super) huge: Bytes,
 }
 
 /// Thaws when dropped: on every way out of the thread, a panic included.
@@ -163,7 +165,7 @@ impl Pulse {
             self.say(Report::Refused(errno));
             return Err(Next::Park);
         }
-        self.say(Report::Frozen { pulse, at, usage: due.usage, grown: due.grown });
+        self.say(Report::Frozen { pulse, at, usage: due.usage, grown: due.grown, huge: due.huge });
         // The next window is timed from another CPU, on which nobody else gets to run in it. (Measured on 6.18, four growers
         // on two CPUs: whom a thaw wakes first has the other one, and of 36 charges had 30. By turns it has 20, and each of
         // the others 3 to 7.)
