@@ -9,6 +9,7 @@
 //! then to those who were in the kernel, which is counted in ticks of 10 ms, some forty windows long.
 
 use super::curve::HUGE;
+use cgroupfs::Bytes;
 use cgroupfs::units::page_size;
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -23,6 +24,9 @@ const IN_A_CALL: u64 = 4;
 
 /// Nor does starting a task: the page tables of 2 GiB.
 const IN_A_BIRTH: u64 = 1024;
+
+/// Of what was filled in one pulse outside no more is owed.
+const OUTSIDE: Bytes = Bytes::mib(8);
 
 /// How one task changed since it was last looked at.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
@@ -85,6 +89,21 @@ pub struct Shares {
     pub written: Vec<(u32, u64)>,
     /// Pages that none of the tasks is known for: somebody else grows.
     pub unexplained: u64,
+}
+
+impl Shares {
+    /// What these tasks filled in a pulse, before they were found, is growth of theirs as any other, where it came in huge
+    /// pages: a few charges. (Measured on 6.18: one of four growers at 200 MiB/s, let go as it waited, and told to grow just
+    /// then, came to 6 MiB outside.)
+    pub fn found(&mut self, tasks: &[u32], outside: Bytes) {
+        let pages = outside.min(OUTSIDE).0 / page_size() / tasks.len().max(1) as u64;
+        for task in tasks.iter().filter(|_| pages > 0) {
+            match self.grown.iter_mut().find(|grown| grown.task == *task) {
+                Some(grown) => (grown.pages, grown.unit) = (grown.pages + pages, HUGE),
+                None => self.grown.push(Grown { task: *task, pages, unit: HUGE }),
+            }
+        }
+    }
 }
 
 impl Attribution {
@@ -480,6 +499,19 @@ mod tests {
             Vec::new,
         );
         assert_eq!((shares.grown.len(), shares.unexplained), (0, HUGE - FUZZ as u64));
+    }
+
+    #[test]
+    fn those_found_in_a_pulse_owe_for_what_was_filled_outside() {
+        let grown = |task, pages| Grown { task, pages, unit: HUGE };
+        let mut shares = Shares { grown: vec![grown(1, HUGE)], ..Shares::default() };
+        shares.found(&[1, 2], Bytes::mib(4));
+        assert_eq!(shares.grown, [grown(1, 2 * HUGE), grown(2, HUGE)]);
+        shares.found(&[2], Bytes::mib(4000));
+        assert_eq!(shares.grown, [grown(1, 2 * HUGE), grown(2, 5 * HUGE)]);
+        shares.found(&[], Bytes::mib(4));
+        shares.found(&[3], Bytes(0));
+        assert_eq!(shares.grown.len(), 2);
     }
 
     #[test]

@@ -107,6 +107,8 @@ pub(super) struct Growers {
     looks: u32,
     /// Those that grew last filled huge pages.
     huge: bool,
+    /// The accounts of those that the last scan took in.
+    found: Vec<u32>,
     /// What they had done when they became suspects, since the look before.
     before: Vec<Change>,
 }
@@ -136,6 +138,7 @@ impl Growers {
             writing: WRITING,
             looks: 0,
             huge: false,
+            found: Vec::new(),
             before: Vec::new(),
         }
     }
@@ -239,6 +242,16 @@ impl Growers {
         self.before = self.look(group, true);
         let (usage, tasks) = (self.usage(), self.len());
         self.moved.values_mut().for_each(|grower| grower.standing.suspect_again(usage, tasks));
+    }
+
+    /// The accounts of those that the last scan took in.
+    pub(super) fn found(&self) -> &[u32] {
+        &self.found
+    }
+
+    /// Whether those that grew last filled huge pages.
+    pub(super) const fn fill_huge(&self) -> bool {
+        self.huge
     }
 
     /// What they did before they became suspects; nothing once there was a window since.

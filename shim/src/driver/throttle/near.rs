@@ -40,8 +40,11 @@ pub(super) struct Near {
     pub(super) let_go: bool,
     /// When the last pulse ended.
     pub(super) thawed_at: Instant,
-    /// Usage when the last pulse held.
+    /// Usage when the last pulse held, and since then as far as somebody else was looked for.
+    pub(super) held_at: Bytes,
     pub(super) frozen_at: Bytes,
+    /// The accounts of those who were found in it.
+    pub(super) found: Vec<u32>,
     /// The tasks were moved to another freezer group since: a runtime was not done with them.
     pub(super) elsewhere: bool,
     /// How often throttles beneath this one had come, or ended, before it was made ready.
@@ -170,7 +173,9 @@ impl Near {
             strange: Strange::default(),
             let_go: false,
             thawed_at: Instant::now(),
+            held_at: Bytes(0),
             frozen_at: Bytes(0),
+            found: Vec::new(),
             elsewhere: false,
             beneath: ground.beneath,
             above: ground.above(),

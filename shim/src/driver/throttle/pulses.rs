@@ -179,8 +179,12 @@ impl Manager {
         log::trace!("pulse {pulse}: told after {told:?}, {state:?} after {:?}", when.elapsed());
         let usage = self.memory.usage()?;
         let first = at.frozen_at == Bytes(0);
-        (at.frozen_at, at.strange, at.let_go) = (usage, Strange::default(), false);
         let leaked = usage.saturating_sub(decided);
+        // In the pulse, by those who were found in it.
+        let found = std::mem::take(&mut at.found);
+        let outside = decided.saturating_sub(grown).saturating_sub(at.held_at);
+        (at.held_at, at.frozen_at) = (usage, usage);
+        (at.strange, at.let_go) = (Strange::default(), false);
         self.core.leaked(leaked);
         let nobody = at.growers.len() == 0;
         let before = at.growers.before();
@@ -196,8 +200,11 @@ impl Manager {
             true => Vec::new(),
             false => at.growers.born(&at.group).unwrap_or_default(),
         };
-        let shares = at.attribution.share_with(&mut changes, &before, pages, batch, born);
+        let mut shares = at.attribution.share_with(&mut changes, &before, pages, batch, born);
         at.growers.convict(&changes, &shares);
+        if at.growers.fill_huge() {
+            shares.found(&found, outside);
+        }
         let unexplained = shares.unexplained >= UNEXPLAINED;
         if (unexplained || at.growers.len() == 0) && at.growers.may_scan(SCAN / 10)
             || at.growers.may_scan(if first { SCAN / 100 } else { SCAN })
@@ -266,6 +273,7 @@ impl Manager {
                 at.growers.scan(&at.group, seen == Seen::Somebody, 0, batch, costs)?;
             }
             if seen == Seen::Somebody {
+                at.found.extend(at.growers.found());
                 at.frozen_at = usage;
             }
         }

@@ -98,6 +98,7 @@ impl Growers {
         self.scan_took = start.elapsed();
         let mut moved = 0;
         self.strangers = 0;
+        self.found.clear();
         let usage = self.usage();
         for (task, stat, found, debt) in growing {
             let tid = task.tid();
@@ -122,6 +123,7 @@ impl Growers {
                     standing.started_outside();
                 }
                 let account = self.kin.came(tid, task.pid(), stat.ppid, false);
+                self.found.push(account);
                 self.moved.insert(tid, Grower::new(task, account, standing));
             }
         }
