@@ -24,7 +24,8 @@ use throttled::{Throttled, ground};
 const SECOND: Duration = Duration::from_secs(1);
 
 /// Huge pages go up in steps of 8 MiB every two seconds where four growers charge them in step. One that comes so much
-/// sooner or later is not off by 8 MiB.
+/// sooner or later is not off by 8 MiB. Nor is one by the time in which a task fills a page at its own pace (0.2 s at 10
+/// MiB/s): the curve has them all begin one at high, and here they are amid one.
 const STEP: Duration = Duration::from_millis(100);
 
 /// `ci/bench-throttle` prints it. `CGSHIM_BENCH` says what is measured: high (MiB),
@@ -112,6 +113,8 @@ impl Row {
         let outside = at.freezer_group().map(Outside::watch);
         let unit = if self.thp { HUGE } else { curve().batch() };
         let pace = (self.pace.0 > 0).then_some(self.pace.0);
+        let page = (unit * cgroupfs::units::page_size()) as f64;
+        let step = pace.map_or(STEP, |pace| STEP.max(Duration::from_secs_f64(page / pace as f64)));
         let (mut shown, mut worst, mut bar) = (Vec::new(), 0.0f64, 1.0f64);
         let mut data = String::new();
         for second in 1..=self.seconds {
@@ -119,14 +122,14 @@ impl Row {
             let ours = at.overage(high);
             let native = |after| curve().overage_after(high, self.growers, pace, unit, after);
             let after = start.elapsed();
-            let (sooner, later) = (native(after.saturating_sub(STEP)), native(after + STEP));
+            let (sooner, later) = (native(after.saturating_sub(step)), native(after + step));
             let native = native(after);
             data += &format!("{},second,{second},{ours:.5},{native:.5}\n", self.spec);
             if [5, 10, 20, 30, 60].contains(&second) {
                 shown.push(format!("{:.1} ({:.1})", ours * 100.0, native * 100.0));
             }
             // 5 % of native's, or 1 % of high, or the charge of one task, whichever is larger.
-            let charge = (unit * cgroupfs::units::page_size()) as f64 / high.0 as f64;
+            let charge = page / high.0 as f64;
             let allowed = (native * 0.05).max(0.01).max(charge);
             let off = ours - ours.clamp(sooner, later);
             if second == 5 || second > 5 && off.abs() / allowed > worst.abs() / bar {

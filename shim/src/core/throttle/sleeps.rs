@@ -95,8 +95,13 @@ impl Sleeps {
                     self.left.swap_remove(usual.unwrap_or(0));
                 }
                 self.left.resize(clocks, mean);
-                let off = mean - self.mean();
-                self.left.iter_mut().for_each(|left| *left += off);
+                let now = self.mean();
+                let owes = now > 0.0 && self.left.iter().all(|left| *left >= 0.0);
+                match part > Duration::ZERO && owes {
+                    // By those that have charged.
+                    true => self.left.iter_mut().for_each(|left| *left *= mean / now),
+                    false => self.left.iter_mut().for_each(|left| *left += mean - now),
+                }
             }
         }
     }
